@@ -1,0 +1,59 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+NPM := tests/e2e/node_modules/.package-lock.json
+
+.PHONY: help setup demo check format test bench lock schema clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.done ## make .venv from the lock file (uv is fetched into .uv when there is none)
+
+$(VENV)/.done: $(LOCK) pyproject.toml
+	@set -e; \
+	uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ]; then \
+	  [ -x .uv/bin/uv ] || { python3 -m venv .uv && .uv/bin/pip install -q "uv==$(UV_VERSION)"; }; \
+	  uv=.uv/bin/uv; \
+	fi; \
+	$$uv venv -q --allow-existing --python "$$(command -v python3)" $(VENV); \
+	$$uv pip sync -q --python $(BIN)/python --require-hashes $(LOCK); \
+	$$uv pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(NPM): tests/e2e/package.json tests/e2e/package-lock.json
+	npm ci --prefix tests/e2e --no-audit --no-fund --loglevel=error
+	@touch $@
+
+demo: setup ## the main job in under a minute: two repositories, six tasks, a kill -9 in the middle
+	@$(BIN)/python examples/demo/demo.py
+
+check: setup ## formatting, lint, types, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: setup $(NPM) ## all tests; sets up everything they need
+	$(BIN)/python -m pytest
+
+bench: setup ## the figures of README's table, printed and written to benchmarks/results.json
+	$(BIN)/python -m benchmarks
+
+lock: ## pin anew (releases of the last seven days are left out)
+	uv pip compile pyproject.toml --group dev --universal --generate-hashes \
+	  --no-emit-index-url --no-header --exclude-newer "7 days" -o $(LOCK) -q
+
+schema: setup ## write config/pilot.schema.json from the settings' classes
+	$(BIN)/pilot config schema > config/pilot.schema.json
+
+clean: ## remove what setup made
+	rm -rf $(VENV) .uv tests/e2e/node_modules

@@ -1,0 +1,1 @@
+"""What the words mean: plain values and functions, no I/O, `now` is always an argument."""

@@ -1,0 +1,198 @@
+"""Admission: whether, when and how a failed execution may run again. One table and one function."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
+
+SECOND = 1000
+MINUTE = 60 * SECOND
+MAX_LOSSES = 5
+"""A task under which its node died this often in a row is held: it may be what kills the node."""
+
+
+class Parking(StrEnum):
+    """What a failure does to its backend, for every node."""
+
+    NEVER = "never"
+    UNTIL_RESET = "until_reset"  #: until the time the failure named, else a growing guess
+    FOR_A_PERSON = "for_a_person"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What follows from one failure class.
+
+    `counts`: uses up one of `max_attempts`. `cap`: how often in a row this class alone may be retried
+    (None: no limit of its own). `backoff`: first pause and longest pause, ms; doubled each time.
+    `resume`: the next attempt goes on in the agent's session. `last`: the state when nothing is left.
+    """
+
+    counts: bool
+    cap: int | None = None
+    backoff: tuple[int, int] = (0, 0)
+    resume: bool = False
+    last: Status = Status.FAILED
+    parks: Parking = Parking.NEVER
+
+
+_BACKOFF = (10 * SECOND, 5 * MINUTE)
+_GATE = Rule(counts=True, resume=True)
+_HELD = Rule(counts=False, cap=0, last=Status.NEEDS_HUMAN)
+_OUTSIDE = Rule(counts=False, cap=5, backoff=_BACKOFF, resume=True, last=Status.NEEDS_HUMAN)
+
+RULES: Mapping[FailureClass, Rule] = {
+    FailureClass.LINT: _GATE,
+    FailureClass.TEST: _GATE,
+    FailureClass.BUILD: _GATE,
+    FailureClass.CI: _GATE,
+    FailureClass.AGENT: Rule(counts=True, backoff=_BACKOFF),
+    FailureClass.NO_CHANGE: Rule(counts=True, cap=0),
+    FailureClass.REFUSAL: _HELD,
+    FailureClass.TIMEOUT: Rule(counts=True, resume=True),
+    FailureClass.STALL: Rule(counts=True, resume=True),
+    FailureClass.OOM: Rule(counts=True, backoff=_BACKOFF),
+    FailureClass.RATE_LIMIT: Rule(
+        counts=False, backoff=(MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET
+    ),
+    FailureClass.QUOTA: Rule(
+        counts=False, backoff=(5 * MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET
+    ),
+    FailureClass.AUTH: Rule(counts=False, resume=True, parks=Parking.FOR_A_PERSON),
+    FailureClass.INVALID_CONFIG: Rule(counts=False, resume=True, parks=Parking.FOR_A_PERSON),
+    FailureClass.NETWORK: _OUTSIDE,
+    FailureClass.INFRA: _OUTSIDE,
+    FailureClass.CONFLICT: _HELD,
+    FailureClass.CANCELLED: Rule(counts=False, cap=0, last=Status.CANCELLED),
+    FailureClass.UNKNOWN: Rule(counts=True, backoff=_BACKOFF),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """A backend that takes no work; `until` None means until a person says so."""
+
+    backend: str
+    failure: FailureClass
+    reason: str
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """What becomes of an execution whose attempt has ended."""
+
+    to: Status
+    reason: str | None = None
+    counted: bool = False
+    available_at: int = 0
+    keep_session: bool = False
+    feedback: str | None = None
+    question: Question | None = None
+    park: Park | None = None
+    streak: int = 0
+    mark: str | None = None
+
+
+def backoff(rule: Rule, times: int, jitter: float) -> int:
+    """Pause in ms before retry number `times` (from 1); `jitter` in [0, 1) spreads it over the upper half."""
+    first, longest = rule.backoff
+    if not first:
+        return 0
+    full = min(longest, first * 2 ** min(times - 1, 30))
+    return int(full * (0.5 + jitter / 2))
+
+
+_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{12,}|\d+", re.IGNORECASE)
+
+
+def mark_of(outcome: Outcome) -> str:
+    """A fingerprint by which two failures count as identical: numbers, hashes and times left out."""
+    evidence = _VARYING.sub("#", outcome.excerpt or outcome.detail)
+    return hashlib.sha256(f"{outcome.failure}\n{evidence}".encode()).hexdigest()[:16]
+
+
+def settle(
+    execution: Execution,
+    outcome: Outcome,
+    *,
+    now: int,
+    jitter: float,
+    streak: int = 0,
+    last_mark: str | None = None,
+    rules: Mapping[FailureClass, Rule] = RULES,
+) -> Settlement:
+    """Decide the next state. `streak` and `last_mark` are those of the failure before this one."""
+    match outcome.ending:
+        case Ending.DONE | Ending.NO_CHANGE:
+            return Settlement(to=Status.COMPLETED, keep_session=True)
+        case Ending.CANCELLED:
+            return Settlement(to=Status.CANCELLED, reason=outcome.detail or "cancelled", keep_session=True)
+        case Ending.INTERRUPTED:
+            return Settlement(
+                to=Status.QUEUED, reason=outcome.detail or "shutdown", available_at=now, keep_session=True
+            )
+        case Ending.QUESTION:
+            assert outcome.question is not None  # noqa: S101  Outcome checks it
+            return Settlement(
+                to=Status.NEEDS_HUMAN,
+                reason=outcome.question.text,
+                keep_session=True,
+                question=outcome.question,
+            )
+        case Ending.FAILED:
+            return _settle_failure(execution, outcome, now, jitter, streak, last_mark, rules)
+
+
+def _settle_failure(
+    execution: Execution,
+    outcome: Outcome,
+    now: int,
+    jitter: float,
+    streak: int,
+    last_mark: str | None,
+    rules: Mapping[FailureClass, Rule],
+) -> Settlement:
+    failure = outcome.failure or FailureClass.UNKNOWN
+    rule = rules.get(failure, RULES[failure])
+    streak = streak + 1 if execution.failure_class == failure else 1
+    mark = mark_of(outcome)
+    reason = f"{failure}: {outcome.detail}"
+    pause = backoff(rule, streak, jitter)
+    held = Settlement(
+        to=Status.NEEDS_HUMAN, reason=reason, counted=rule.counts, keep_session=True, streak=streak, mark=mark
+    )
+    if rule.parks is not Parking.NEVER:
+        until = None
+        if rule.parks is Parking.UNTIL_RESET:
+            until = outcome.retry_at if outcome.retry_at and outcome.retry_at > now else now + pause
+        if rule.cap is None or streak <= rule.cap:
+            park = Park(execution.backend, failure, outcome.detail, until)
+            return Settlement(
+                to=Status.QUEUED,
+                reason=reason,
+                available_at=now,
+                keep_session=True,
+                park=park,
+                streak=streak,
+                mark=mark,
+            )
+        return held
+    if rule.counts and mark == last_mark and execution.failures > 0:
+        return replace(held, reason=f"{reason} (the same failure twice in a row)")
+    used_up = rule.counts and execution.failures + 1 >= execution.max_attempts
+    if used_up or (rule.cap is not None and streak > rule.cap):
+        return replace(held, to=rule.last)
+    return replace(
+        held,
+        to=Status.QUEUED,
+        available_at=now + pause,
+        keep_session=rule.resume,
+        feedback=outcome.excerpt or outcome.detail,
+    )

@@ -1,0 +1,245 @@
+"""Every seam, as a Protocol: what is promised, in which units, what is raised."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from pilot.domain.execution import Enqueued, Execution
+from pilot.domain.outcome import Outcome
+from pilot.domain.policy import Settlement
+from pilot.domain.task import Project, Task
+
+Clock = Callable[[], int]
+"""UTC milliseconds; the only source of time."""
+
+
+class NodeKind(StrEnum):
+    """What sort of process claims."""
+
+    SERVE = "serve"
+    RUN = "run"
+    WORKER = "worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One process that claims. `host`, `boot_id`, `pid` and `start_ticks` together name it for ever."""
+
+    id: str
+    kind: NodeKind
+    host: str
+    boot_id: str
+    pid: int
+    start_ticks: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease this node still has, and whether somebody asked for the execution's end."""
+
+    id: int
+    fence: int
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """The end of one claim: settled state, and what the attempt learnt.
+
+    `next_lease` asks for the same project's next execution in the same transaction (ms; None: don't).
+    """
+
+    execution: Execution
+    outcome: Outcome
+    settlement: Settlement
+    next_lease: int | None = None
+
+
+class Queue(Protocol):
+    """The durable queue. One implementation, two engines, one conformance suite.
+
+    Every method that changes something is one transaction with its events, durable when it returns.
+    Raises `StoreError` when the database could not do it; then nothing was written.
+    """
+
+    async def register(self, projects: Sequence[tuple[str, str, str, int | None]]) -> list[Project]:
+        """Make (key, name, path, max_running) known, in order. max_running None: keep what is stored, else 1."""
+        ...
+
+    async def enqueue(self, task: Task) -> Enqueued:
+        """Add an execution, or return the one that stands for it.
+
+        That is: the first with the same idempotency key, even ended; else the open one with the same
+        (project, task_id). Raises `UsageError` for an unknown, failed or cancelled dependency.
+        """
+        ...
+
+    async def claim(
+        self,
+        node: str,
+        *,
+        lease: int,
+        projects: Collection[int],
+        max: int = 1,
+        backends: Collection[str] | None = None,
+    ) -> list[Execution]:
+        """Take up to `max` executions, at most one per project, and lease them for `lease` ms.
+
+        A project gives its first by (priority, id) that is queued, due, on a backend that is not parked and not
+        reserved for another node, when it is not paused and has a free slot. The execution's fence is greater
+        than any before it in its project.
+        """
+        ...
+
+    async def heartbeat(self, node: str, lease: int) -> list[Held]:
+        """Renew every lease of the node in one statement, and the node's own row; what is not returned is lost."""
+        ...
+
+    async def finish(self, finish: Finish) -> Execution | None:
+        """End a claim; the next claim of the project when asked for. Raises `LeaseLost`: nothing was written."""
+        ...
+
+
+class OutputKind(StrEnum):
+    """What a piece of an agent's output is."""
+
+    STDOUT = "stdout"  #: a command's own words, as they came
+    STDERR = "stderr"
+    RAW = "raw"  #: a protocol line, as it came; shown by `logs --raw` only
+    TEXT = "text"  #: what the agent says
+    TOOL = "tool"  #: a tool it calls, in one line
+    RESULT = "result"  #: what the tool gave back
+    PILOT = "pilot"  #: pilot's own notes: phases, gates, cuts
+
+
+class Emit(Protocol):
+    """Where a backend and the runner put what happens, as it happens. Raises `LeaseLost`."""
+
+    async def output(self, kind: OutputKind, data: bytes) -> None:
+        """Take a piece in order; returns late when the store is behind (back-pressure)."""
+        ...
+
+    async def session(self, session_id: str) -> None:
+        """The agent's session; stored before this returns."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRequest:
+    """One run of an agent. `workspace` is absolute; times are seconds.
+
+    `session_id` set: go on in that session. Else `new_session_id` (a UUID) may be used for the new one.
+    `environment` is the whole environment, marker included. `instructions` is the repository's own text for
+    agents (AGENTS.md, CLAUDE.md), for backends that don't read it by themselves.
+    """
+
+    prompt: str
+    workspace: str
+    execution: int
+    attempt: int
+    project: str
+    task_id: str
+    environment: Mapping[str, str]
+    marker: str
+    model: str | None = None
+    session_id: str | None = None
+    new_session_id: str = ""
+    instructions: str = ""
+    timeout: float = 3600.0
+    scratch: str = ""
+    """A directory outside the workspace for prompt files; removed with the attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do; asking for more is an error at start."""
+
+    resume: bool = False
+    cost: bool = False
+    questions: bool = False
+    model: bool = False
+    cancel: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of `pilot doctor`: ok None means a warning."""
+
+    name: str
+    ok: bool | None
+    detail: str
+    remedy: str = ""
+
+
+class Backend(Protocol):
+    """A coding agent. One conformance suite for all."""
+
+    @property
+    def name(self) -> str:
+        """As routes and `--backend` call it."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What it can do, without starting it."""
+        ...
+
+    async def check(self) -> list[Check]:
+        """For doctor: found, version, logged in. Never raises, never sends a prompt."""
+        ...
+
+    async def execute(self, request: AgentRequest, emit: Emit) -> Outcome:
+        """Run the agent to its end: DONE (with or without a change), FAILED or QUESTION.
+
+        Cancelling the task ends the agent and all its descendants before CancelledError leaves. Never raises for
+        what the agent does; no process of the run is left when it returns, however it returns.
+        """
+        ...
+
+
+class Journal(Protocol):
+    """Where a running attempt writes what it learns. Every write is fenced: raises `LeaseLost`, nothing written."""
+
+    async def note(self, execution: Execution, **facts: str | None) -> None:
+        """Store facts of the running attempt, durable on return.
+
+        Keys: `phase` (what it does now, for people), `session_id`, `model`, `workspace`, `branch`, `base_sha`,
+        `head_sha`, `input_hash`.
+        """
+        ...
+
+    async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
+        """Append output in order. Not durable against power loss before the attempt's next `note` or its end."""
+        ...
+
+
+Runner = Callable[[Execution], Awaitable[Outcome]]
+"""Does one attempt of a claimed execution. Cancelled: preserves the work, leaves no process, re-raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why something that could run does not. `until` is UTC ms."""
+
+    kind: str
+    detail: str
+    execution: int | None = None
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """The answer to "why is it not running?"."""
+
+    id: int
+    status: str
+    position: int | None
+    holds: Sequence[Hold] = field(default_factory=tuple)
+    next: str = ""
+
+
+Document = dict[str, Any]
+"""A JSON document as SPEC'd for `--json` and the API."""

@@ -1,0 +1,76 @@
+"""Text from outside, made safe for where it goes: a column, a branch name, a terminal, a prompt."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+REPLACEMENT = "\ufffd"
+
+_ESCAPES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\|$)"  # OSC: titles, links, clipboard
+    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\|$)"  # DCS, SOS, PM, APC
+    r"|\x1b[ -/]*[0-~]?"  # any other escape
+    r"|\x9b[0-?]*[ -/]*[@-~]?",  # CSI as one C1 byte
+)
+_HIDDEN = "\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f"
+_CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
+_HIDDEN_ONLY = re.compile(f"[{_HIDDEN}]")
+_HTML_COMMENTS = re.compile(r"<!--.*?(?:-->|$)", re.DOTALL)
+_SLUG = re.compile(r"[^a-z0-9]+")
+_REF = re.compile(r"[^A-Za-z0-9._/-]+")
+
+
+def clean(text: str) -> str:
+    """Text that both engines store: no NUL (PostgreSQL refuses it), no lone surrogates (SQLite does)."""
+    if "\x00" in text:
+        text = text.replace("\x00", REPLACEMENT)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode(errors="replace").decode().replace("?", "?")
+    return text
+
+
+def for_terminal(text: str) -> str:
+    """Text without anything that a terminal obeys or a reader can't see; tabs and newlines stay. Idempotent."""
+    text = clean(text).replace("\r\n", "\n")
+    return _CONTROLS.sub(REPLACEMENT, _ESCAPES.sub("", text))
+
+
+def one_line(text: str, limit: int = 200) -> str:
+    """The text as one terminal line of at most `limit` characters."""
+    line = " ".join(for_terminal(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def for_prompt(text: str) -> str:
+    """Text as its reader saw it: hidden characters and HTML comments of an issue never reach an agent."""
+    return _HIDDEN_ONLY.sub("", _HTML_COMMENTS.sub("", clean(text)))
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """Lower-case `[a-z0-9-]`, never empty."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return _SLUG.sub("-", ascii_text.lower()).strip("-")[:limit].strip("-") or "task"
+
+
+def ref_name(text: str, limit: int = 100) -> str:
+    """A valid last part of a git ref for any task id (`git check-ref-format`); case is kept, `GH-46` stays."""
+    parts = []
+    for part in _REF.sub("-", text).split("/"):
+        part = re.sub(r"\.{2,}", ".", part).strip(".-")
+        part = part.removesuffix(".lock")
+        if part:
+            parts.append(part)
+    return "/".join(parts)[:limit].strip("/.-") or "task"
+
+
+def tail(text: str, limit: int = 4000) -> str:
+    """The end of a long text, where tools put the reason, cut at a line."""
+    if len(text) <= limit:
+        return text
+    cut = text[-limit:]
+    newline = cut.find("\n")
+    return "…\n" + cut[newline + 1 :] if 0 <= newline < limit // 2 else "…" + cut
