@@ -1,0 +1,83 @@
+"""What an engine does for the SQL above it, and the few fragments in which engines differ.
+
+An operation is a generator: it yields statements and is sent their rows, so that the same text serves an
+engine that runs it inside a thread (SQLite) and one that awaits each statement (PostgreSQL). An operation takes
+*all* items that wait at the moment: concurrent callers share its statements and one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+Row = tuple[Any, ...]
+Rows = list[Row]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL text with `:name` parameters; `many` binds it once per mapping instead and gives no rows."""
+
+    sql: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    many: Sequence[Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Notify:
+    """Wake-ups to send once the transaction is committed: project ids, or "cancel"."""
+
+    tokens: Iterable[str]
+
+
+Step = Statement | Notify
+Operation = Callable[[Sequence[Item]], Generator[Step, Rows, Sequence[Result | Exception]]]
+"""Results in the order of the items; an exception as a result is raised for that item alone."""
+
+Listener = Callable[[Collection[str]], None]
+
+
+class Dialect(Protocol):
+    """The fragments of SQL that are not the same everywhere."""
+
+    def records(self, name: str, alias: str, columns: Mapping[str, str]) -> str:
+        """A FROM item: the JSON array bound to `:name` as a table `alias` with these columns and types.
+
+        Types: `bigint`, `text`, `float`.
+        """
+        ...
+
+    @property
+    def lock_projects(self) -> str:
+        """Suffix that locks the rows of `p` (projects) and skips those another claim holds; empty with one writer."""
+        ...
+
+
+class Database(Protocol):
+    """One store. Raises `StoreError`, or `Busy` when another process holds the lock for too long."""
+
+    dialect: Dialect
+    clock: Callable[[], int]
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        """Run the operation for this item in a transaction shared with whoever else waits; durable on return."""
+        ...
+
+    async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
+        """One SELECT on a connection that can't write."""
+        ...
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """Call it with tokens of `Notify`, also other processes'; a hint that may be lost. Returns the way out."""
+        ...
+
+    async def changed(self) -> bool:
+        """Whether anybody committed since the last call: the timer behind lost hints."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the file."""
+        ...
