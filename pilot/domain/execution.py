@@ -101,6 +101,8 @@ class Execution:
     attempt: int
     failures: int
     losses: int
+    streak: int
+    mark: str | None
     max_attempts: int
     failure_class: str | None
     error: str | None

@@ -124,11 +124,9 @@ def settle(
     *,
     now: int,
     jitter: float,
-    streak: int = 0,
-    last_mark: str | None = None,
     rules: Mapping[FailureClass, Rule] = RULES,
 ) -> Settlement:
-    """Decide the next state. `streak` and `last_mark` are those of the failure before this one."""
+    """Decide the next state from the row as it was claimed and the attempt's end."""
     match outcome.ending:
         case Ending.DONE | Ending.NO_CHANGE:
             return Settlement(to=Status.COMPLETED, keep_session=True)
@@ -147,7 +145,7 @@ def settle(
                 question=outcome.question,
             )
         case Ending.FAILED:
-            return _settle_failure(execution, outcome, now, jitter, streak, last_mark, rules)
+            return _settle_failure(execution, outcome, now, jitter, rules)
 
 
 def _settle_failure(
@@ -155,13 +153,11 @@ def _settle_failure(
     outcome: Outcome,
     now: int,
     jitter: float,
-    streak: int,
-    last_mark: str | None,
     rules: Mapping[FailureClass, Rule],
 ) -> Settlement:
     failure = outcome.failure or FailureClass.UNKNOWN
     rule = rules.get(failure, RULES[failure])
-    streak = streak + 1 if execution.failure_class == failure else 1
+    streak = execution.streak + 1 if execution.failure_class == failure else 1
     mark = mark_of(outcome)
     reason = f"{failure}: {outcome.detail}"
     pause = backoff(rule, streak, jitter)
@@ -184,7 +180,7 @@ def _settle_failure(
                 mark=mark,
             )
         return held
-    if rule.counts and mark == last_mark and execution.failures > 0:
+    if rule.counts and mark == execution.mark:
         return replace(held, reason=f"{reason} (the same failure twice in a row)")
     used_up = rule.counts and execution.failures + 1 >= execution.max_attempts
     if used_up or (rule.cap is not None and streak > rule.cap):

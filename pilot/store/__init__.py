@@ -1,0 +1,63 @@
+"""The store: one database, its queue, its journal and its history."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pilot.domain.errors import UsageError
+from pilot.domain.ports import Clock
+from pilot.store.database import Database
+from pilot.store.history import History
+from pilot.store.journal import SqlJournal
+from pilot.store.queue import SqlQueue
+
+__all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
+
+
+def wall_clock() -> int:
+    """UTC milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """One open database, by what one does with it. `id` names it in every agent's process marker."""
+
+    id: str
+    database: Database
+    queue: SqlQueue
+    journal: SqlJournal
+    history: History
+
+
+def sqlite_path(url: str) -> Path:
+    """The file of a `sqlite:////path` URL. Raises `UsageError` for other engines."""
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite" or not parts.path:
+        raise UsageError(f"store {url!r}: this version has `sqlite:////path/pilot.db` only")
+    return Path(unquote(parts.path.removeprefix("/")))
+
+
+@asynccontextmanager
+async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True) -> AsyncIterator[Store]:
+    """Open a store by its URL, its schema brought up to date. Raises `StoreError` and `StoreRefused`."""
+    from pilot.store.sqlite import open_sqlite
+
+    database = await open_sqlite(sqlite_path(url), clock, create=create)
+    try:
+        ((id,),) = await database.read("SELECT id FROM store")
+        yield Store(str(id), database, SqlQueue(database), SqlJournal(database), History(database))
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
+async def open_queue(url: str, *, clock: Clock = wall_clock) -> AsyncIterator[SqlQueue]:
+    """Only the queue, for programs that bring their own workers."""
+    async with open_store(url, clock=clock) as store:
+        yield store.queue

@@ -1,0 +1,150 @@
+"""Projects, pauses, parks, and the removal of old history."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from pilot.domain.errors import NotFound
+from pilot.domain.events import EventType
+from pilot.domain.task import Project
+from pilot.domain.text import clean
+from pilot.store.database import Dialect, Notify, Rows, Statement, Step
+from pilot.store.records import Table, event, events_statement, ids, ids_of
+
+PRUNE_BATCH = 1000
+
+_PROJECTS = Table(n="bigint", key="text", name="text", path="text", max_running="bigint")
+
+Registration = tuple[str, str, str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """`project_id` 0 means all projects; `owner` None (resume only) means every owner."""
+
+    project_id: int
+    owner: str | None
+    reason: str = ""
+
+
+class Admin:
+    """The operations."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        source = _PROJECTS.of(dialect, "n")
+        self._add = f"""
+            INSERT INTO projects (key, name, path, max_running)
+            SELECT n.key, n.name, n.path, coalesce(n.max_running, 1) FROM {source} WHERE true
+            ORDER BY n.n ON CONFLICT DO NOTHING"""
+        self._update = f"""
+            UPDATE projects SET name = n.name, path = n.path, max_running = n.max_running FROM {source}
+            WHERE projects.key = n.key AND n.max_running IS NOT NULL AND (projects.name <> n.name
+              OR projects.path <> n.path OR projects.max_running <> n.max_running)"""
+        self._select = f"""
+            SELECT p.id, p.key, p.name, p.path, p.max_running FROM {source} JOIN projects p ON p.key = n.key
+            ORDER BY n.n"""
+
+    def register(
+        self, batches: Sequence[Sequence[Registration]], now: int
+    ) -> Generator[Step, Rows, list[list[Project]]]:
+        """Projects in the order given; only a configured one (max_running given) changes what is stored."""
+        answers = []
+        for batch in batches:
+            items = {"items": _PROJECTS.rows((n, *map(_clean, entry)) for n, entry in enumerate(batch))}
+            yield Statement(self._add, items)
+            yield Statement(self._update, items)
+            rows = yield Statement(self._select, items)
+            answers.append([Project(*row) for row in rows])
+        return answers
+
+    def pause(self, pauses: Sequence[Pause], now: int) -> Generator[Step, Rows, list[None]]:
+        """Admission stops; an owner's second pause changes its reason."""
+        for pause in pauses:
+            yield Statement(
+                "INSERT INTO pauses (project_id, owner, reason, since) VALUES (:project, :owner, :reason, :now) "
+                "ON CONFLICT (project_id, owner) DO UPDATE SET reason = excluded.reason",
+                {
+                    "project": pause.project_id, "owner": clean(pause.owner or ""), "reason": clean(pause.reason),
+                    "now": now,
+                },
+            )  # fmt: skip
+            yield events_statement(
+                self._dialect,
+                now,
+                [event(EventType.PAUSED, None, pause.project_id or None, owner=pause.owner, reason=clean(pause.reason))],
+            )
+        return [None] * len(pauses)
+
+    def resume(self, pauses: Sequence[Pause], now: int) -> Generator[Step, Rows, list[list[str]]]:
+        """Lift one owner's pause, or all; the owners whose pause was lifted."""
+        answers = []
+        for pause in pauses:
+            rows = yield Statement(
+                "DELETE FROM pauses WHERE project_id = :project AND (:owner IS NULL OR owner = :owner) "
+                "RETURNING pauses.owner",
+                {"project": pause.project_id, "owner": pause.owner},
+            )
+            owners = [owner for (owner,) in rows]
+            if owners:
+                yield events_statement(
+                    self._dialect,
+                    now,
+                    [event(EventType.RESUMED, None, pause.project_id or None, owner=owner) for owner in owners],
+                )
+                yield Notify({str(pause.project_id) if pause.project_id else "*"})
+            answers.append(owners)
+        return answers
+
+    def unpark(self, requests: Sequence[tuple[str, str]], now: int) -> Generator[Step, Rows, list[None | Exception]]:
+        """Open (backend, by) again."""
+        answers: list[None | Exception] = []
+        for backend, by in requests:
+            rows = yield Statement(
+                "DELETE FROM parks WHERE backend = :backend RETURNING parks.backend", {"backend": backend}
+            )
+            if rows:
+                yield events_statement(
+                    self._dialect, now, [event(EventType.UNPARKED, None, None, backend=backend, by=clean(by))]
+                )
+                yield Notify({"*"})
+            answers.append(None if rows else NotFound(f"backend {backend!r} is not parked"))
+        return answers
+
+    def expire_parks(self, requests: Sequence[None], now: int) -> Generator[Step, Rows, list[list[str]]]:
+        """Remove the parks whose time has come; the backends that are open again."""
+        rows = yield Statement(
+            "DELETE FROM parks WHERE until IS NOT NULL AND until <= :now RETURNING parks.backend", {"now": now}
+        )
+        backends = [backend for (backend,) in rows]
+        if backends:
+            yield events_statement(
+                self._dialect,
+                now,
+                [event(EventType.UNPARKED, None, None, backend=backend, by="time") for backend in backends],
+            )
+            yield Notify({"*"})
+        return [backends] * len(requests)
+
+    def prune(self, befores: Sequence[int], now: int) -> Generator[Step, Rows, list[int]]:
+        """Remove a batch of what ended before a time (UTC ms) and nothing open needs; how many went."""
+        counts = []
+        for before in befores:
+            rows = yield Statement(
+                "SELECT id FROM executions e WHERE e.status IN ('completed', 'failed', 'cancelled') "
+                "AND e.finished_at IS NOT NULL AND e.finished_at < :before "
+                "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN executions c ON c.id = d.execution_id "
+                "  WHERE d.depends_on = e.id AND c.status IN ('blocked', 'queued', 'running', 'needs_human')) "
+                f"AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) LIMIT {PRUNE_BATCH}",
+                {"before": before},
+            )
+            gone = {"ids": ids(id for (id,) in rows)}
+            yield Statement(f"DELETE FROM events WHERE execution_id IN {ids_of(self._dialect)}", gone)
+            yield Statement(f"DELETE FROM executions WHERE id IN {ids_of(self._dialect)}", gone)
+            counts.append(len(rows))
+        return counts
+
+
+def _clean(value: str | int | None) -> str | int | None:
+    return clean(value) if isinstance(value, str) else value

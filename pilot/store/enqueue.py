@@ -1,0 +1,159 @@
+"""Enqueue: one atomic insert that decides by itself what is new and what already stands."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+
+from pilot.domain.errors import NotFound, UsageError
+from pilot.domain.events import EventType
+from pilot.domain.execution import Enqueued, Status
+from pilot.domain.task import Task
+from pilot.domain.text import clean
+from pilot.store.database import Dialect, Notify, Rows, Statement, Step
+from pilot.store.records import (
+    OPEN_STATUSES,
+    EventRow,
+    Table,
+    dumps,
+    event,
+    events_statement,
+    ids,
+    ids_of,
+)
+
+Answer = Enqueued | Exception
+
+_NEW = Table(
+    n="bigint", project_id="bigint", task_id="text", title="text", body="text", source="text", kind="text",
+    labels="text", priority="bigint", lane="bigint", status="text", due="bigint", available_at="bigint",
+    deps_left="bigint", reserved_for="text", max_attempts="bigint", backend="text", model="text", payload="text",
+    options="text", plan="text", callback_url="text", parent="bigint", idempotency_key="text",
+)  # fmt: skip
+_COPIED = ", ".join(c for c in _NEW.columns if c not in ("n", "project_id"))
+_KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
+_DEPENDENCIES = Table(execution_id="bigint", depends_on="bigint")
+
+
+class Enqueue:
+    """The operation `Database.write` runs; its statements are built once."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        selected = ", ".join(f"n.{c}" for c in _NEW.columns if c not in ("n", "project_id"))
+        self._insert = (
+            f"INSERT INTO executions (project_id, project, project_path, created_at, {_COPIED}) "
+            f"SELECT p.id, p.name, p.path, :now, {selected} "
+            f"FROM {_NEW.of(dialect, 'n')} JOIN projects p ON p.id = n.project_id ORDER BY n.n "
+            "ON CONFLICT DO NOTHING RETURNING executions.id, executions.project_id, executions.task_id"
+        )
+        by_key = (
+            "SELECT k.n, e.id, e.status, 0 AS rank "
+            f"FROM {_KEYS.of(dialect, 'k')} JOIN executions e "
+            "ON e.project_id = k.project_id AND e.idempotency_key = k.idempotency_key"
+        )
+        self._by_key = by_key
+        self._standing = (
+            f"{by_key} UNION ALL SELECT k.n, e.id, e.status, 1 AS rank FROM {_KEYS.of(dialect, 'k')} "
+            "JOIN executions e ON e.project_id = k.project_id AND e.task_id = k.task_id "
+            f"AND e.status IN {OPEN_STATUSES} ORDER BY rank"
+        )
+
+    def __call__(self, tasks: Sequence[Task], now: int) -> Generator[Step, Rows, list[Answer]]:
+        """Answers in the order of the tasks."""
+        answers: dict[int, Answer] = {}
+        keyed = [n for n, task in enumerate(tasks) if task.idempotency_key]
+        if keyed:
+            answers.update((yield from self._look_up(self._by_key, tasks, keyed)))
+        parents = yield from self._parents(tasks, [n for n in range(len(tasks)) if n not in answers], answers)
+        fresh = [n for n in range(len(tasks)) if n not in answers]
+        created: dict[int, Enqueued] = {}
+        if fresh:
+            rows = yield Statement(
+                self._insert,
+                {"now": now, "items": _NEW.rows(_row(n, tasks[n], parents, now) for n in fresh)},
+            )
+            by_task = {(project, task_id): id for id, project, task_id in rows}
+            for n in fresh:
+                id = by_task.pop((tasks[n].project_id, clean(tasks[n].task_id)), None)
+                if id is not None:
+                    status = Status.BLOCKED if _left(tasks[n], parents) else Status.QUEUED
+                    created[n] = Enqueued(id, status, duplicate=False)
+            answers.update(created)
+            others = [n for n in fresh if n not in created]
+            if others:
+                answers.update((yield from self._look_up(self._standing, tasks, others)))
+            for n in others:
+                answers.setdefault(n, NotFound(f"no project {tasks[n].project_id} in this store"))
+        if created:
+            yield from self._follow_up(tasks, created, now)
+        return [answers[n] for n in range(len(tasks))]
+
+    def _look_up(
+        self, sql: str, tasks: Sequence[Task], which: Sequence[int]
+    ) -> Generator[Step, Rows, dict[int, Answer]]:
+        keys = ((n, tasks[n].project_id, clean(tasks[n].task_id), tasks[n].idempotency_key) for n in which)
+        rows = yield Statement(sql, {"items": _KEYS.rows(keys)})
+        found: dict[int, Answer] = {}
+        for n, id, status, *_ in rows:
+            found.setdefault(n, Enqueued(id, Status(status), duplicate=True))
+        return found
+
+    def _parents(
+        self, tasks: Sequence[Task], which: Sequence[int], answers: dict[int, Answer]
+    ) -> Generator[Step, Rows, dict[int, str]]:
+        wanted = {parent for n in which for parent in tasks[n].after}
+        if not wanted:
+            return {}
+        rows = yield Statement(
+            f"UPDATE executions SET has_dependents = 1 WHERE id IN {ids_of(self._dialect)} "
+            "RETURNING executions.id, executions.status",
+            {"ids": ids(sorted(wanted))},
+        )
+        statuses = {id: str(status) for id, status in rows}
+        for n in which:
+            for parent in tasks[n].after:
+                status = statuses.get(parent)
+                if status is None:
+                    answers[n] = UsageError(f"can't run after execution {parent}: there is none")
+                elif status in ("failed", "cancelled"):
+                    answers[n] = UsageError(f"can't run after execution {parent}: it is {status}; retry it first")
+        return statuses
+
+    def _follow_up(
+        self, tasks: Sequence[Task], created: dict[int, Enqueued], now: int
+    ) -> Generator[Step, Rows, None]:
+        edges = sorted({(created[n].id, parent) for n in created for parent in tasks[n].after})
+        if edges:
+            yield Statement(
+                "INSERT INTO dependencies (execution_id, depends_on) "
+                f"SELECT d.execution_id, d.depends_on FROM {_DEPENDENCIES.of(self._dialect, 'd')}",
+                {"items": _DEPENDENCIES.rows(edges)},
+            )
+        events: list[EventRow] = []
+        for n, new in created.items():
+            task = tasks[n]
+            events.append(
+                event(
+                    EventType.QUEUED, new.id, task.project_id,
+                    status=new.status, task_id=clean(task.task_id), source=task.source, backend=task.backend,
+                )  # fmt: skip
+            )
+        yield events_statement(self._dialect, now, events)
+        yield Notify({str(tasks[n].project_id) for n, new in created.items() if new.status is Status.QUEUED})
+
+
+def _left(task: Task, parents: dict[int, str]) -> int:
+    return sum(parents[parent] != "completed" for parent in set(task.after))
+
+
+def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
+    left = _left(task, parents)
+    available_at = now if task.available_at is None else task.available_at
+    return [
+        n, task.project_id, clean(task.task_id), clean(task.title), clean(task.body), clean(task.source),
+        task.kind, dumps([clean(label) for label in task.labels]), task.priority, task.lane,
+        "blocked" if left else "queued", int(not left and available_at <= now), available_at, left,
+        task.reserved_for, task.max_attempts, task.backend, task.model,
+        None if task.payload is None else clean(dumps(task.payload)), dumps(dict(task.options)), task.plan,
+        task.callback_url, task.parent, task.idempotency_key,
+    ]  # fmt: skip

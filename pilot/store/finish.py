@@ -1,0 +1,242 @@
+"""Finish: every end of a claim, with all that follows from it, in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import asdict
+
+from pilot.domain.errors import LeaseLost
+from pilot.domain.events import EventType
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, Outcome
+from pilot.domain.policy import Settlement
+from pilot.domain.ports import Finish
+from pilot.domain.text import clean, tail
+from pilot.store.claim import Claim, ClaimRequest
+from pilot.store.database import Dialect, Notify, Rows, Statement, Step
+from pilot.store.dependents import Dependents
+from pilot.store.records import EventRow, Table, dumps, event, events_statement
+
+EXCERPT = 8_000  # characters of evidence kept per attempt
+SUMMARY = 16_000
+
+_ENDS = Table(
+    id="bigint", fence="bigint", status="text", reason="text", available_at="bigint", counted="bigint",
+    lost="bigint", keep_session="bigint", feedback="text", judged="bigint", failure_class="text", error="text",
+    outcome="text", model="text", session_id="text", branch="text", base_sha="text", head_sha="text",
+    delivery="text", input_tokens="bigint", output_tokens="bigint", cost_usd="float", streak="bigint", mark="text",
+)  # fmt: skip
+_ATTEMPTS = Table(
+    execution_id="bigint", number="bigint", outcome="text", failure_class="text", detail="text", excerpt="text",
+    summary="text", gates="text", tree="text", head_sha="text", session_id="text", model="text",
+    input_tokens="bigint", output_tokens="bigint", cost_usd="float",
+)  # fmt: skip
+_FREED = Table(project_id="bigint", n="bigint")
+_ASKED = Table(execution_id="bigint", attempt="bigint", text="text", options="text", preset="text")
+_PARKS = Table(backend="text", failure="text", reason="text", until="bigint", execution_id="bigint")
+
+
+def _add(column: str) -> str:
+    # A sum of what is known: one attempt whose cost nobody told does not hide the others'.
+    return f"{column} = CASE WHEN f.{column} IS NULL THEN executions.{column} ELSE coalesce(executions.{column}, 0) + f.{column} END"
+
+
+class FinishClaims:
+    """The operation. What a row must still be for it to count: running, with the same fence."""
+
+    def __init__(self, dialect: Dialect, claim: Claim, dependents: Dependents) -> None:
+        self._dialect = dialect
+        self._claim = claim
+        self._dependents = dependents
+        self._end = f"""
+            UPDATE executions SET
+              status = f.status, reason = f.reason, slot = NULL, node = NULL, lease_until = NULL,
+              cancel_requested = 0,
+              available_at = CASE WHEN f.status = 'queued' THEN f.available_at ELSE executions.available_at END,
+              due = CASE WHEN f.status = 'queued' AND f.available_at <= :now THEN 1 ELSE 0 END,
+              reserved_for = CASE WHEN f.status = 'queued' THEN executions.reserved_for END,
+              failures = failures + f.counted,
+              losses = CASE WHEN f.lost = 1 THEN losses + 1 ELSE 0 END,
+              session_id = CASE WHEN f.keep_session = 1 THEN coalesce(f.session_id, executions.session_id) END,
+              feedback = CASE WHEN f.status = 'queued' AND f.judged = 0 THEN executions.feedback ELSE f.feedback END,
+              failure_class = CASE WHEN f.judged = 1 THEN f.failure_class ELSE executions.failure_class END,
+              error = CASE WHEN f.judged = 1 THEN f.error ELSE executions.error END,
+              streak = CASE WHEN f.judged = 1 THEN f.streak ELSE executions.streak END,
+              mark = CASE WHEN f.judged = 1 THEN f.mark ELSE executions.mark END,
+              outcome = f.outcome, model = coalesce(f.model, executions.model),
+              branch = coalesce(f.branch, executions.branch),
+              base_sha = coalesce(f.base_sha, executions.base_sha),
+              head_sha = coalesce(f.head_sha, executions.head_sha),
+              delivery = coalesce(f.delivery, executions.delivery),
+              {_add("input_tokens")}, {_add("output_tokens")}, {_add("cost_usd")},
+              finished_at = CASE WHEN f.status IN ('completed', 'failed', 'cancelled') THEN :now END
+            FROM {_ENDS.of(dialect, "f")}
+            WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status = 'running'
+            RETURNING executions.id, executions.has_dependents"""
+        self._free = f"""
+            UPDATE projects SET running = running - r.n FROM {_FREED.of(dialect, "r")}
+            WHERE projects.id = r.project_id"""
+        self._attempts = f"""
+            UPDATE attempts SET finished_at = :now, phase = NULL, outcome = a.outcome,
+              failure_class = a.failure_class, detail = a.detail, excerpt = a.excerpt, summary = a.summary,
+              gates = a.gates, tree = a.tree, head_sha = coalesce(a.head_sha, attempts.head_sha),
+              session_id = coalesce(a.session_id, attempts.session_id), model = coalesce(a.model, attempts.model),
+              input_tokens = a.input_tokens, output_tokens = a.output_tokens, cost_usd = a.cost_usd
+            FROM {_ATTEMPTS.of(dialect, "a")}
+            WHERE attempts.execution_id = a.execution_id AND attempts.number = a.number"""
+        self._ask = f"""
+            INSERT INTO questions (execution_id, attempt, text, options, preset, asked_at)
+            SELECT q.execution_id, q.attempt, q.text, q.options, q.preset, :now FROM {_ASKED.of(dialect, "q")}"""
+        self._park = f"""
+            INSERT INTO parks (backend, failure, reason, until, since, execution_id)
+            SELECT p.backend, p.failure, p.reason, p.until, :now, p.execution_id FROM {_PARKS.of(dialect, "p")}
+            WHERE true
+            ON CONFLICT (backend) DO UPDATE SET failure = excluded.failure, reason = excluded.reason,
+              execution_id = excluded.execution_id,
+              until = CASE WHEN parks.until IS NULL OR excluded.until IS NULL THEN NULL
+                           WHEN parks.until > excluded.until THEN parks.until ELSE excluded.until END"""
+
+    def __call__(self, finishes: Sequence[Finish], now: int) -> Generator[Step, Rows, list[Execution | None | Exception]]:
+        """The next claim of the project where asked for; `LeaseLost` for what was no longer this claim's."""
+        ended = yield from self.end(finishes, now, lost=False)
+        answers: list[Execution | None | Exception] = [
+            None
+            if finish.execution.id in ended
+            else LeaseLost(
+                f"execution {finish.execution.id} (fence {finish.execution.fence}) is no longer this run's; "
+                "its result was not written"
+            )
+            for finish in finishes
+        ]
+        going_on = [
+            n for n, finish in enumerate(finishes) if finish.next_lease is not None and answers[n] is None
+        ]
+        if going_on:
+            requests = []
+            for n in going_on:
+                execution, lease = finishes[n].execution, finishes[n].next_lease
+                if execution.node is not None and lease is not None:
+                    requests.append(ClaimRequest(execution.project_id, execution.node, lease))
+            for n, execution in zip(going_on, (yield from self._claim(requests, now)), strict=True):
+                answers[n] = execution
+        idle = {
+            str(finish.execution.project_id) for n, finish in enumerate(finishes) if answers[n] is None
+        }
+        if idle:
+            yield Notify(idle)
+        return answers
+
+    def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
+        """End the claims that still stand; returns their execution ids."""
+        rows = yield Statement(
+            self._end, {"now": now, "items": _ENDS.rows(_end_row(f, lost) for f in finishes)}
+        )
+        has_dependents = {id: bool(flag) for id, flag in rows}
+        done = [finish for finish in finishes if finish.execution.id in has_dependents]
+        if not done:
+            return set()
+        freed: dict[int, int] = {}
+        for finish in done:
+            freed[finish.execution.project_id] = freed.get(finish.execution.project_id, 0) + 1
+        yield Statement(self._free, {"items": _FREED.rows(freed.items())})
+        yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
+        yield events_statement(self._dialect, now, [row for finish in done for row in _events(finish, lost)])
+        asked = [f for f in done if f.settlement.question is not None]
+        if asked:
+            yield Statement(self._ask, {"now": now, "items": _ASKED.rows(map(_question_row, asked))})
+        parked = {f.settlement.park.backend: f for f in done if f.settlement.park is not None}
+        if parked:
+            yield Statement(self._park, {"now": now, "items": _PARKS.rows(map(_park_row, parked.values()))})
+        parents = {
+            finish.execution.id: finish.settlement.to
+            for finish in done
+            if has_dependents[finish.execution.id] and finish.settlement.to.final
+        }
+        if parents:
+            yield from self._dependents.follow(parents, now)
+        return set(has_dependents)
+
+
+def _end_row(finish: Finish, lost: bool) -> list[object]:
+    execution, outcome, to = finish.execution, finish.outcome, finish.settlement
+    judged = outcome.ending in (Ending.DONE, Ending.NO_CHANGE, Ending.FAILED)
+    return [
+        execution.id, execution.fence, to.to, _short(to.reason), to.available_at, int(to.counted), int(lost),
+        int(to.keep_session), _text(to.feedback), int(judged), outcome.failure,
+        _text(outcome.detail) if outcome.ending is Ending.FAILED else None, outcome.ending, outcome.model,
+        outcome.session_id, outcome.branch, outcome.base_sha, outcome.head_sha,
+        "branch" if outcome.delivered else None, outcome.usage.input_tokens, outcome.usage.output_tokens,
+        outcome.usage.cost_usd, to.streak, to.mark,
+    ]  # fmt: skip
+
+
+def _attempt_row(finish: Finish) -> list[object]:
+    execution, outcome = finish.execution, finish.outcome
+    gates = dumps([asdict(gate) for gate in outcome.gates]) if outcome.gates else None
+    return [
+        execution.id, execution.attempt, outcome.ending, outcome.failure, _text(outcome.detail) or None,
+        clean(tail(outcome.excerpt, EXCERPT)) or None, clean(tail(outcome.text, SUMMARY)) or None,
+        None if gates is None else clean(gates), outcome.tree, outcome.head_sha, outcome.session_id, outcome.model,
+        outcome.usage.input_tokens, outcome.usage.output_tokens, outcome.usage.cost_usd,
+    ]  # fmt: skip
+
+
+def _question_row(finish: Finish) -> list[object]:
+    question = finish.settlement.question
+    assert question is not None  # noqa: S101  chosen by it
+    preset = None if question.default is None else clean(question.default)
+    options = dumps([clean(option) for option in question.options])
+    return [finish.execution.id, finish.execution.attempt, clean(question.text), options, preset]
+
+
+def _park_row(finish: Finish) -> list[object]:
+    park = finish.settlement.park
+    assert park is not None  # noqa: S101  chosen by it
+    return [park.backend, park.failure, _short(park.reason), park.until, finish.execution.id]
+
+
+def _text(text: str | None) -> str | None:
+    return None if text is None else clean(tail(text, EXCERPT))
+
+
+def _short(text: str | None) -> str | None:
+    return None if text is None else clean(text)[:2000]
+
+
+_EVENT_OF = {
+    Status.COMPLETED: EventType.COMPLETED,
+    Status.FAILED: EventType.FAILED,
+    Status.CANCELLED: EventType.CANCELLED,
+    Status.NEEDS_HUMAN: EventType.ASKED,
+    Status.QUEUED: EventType.RETRIED,
+}
+
+
+def _events(finish: Finish, lost: bool) -> Iterable[EventRow]:
+    execution, outcome, to = finish.execution, finish.outcome, finish.settlement
+    if lost:
+        yield event(
+            EventType.LOST, execution.id, execution.project_id, node=execution.node, why=outcome.detail
+        )
+    yield event(
+        _EVENT_OF[to.to], execution.id, execution.project_id, attempt=execution.attempt, fence=execution.fence,
+        **_facts(outcome, to),
+    )  # fmt: skip
+    if to.park is not None:
+        yield event(
+            EventType.PARKED, execution.id, None, backend=to.park.backend, until=to.park.until,
+            reason=_short(to.park.reason),
+        )  # fmt: skip
+
+
+def _facts(outcome: Outcome, to: Settlement) -> dict[str, object]:
+    facts: dict[str, object] = {"outcome": outcome.ending}
+    if to.reason:
+        facts["reason"] = _short(to.reason)
+    if outcome.failure:
+        facts["failure_class"] = outcome.failure
+    if to.to is Status.QUEUED:
+        facts |= {"available_at": to.available_at, "counted": to.counted}
+    if outcome.branch:
+        facts["branch"] = outcome.branch
+    return facts

@@ -1,0 +1,109 @@
+"""What a running attempt writes: facts about itself and its output, each under its fence."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from pilot.domain.errors import LeaseLost
+from pilot.domain.execution import Execution
+from pilot.domain.ports import OutputKind
+from pilot.domain.text import clean
+from pilot.store.database import Database, Dialect, Rows, Statement, Step
+from pilot.store.records import Table
+
+_FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", "input_hash")
+_NOTES = Table(
+    id="bigint", number="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text")
+)
+_CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
+
+
+@dataclass(frozen=True, slots=True)
+class _Note:
+    execution: Execution
+    facts: dict[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    execution: Execution
+    pieces: Sequence[tuple[OutputKind, bytes]]
+
+
+class SqlJournal:
+    """Implements `ports.Journal`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        dialect = database.dialect
+        kept = ", ".join(f"{fact} = coalesce(n.{fact}, executions.{fact})" for fact in _FACTS)
+        self._note = f"""
+            UPDATE executions SET {kept} FROM {_NOTES.of(dialect, "n")}
+            WHERE executions.id = n.id AND executions.fence = n.fence AND executions.status = 'running'
+            RETURNING executions.id"""
+        own = ", ".join(f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha"))
+        self._attempt = f"""
+            UPDATE attempts SET phase = coalesce(n.phase, attempts.phase), {own} FROM {_NOTES.of(dialect, "n")}
+            WHERE attempts.execution_id = n.id AND attempts.number = n.number AND attempts.fence = n.fence"""
+        self._standing = _standing(dialect)
+
+    async def note(self, execution: Execution, **facts: str | None) -> None:
+        """See `Journal.note`."""
+        unknown = facts.keys() - {*_FACTS, "phase"}
+        if unknown:
+            raise TypeError(f"no such fact: {', '.join(sorted(unknown))}")
+        await self._database.write(self._notes, _Note(execution, facts))
+
+    async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
+        """See `Journal.write`."""
+        await self._database.write(self._output, _Pieces(execution, pieces))
+
+    def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[None | Exception]]:
+        items = _NOTES.rows(
+            [n.execution.id, n.execution.attempt, n.execution.fence, n.facts.get("phase")]
+            + [None if (fact := n.facts.get(name)) is None else clean(fact) for name in _FACTS]
+            for n in notes
+        )
+        rows = yield Statement(self._note, {"items": items})
+        mine = {id for (id,) in rows}
+        if mine:
+            yield Statement(self._attempt, {"items": items})
+        return [None if n.execution.id in mine else _lost(n.execution) for n in notes]
+
+    def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[None | Exception]]:
+        rows = yield Statement(
+            self._standing,
+            {"items": _CLAIMS.rows((n, w.execution.id, w.execution.fence) for n, w in enumerate(writes))},
+        )
+        last = {(id): seq for id, seq in rows}
+        now = self._database.clock()
+        values = []
+        for w in writes:
+            id = w.execution.id
+            if id not in last:
+                continue
+            for kind, data in w.pieces:
+                last[id] += 1
+                values.append(
+                    {"id": id, "attempt": w.execution.attempt, "seq": last[id], "at": now, "kind": kind, "data": data}
+                )
+        if values:
+            yield Statement(
+                "INSERT INTO output (execution_id, attempt, seq, at, kind, data) "
+                "VALUES (:id, :attempt, :seq, :at, :kind, :data)",
+                many=values,
+            )
+        return [None if w.execution.id in last else _lost(w.execution) for w in writes]
+
+
+def _standing(dialect: Dialect) -> str:
+    return f"""
+        SELECT e.id, coalesce((SELECT max(o.seq) FROM output o
+            WHERE o.execution_id = e.id AND o.attempt = e.attempt), 0)
+        FROM {_CLAIMS.of(dialect, "c")} JOIN executions e
+          ON e.id = c.id AND e.fence = c.fence AND e.status = 'running'"""
+
+
+def _lost(execution: Execution) -> LeaseLost:
+    return LeaseLost(f"execution {execution.id} (fence {execution.fence}) is no longer this run's")

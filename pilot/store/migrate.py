@@ -1,0 +1,100 @@
+"""Numbered migrations, forward only: `migrations/<engine>/NNNN_name.sql`, applied in one transaction each."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+
+from pilot.domain.errors import StoreRefused
+
+APPLICATION_ID = 0x50494C54
+"""`PRAGMA application_id` of a database that pilot made ("PILT")."""
+
+
+def migrations(engine: str) -> list[tuple[int, str, str]]:
+    """(number, name, SQL), ascending."""
+    folder = resources.files("pilot.store") / "migrations" / engine
+    found = [(int(f.name[:4]), f.name, f.read_text()) for f in folder.iterdir() if f.name.endswith(".sql")]
+    return sorted(found)
+
+
+def newest(engine: str) -> int:
+    """The schema number that this version of pilot works with."""
+    return migrations(engine)[-1][0]
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script; `executescript` would commit the transaction they have to share."""
+    text = ""
+    for line in script.splitlines(keepends=True):
+        text += line
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(text):
+            yield text
+            text = ""
+
+
+def inspect(connection: sqlite3.Connection, path: Path) -> int:
+    """The file's schema number, 0 for an empty file. Raises `StoreRefused`; changes nothing."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != APPLICATION_ID and tables:
+        raise StoreRefused(
+            f"{path} was made by another program; it is left as it is. "
+            "Set `store:` or `state_dir:` to a place of pilot's own"
+        )
+    if version > newest("sqlite"):
+        raise StoreRefused(
+            f"{path} has schema {version}, this pilot knows up to {newest('sqlite')}; it is left as it is. "
+            "Use the newer pilot, or restore the backup from before the upgrade"
+        )
+    return int(version)
+
+
+def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
+    """Bring the file to the newest schema; several processes may try at once. Returns what was applied."""
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=30
+    )
+    try:
+        version = inspect(connection, path)
+        if version == newest("sqlite"):
+            return []
+        # Outside the transaction, and before it: WAL is a property of the file.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        if version:
+            _keep_copy(connection, path, version)
+        return _apply(connection, path, clock)
+    finally:
+        connection.close()
+
+
+def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    copy = path.with_name(f"{path.name}.schema-{version}.backup")
+    if not copy.exists():
+        connection.execute("VACUUM INTO ?", (str(copy),))
+        copy.chmod(0o600)
+
+
+def _apply(connection: sqlite3.Connection, path: Path, clock: Callable[[], int]) -> list[str]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = inspect(connection, path)  # again, now that nobody else can be at it
+        applied = [m for m in migrations("sqlite") if m[0] > version]
+        for number, _, script in applied:
+            for statement in statements(script):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+        if not version:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute("INSERT INTO store VALUES (?, ?)", (uuid.uuid4().hex[:12], clock()))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return [name for _, name, _ in applied]

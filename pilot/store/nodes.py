@@ -1,0 +1,153 @@
+"""Nodes: their leases, and what becomes of the work of those that died."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from pilot.domain.events import EventType
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, Outcome, Question
+from pilot.domain.policy import MAX_LOSSES, Settlement
+from pilot.domain.ports import Finish, Held, Node
+from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.finish import FinishClaims
+from pilot.store.people import Cancel, CancelRequest
+from pilot.store.records import Table, event, events_statement
+from pilot.store.rows import EXECUTION_SELECT, to_execution
+
+_NAMES = Table(id="text")
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """One node's heartbeat; `lease` in ms."""
+
+    node: str
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Nodes known to be dead (by their process, not by age), and why; expired leases are taken back besides.
+
+    `fences` narrows it to these claims (execution id, fence): what the caller has cleaned up after.
+    """
+
+    nodes: tuple[str, ...]
+    why: str
+    fences: frozenset[tuple[int, int]] | None = None
+
+
+class Nodes:
+    """The operations on nodes."""
+
+    def __init__(self, dialect: Dialect, finish: FinishClaims, cancel: Cancel) -> None:
+        self._dialect = dialect
+        self._finish = finish
+        self._cancel = cancel
+        self._lost = f"""
+            SELECT {EXECUTION_SELECT} FROM executions
+            WHERE status = 'running' AND (lease_until < :now
+              OR node IN (SELECT d.id FROM {_NAMES.of(dialect, "d")}))"""
+        self._orphans = f"""
+            SELECT e.id, e.reserved_for FROM executions e
+            WHERE e.reserved_for IS NOT NULL AND e.status IN ('blocked', 'queued', 'needs_human')
+              AND (e.reserved_for IN (SELECT d.id FROM {_NAMES.of(dialect, "d")})
+                OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND n.lease_until >= :now))"""
+
+    def start(self, nodes: Sequence[tuple[Node, int]], now: int) -> Generator[Step, Rows, list[None]]:
+        """Make (node, lease ms) known."""
+        for node, lease in nodes:
+            yield Statement(
+                "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, state, started_at, seen_at, "
+                "lease_until) VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, 'up', :now, :now, :until)",
+                {
+                    "id": node.id, "kind": node.kind, "host": node.host, "boot": node.boot_id, "pid": node.pid,
+                    "ticks": node.start_ticks, "version": node.version, "now": now, "until": now + lease,
+                },
+            )  # fmt: skip
+            yield events_statement(
+                self._dialect,
+                now,
+                [event(EventType.NODE_STARTED, None, None, node=node.id, kind=node.kind, version=node.version)],
+            )
+        return [None] * len(nodes)
+
+    def drain(self, nodes: Sequence[str], now: int) -> Generator[Step, Rows, list[None]]:
+        """Say that a node takes nothing new."""
+        for node in nodes:
+            yield Statement("UPDATE nodes SET state = 'draining' WHERE id = :id", {"id": node})
+        return [None] * len(nodes)
+
+    def beat(self, beats: Sequence[Beat], now: int) -> Generator[Step, Rows, list[list[Held]]]:
+        """Renew all of a node's leases in one statement."""
+        held = []
+        for beat in beats:
+            until = now + beat.lease
+            yield Statement(
+                "UPDATE nodes SET seen_at = :now, lease_until = :until WHERE id = :node",
+                {"now": now, "until": until, "node": beat.node},
+            )
+            rows = yield Statement(
+                "UPDATE executions SET lease_until = :until WHERE node = :node AND status = 'running' "
+                "AND lease_until >= :now "
+                "RETURNING executions.id, executions.fence, executions.cancel_requested",
+                {"until": until, "node": beat.node, "now": now},
+            )
+            held.append([Held(id, fence, bool(cancel)) for id, fence, cancel in rows])
+        return held
+
+    def recover(self, losses: Sequence[Loss], now: int) -> Generator[Step, Rows, list[list[Execution]]]:
+        """Take back what dead nodes and ended leases held; the rows as they were."""
+        answers = []
+        for loss in losses:
+            answers.append((yield from self._recover(loss, now)))
+        return answers
+
+    def _recover(self, loss: Loss, now: int) -> Generator[Step, Rows, list[Execution]]:
+        names = _NAMES.rows((name,) for name in loss.nodes)
+        rows = yield Statement(self._lost, {"now": now, "items": names})
+        lost = [to_execution(row) for row in rows]
+        if loss.fences is not None:
+            lost = [execution for execution in lost if (execution.id, execution.fence) in loss.fences]
+        dead = set(loss.nodes)
+        finishes = [
+            _taken_back(e, loss.why if e.node in dead else "its lease ended", now) for e in lost
+        ]
+        if finishes:
+            yield from self._finish.end(finishes, now, lost=True)
+        orphans = yield Statement(self._orphans, {"now": now, "items": names})
+        if orphans:
+            reason = "the `pilot run` that asked for it has ended"
+            yield from self._cancel([CancelRequest(id, by="pilot", reason=reason) for id, _ in orphans], now)
+        if dead:
+            yield Statement(
+                f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})", {"items": names}
+            )
+            yield events_statement(
+                self._dialect,
+                now,
+                [event(EventType.NODE_STOPPED, None, None, node=name, reason=loss.why) for name in loss.nodes],
+            )
+        return lost
+
+
+def _taken_back(execution: Execution, why: str, now: int) -> Finish:
+    """Back to the queue, uncounted; unless somebody had asked for its end, or it may be what kills nodes."""
+    detail = f"node {execution.node} was lost: {why}"
+    outcome = Outcome(ending=Ending.INTERRUPTED, detail=detail)
+    if execution.cancel_requested:
+        settlement = Settlement(to=Status.CANCELLED, reason=execution.reason or "cancelled")
+    elif execution.reserved_for is not None:
+        settlement = Settlement(
+            to=Status.CANCELLED, reason="the `pilot run` that ran it has ended", keep_session=True
+        )
+    elif execution.losses + 1 >= MAX_LOSSES:
+        reason = f"{detail}; that happened {MAX_LOSSES} times in a row with this task. Answer to try it again"
+        settlement = Settlement(
+            to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason)
+        )
+    else:
+        settlement = Settlement(to=Status.QUEUED, reason=detail, available_at=now, keep_session=True)
+    return Finish(execution=execution, outcome=outcome, settlement=settlement)

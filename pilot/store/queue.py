@@ -1,0 +1,234 @@
+"""`SqlQueue`: the durable queue, as `ports.Queue` promises it, on any engine."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterable, Sequence
+from typing import Any
+
+from pilot.domain.errors import NotFound, UsageError
+from pilot.domain.execution import Enqueued, Execution, Status
+from pilot.domain.ports import Finish, Held, Node
+from pilot.domain.task import Kind, Project, Task
+from pilot.store.admin import PRUNE_BATCH, Admin, Pause, Registration
+from pilot.store.claim import Claim, ClaimRequest
+from pilot.store.database import Database, Rows, Step
+from pilot.store.dependents import Dependents
+from pilot.store.enqueue import Enqueue
+from pilot.store.finish import FinishClaims
+from pilot.store.nodes import Beat, Loss, Nodes
+from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
+from pilot.store.rows import EXECUTION_SELECT, to_execution
+
+Steps = Generator[Step, Rows, Any]
+
+# A walk over the distinct projects of the claim index: its cost is theirs, whatever the backlog.
+_READY = """
+    WITH RECURSIVE walk(project_id) AS (
+      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
+      UNION ALL
+      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
+      FROM walk WHERE walk.project_id IS NOT NULL)
+    SELECT p.id FROM walk JOIN projects p ON p.id = walk.project_id WHERE p.running < p.max_running"""
+
+
+class SqlQueue:
+    """One transaction per method, shared with whoever else waits; see `ports.Queue`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        dialect = database.dialect
+        claim, dependents = Claim(dialect), Dependents(dialect)
+        self._claim_steps = claim
+        self._enqueue_steps = Enqueue(dialect)
+        self._finish_steps = FinishClaims(dialect, claim, dependents)
+        self._cancel_steps = Cancel(dialect, dependents)
+        self._answer_steps = Answer(dialect)
+        self._nodes = Nodes(dialect, self._finish_steps, self._cancel_steps)
+        self._admin = Admin(dialect)
+
+    # Operations: bound methods, so that calls of one kind meet in one set of statements.
+
+    def _enqueues(self, items: Sequence[Task]) -> Steps:
+        return self._enqueue_steps(items, self._database.clock())
+
+    def _claims(self, items: Sequence[ClaimRequest]) -> Steps:
+        return self._claim_steps(items, self._database.clock())
+
+    def _finishes(self, items: Sequence[Finish]) -> Steps:
+        return self._finish_steps(items, self._database.clock())
+
+    def _beats(self, items: Sequence[Beat]) -> Steps:
+        return self._nodes.beat(items, self._database.clock())
+
+    def _starts(self, items: Sequence[tuple[Node, int]]) -> Steps:
+        return self._nodes.start(items, self._database.clock())
+
+    def _drains(self, items: Sequence[str]) -> Steps:
+        return self._nodes.drain(items, self._database.clock())
+
+    def _recoveries(self, items: Sequence[Loss]) -> Steps:
+        return self._nodes.recover(items, self._database.clock())
+
+    def _cancels(self, items: Sequence[CancelRequest]) -> Steps:
+        return self._cancel_steps(items, self._database.clock())
+
+    def _answers(self, items: Sequence[AnswerRequest]) -> Steps:
+        return self._answer_steps(items, self._database.clock())
+
+    def _registers(self, items: Sequence[Sequence[Registration]]) -> Steps:
+        return self._admin.register(items, self._database.clock())
+
+    def _pauses(self, items: Sequence[Pause]) -> Steps:
+        return self._admin.pause(items, self._database.clock())
+
+    def _resumes(self, items: Sequence[Pause]) -> Steps:
+        return self._admin.resume(items, self._database.clock())
+
+    def _unparks(self, items: Sequence[tuple[str, str]]) -> Steps:
+        return self._admin.unpark(items, self._database.clock())
+
+    def _expiries(self, items: Sequence[None]) -> Steps:
+        return self._admin.expire_parks(items, self._database.clock())
+
+    def _prunes(self, items: Sequence[int]) -> Steps:
+        return self._admin.prune(items, self._database.clock())
+
+    async def register(self, projects: Sequence[Registration]) -> list[Project]:
+        """See `Queue.register`."""
+        return await self._database.write(self._registers, projects)
+
+    async def enqueue(self, task: Task) -> Enqueued:
+        """See `Queue.enqueue`."""
+        if not task.title.strip():
+            raise UsageError("a task needs a title")
+        return await self._database.write(self._enqueues, task)
+
+    async def claim(
+        self, node: str, *, lease: int, projects: Collection[int] | None = None, max: int = 1
+    ) -> list[Execution]:
+        """See `Queue.claim`. `projects` None: any; those whose work has waited longest come first."""
+        if projects is not None and len(projects) == 1 and max == 1:
+            (project,) = projects
+            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease))
+            return [] if execution is None else [execution]
+        found: list[Execution] = []
+        for project in await self.ready(projects):
+            if len(found) == max:
+                break
+            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease))
+            if execution is not None:
+                found.append(execution)
+        return found
+
+    async def ready(self, among: Collection[int] | None = None) -> list[int]:
+        """Projects with due work and a free slot, the one whose head is oldest first."""
+        rows = await self._database.read(_READY)
+        projects = [id for (id,) in rows if among is None or id in among]
+        if len(projects) < 2:
+            return projects
+        return [id for id, _ in sorted([(p, await self._head(p)) for p in projects], key=lambda pair: pair[1])]
+
+    async def _head(self, project: int) -> tuple[int, int]:
+        rows = await self._database.read(
+            "SELECT priority, id FROM executions WHERE project_id = :project AND status = 'queued' AND due = 1 "
+            "ORDER BY priority, id LIMIT 1",
+            {"project": project},
+        )
+        return tuple(rows[0]) if rows else (1 << 62, 0)  # type: ignore[return-value]
+
+    async def finish(self, finish: Finish) -> Execution | None:
+        """See `Queue.finish`."""
+        return await self._database.write(self._finishes, finish)
+
+    async def heartbeat(self, node: str, lease: int) -> list[Held]:
+        """See `Queue.heartbeat`."""
+        return await self._database.write(self._beats, Beat(node, lease))
+
+    async def start_node(self, node: Node, lease: int) -> None:
+        """Make a node known, with its own lease (ms)."""
+        await self._database.write(self._starts, (node, lease))
+
+    async def drain_node(self, node: str) -> None:
+        """Say that the node takes nothing new."""
+        await self._database.write(self._drains, node)
+
+    async def nodes(self) -> list[tuple[Node, int]]:
+        """Every known node and the end (UTC ms) of its lease."""
+        rows = await self._database.read(
+            "SELECT id, kind, host, boot_id, pid, start_ticks, version, lease_until FROM nodes"
+        )
+        return [(Node(*row[:7]), row[7]) for row in rows]
+
+    async def held_by(self, nodes: Collection[str]) -> list[Execution]:
+        """What these nodes run, and whatever runs on an ended lease."""
+        rows = await self._database.read(
+            f"SELECT {EXECUTION_SELECT} FROM executions WHERE status = 'running'"
+        )
+        now = self._database.clock()
+        executions = [to_execution(row) for row in rows]
+        return [e for e in executions if e.node in nodes or (e.lease_until or 0) < now]
+
+    async def recover(
+        self, nodes: Iterable[str], why: str, fences: frozenset[tuple[int, int]] | None = None
+    ) -> list[Execution]:
+        """Take back what these dead nodes and all ended leases held (`fences`: only those). The rows as they were."""
+        return await self._database.write(self._recoveries, Loss(tuple(nodes), why, fences))
+
+    async def cancel(self, id: int, by: str, reason: str = "") -> Status:
+        """End it, or ask its node to. `cancelled`, `running` (asked) or the final state it had."""
+        return await self._database.write(self._cancels, CancelRequest(id, by, reason))
+
+    async def answer(self, id: int, text: str, by: str) -> None:
+        """Send a held execution back with a person's words. Raises `UsageError` when it asks nothing (any more)."""
+        await self._database.write(self._answers, AnswerRequest(id, text, by))
+
+    async def retry(self, id: int) -> Enqueued:
+        """A new execution of the same task, linked to the ended one."""
+        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
+        if not rows:
+            raise NotFound(f"no execution {id}")
+        old = to_execution(rows[0])
+        if not old.status.final:
+            raise UsageError(f"execution {id} is {old.status}; only an ended one can be retried")
+        return await self.enqueue(
+            Task(
+                project_id=old.project_id, title=old.title, body=old.body, task_id=old.task_id, source=old.source,
+                kind=Kind(old.kind), labels=old.labels, priority=max(old.priority, 0), lane=old.lane,
+                payload=old.payload, options=old.options, backend=old.backend,
+                model=old.model, max_attempts=old.max_attempts, callback_url=old.callback_url, plan=old.plan,
+                parent=old.id,
+            )
+        )  # fmt: skip
+
+    async def pause(self, project_id: int, owner: str, reason: str) -> None:
+        """Stop admission of a project (0: of all) until this owner resumes it."""
+        await self._database.write(self._pauses, Pause(project_id, owner, reason))
+
+    async def resume(self, project_id: int, owner: str | None = None) -> list[str]:
+        """Lift an owner's pause (None: everybody's); the owners lifted."""
+        return await self._database.write(self._resumes, Pause(project_id, owner))
+
+    async def unpark(self, backend: str, by: str) -> None:
+        """Open a parked backend. Raises `NotFound` when it is not parked."""
+        await self._database.write(self._unparks, (backend, by))
+
+    async def expire_parks(self) -> list[str]:
+        """Open the backends whose time has come."""
+        return await self._database.write(self._expiries, None)
+
+    async def next_due(self) -> int | None:
+        """When (UTC ms) time alone makes something runnable next."""
+        rows = await self._database.read(
+            "SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0 "
+            "UNION ALL SELECT min(until) FROM parks) AS times"
+        )
+        return rows[0][0] if rows else None
+
+    async def prune(self, before: int) -> int:
+        """Remove history that ended before a time (UTC ms) and that nothing open needs; how many executions went."""
+        gone = 0
+        while True:
+            count = await self._database.write(self._prunes, before)
+            gone += count
+            if count < PRUNE_BATCH:
+                return gone

@@ -1,0 +1,66 @@
+"""Sets of values on their way into a statement, and the event rows that go with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pilot.domain.events import EventType
+from pilot.store.database import Dialect, Statement
+
+OPEN_STATUSES = "('blocked', 'queued', 'running', 'needs_human')"
+"""Literal, as in the partial indexes: a bound parameter could not use them."""
+
+
+def dumps(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+class Table:
+    """A shape of records: `FROM {table.of("items", "f")}` in a statement, `table.rows(...)` as its parameter."""
+
+    def __init__(self, **columns: str) -> None:
+        self.columns = columns
+
+    def of(self, dialect: Dialect, alias: str, name: str = "items") -> str:
+        """The FROM item."""
+        return dialect.records(name, alias, self.columns)
+
+    def rows(self, rows: Iterable[Sequence[Any]]) -> str:
+        """The parameter: one JSON array per row, in the order of the columns."""
+        return dumps(list(rows))
+
+
+_EVENTS = Table(type="text", execution_id="bigint", project_id="bigint", data="text")
+_IDS = Table(id="bigint")
+
+EventRow = tuple[str, int | None, int | None, str]
+
+
+def event(type: EventType, execution: int | None, project: int | None, /, **data: Any) -> EventRow:
+    """One row for `events_statement`."""
+    return type.value, execution, project, dumps(data)
+
+
+def events_statement(dialect: Dialect, now: int, rows: Sequence[EventRow]) -> Statement:
+    """Append events, in order."""
+    source = _EVENTS.of(dialect, "v")
+    return Statement(
+        "INSERT INTO events (at, type, execution_id, project_id, data) "
+        f"SELECT :now, v.type, v.execution_id, v.project_id, v.data FROM {source}",
+        {"now": now, "items": _EVENTS.rows(rows)},
+    )
+
+
+def ids_of(dialect: Dialect, name: str = "ids") -> str:
+    """A sub-select of the bound list of ids."""
+    return f"(SELECT i.id FROM {_IDS.of(dialect, 'i', name)})"
+
+
+def ids(values: Iterable[int]) -> str:
+    """The parameter for `ids_of`."""
+    return dumps([[value] for value in values])
+
+
