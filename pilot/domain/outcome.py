@@ -103,6 +103,7 @@ class Outcome:
 
     A failure always has a class and a non-empty `detail`; `excerpt` is the evidence it was judged by.
     `retry_at` is the reset time (UTC ms) that a rate limit named. `text` is the agent's last message.
+    `session_lost`: the session to go on in does not exist; nothing was done, start anew with the whole prompt.
     """
 
     ending: Ending
@@ -111,6 +112,7 @@ class Outcome:
     excerpt: str = ""
     text: str = ""
     session_id: str | None = None
+    session_lost: bool = False
     model: str | None = None
     usage: Usage = Usage()
     question: Question | None = None
