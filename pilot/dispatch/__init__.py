@@ -1,0 +1,1 @@
+"""Who runs when: one worker per project, turns between them, leases, recovery, shutdown."""

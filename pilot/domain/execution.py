@@ -36,9 +36,7 @@ TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     # claimed, or cancelled
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED}),
     # every end of an attempt; queued again after a retry, a shutdown or a lost node
-    Status.RUNNING: frozenset(
-        {Status.QUEUED, Status.NEEDS_HUMAN, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
-    ),
+    Status.RUNNING: frozenset({Status.QUEUED, Status.NEEDS_HUMAN, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
     # answered, or given up
     Status.NEEDS_HUMAN: frozenset({Status.QUEUED, Status.FAILED, Status.CANCELLED}),
     Status.COMPLETED: frozenset(),

@@ -58,12 +58,8 @@ RULES: Mapping[FailureClass, Rule] = {
     FailureClass.TIMEOUT: Rule(counts=True, resume=True),
     FailureClass.STALL: Rule(counts=True, resume=True),
     FailureClass.OOM: Rule(counts=True, backoff=_BACKOFF),
-    FailureClass.RATE_LIMIT: Rule(
-        counts=False, backoff=(MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET
-    ),
-    FailureClass.QUOTA: Rule(
-        counts=False, backoff=(5 * MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET
-    ),
+    FailureClass.RATE_LIMIT: Rule(counts=False, backoff=(MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET),
+    FailureClass.QUOTA: Rule(counts=False, backoff=(5 * MINUTE, 60 * MINUTE), resume=True, parks=Parking.UNTIL_RESET),
     FailureClass.AUTH: Rule(counts=False, resume=True, parks=Parking.FOR_A_PERSON),
     FailureClass.INVALID_CONFIG: Rule(counts=False, resume=True, parks=Parking.FOR_A_PERSON),
     FailureClass.NETWORK: _OUTSIDE,
@@ -145,7 +141,15 @@ def settle(
                 question=outcome.question,
             )
         case Ending.FAILED:
-            return _settle_failure(execution, outcome, now, jitter, rules)
+            settlement = _settle_failure(execution, outcome, now, jitter, rules)
+            if (
+                settlement.to is Status.QUEUED
+                and execution.reserved_for is not None
+                and execution.attempt >= execution.max_attempts
+            ):
+                # A direct run makes the attempts it was asked for, of whatever kind, and gives its answer.
+                return replace(settlement, to=Status.FAILED)
+            return settlement
 
 
 def _settle_failure(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from pilot.domain.execution import Enqueued, Execution
+from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Outcome
 from pilot.domain.policy import Settlement
 from pilot.domain.task import Project, Task
@@ -79,28 +79,88 @@ class Queue(Protocol):
         ...
 
     async def claim(
-        self,
-        node: str,
-        *,
-        lease: int,
-        projects: Collection[int],
-        max: int = 1,
-        backends: Collection[str] | None = None,
+        self, node: str, *, lease: int, projects: Collection[int], max: int = 1, own: bool = False
     ) -> list[Execution]:
         """Take up to `max` executions, at most one per project, and lease them for `lease` ms.
 
-        A project gives its first by (priority, id) that is queued, due, on a backend that is not parked and not
-        reserved for another node, when it is not paused and has a free slot. The execution's fence is greater
-        than any before it in its project.
+        A project gives its first by (priority, id) that is queued, due and on a backend that is not parked, when it
+        is not paused and has a free slot. If that one is reserved for another node, it gives nothing: that node is
+        next. `own`: only what is reserved for this node. The fence is greater than any before in the project.
         """
         ...
 
     async def heartbeat(self, node: str, lease: int) -> list[Held]:
-        """Renew every lease of the node in one statement, and the node's own row; what is not returned is lost."""
+        """Renew every lease of the node in one statement, and the node's own; what is not returned is lost."""
         ...
 
     async def finish(self, finish: Finish) -> Execution | None:
         """End a claim; the next claim of the project when asked for. Raises `LeaseLost`: nothing was written."""
+        ...
+
+    async def get(self, id: int) -> Execution:
+        """One execution. Raises `NotFound`."""
+        ...
+
+    async def cancel(self, id: int, by: str, reason: str = "") -> Status:
+        """End it, or ask its node to: `cancelled`, `running` (asked) or the final state it had."""
+        ...
+
+    async def answer(self, id: int, text: str, by: str) -> None:
+        """Send a held execution back to its queue with a person's words, once. Raises `UsageError`, `NotFound`."""
+        ...
+
+
+class DispatchQueue(Queue, Protocol):
+    """What a dispatcher needs besides: nodes, recovery, and signals."""
+
+    async def start_node(self, node: Node, lease: int) -> None:
+        """Make a node known, with its own lease (ms)."""
+        ...
+
+    async def drain_node(self, node: str) -> None:
+        """Say that the node takes nothing new."""
+        ...
+
+    async def leave(self, node: str) -> None:
+        """The last word of a node that ends in order: what it still holds goes back, uncounted."""
+        ...
+
+    async def nodes(self) -> list[tuple[Node, int]]:
+        """Every known node and the end (UTC ms) of its lease."""
+        ...
+
+    async def held_by(self, nodes: Collection[str]) -> list[Execution]:
+        """What these nodes run, and whatever runs on an ended lease."""
+        ...
+
+    async def recover(
+        self, nodes: Collection[str], why: str, fences: frozenset[tuple[int, int]] | None = None
+    ) -> list[Execution]:
+        """Take back what these dead nodes and all ended leases held (`fences`: only those claims)."""
+        ...
+
+    async def cancels(self, node: str) -> list[int]:
+        """What this node runs and somebody wants ended."""
+        ...
+
+    async def expire_parks(self) -> list[str]:
+        """Open the backends whose time has come."""
+        ...
+
+    async def ready(self, among: Collection[int] | None = None) -> list[int]:
+        """Projects with due work and a free slot, the one whose head is oldest first."""
+        ...
+
+    async def next_due(self) -> int | None:
+        """When (UTC ms) time alone makes something runnable next."""
+        ...
+
+    async def changed(self) -> bool:
+        """Whether anybody wrote since the last call."""
+        ...
+
+    def listen(self, listener: Callable[[Collection[str]], None]) -> Callable[[], None]:
+        """Call it with the ids of projects that may have work, "*" for all, "cancel"; a hint. Returns the way out."""
         ...
 
 

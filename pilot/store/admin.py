@@ -73,7 +73,15 @@ class Admin:
             yield events_statement(
                 self._dialect,
                 now,
-                [event(EventType.PAUSED, None, pause.project_id or None, owner=pause.owner, reason=clean(pause.reason))],
+                [
+                    event(
+                        EventType.PAUSED,
+                        None,
+                        pause.project_id or None,
+                        owner=pause.owner,
+                        reason=clean(pause.reason),
+                    )
+                ],
             )
         return [None] * len(pauses)
 
@@ -97,9 +105,9 @@ class Admin:
             answers.append(owners)
         return answers
 
-    def unpark(self, requests: Sequence[tuple[str, str]], now: int) -> Generator[Step, Rows, list[None | Exception]]:
+    def unpark(self, requests: Sequence[tuple[str, str]], now: int) -> Generator[Step, Rows, list[Exception | None]]:
         """Open (backend, by) again."""
-        answers: list[None | Exception] = []
+        answers: list[Exception | None] = []
         for backend, by in requests:
             rows = yield Statement(
                 "DELETE FROM parks WHERE backend = :backend RETURNING parks.backend", {"backend": backend}
@@ -115,7 +123,8 @@ class Admin:
     def expire_parks(self, requests: Sequence[None], now: int) -> Generator[Step, Rows, list[list[str]]]:
         """Remove the parks whose time has come; the backends that are open again."""
         rows = yield Statement(
-            "DELETE FROM parks WHERE until IS NOT NULL AND until <= :now RETURNING parks.backend", {"now": now}
+            "DELETE FROM parks WHERE until IS NOT NULL AND until <= :now RETURNING parks.backend",
+            {"now": now},
         )
         backends = [backend for (backend,) in rows]
         if backends:

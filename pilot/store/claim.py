@@ -11,27 +11,25 @@ from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.records import Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
-_REQUESTS = Table(project_id="bigint", node="text")
-_CLAIMS = Table(
-    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint"
-)
-_STARTED = Table(
-    execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text"
-)
+_REQUESTS = Table(project_id="bigint", node="text", own="bigint")
+_CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
+_STARTED = Table(execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text")
 
-PARKED = (
-    "EXISTS (SELECT 1 FROM parks k WHERE k.backend = {backend} AND (k.until IS NULL OR k.until > :now))"
-)
+PARKED = "EXISTS (SELECT 1 FROM parks k WHERE k.backend = {backend} AND (k.until IS NULL OR k.until > :now))"
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """One project's next execution for one node; `lease` in ms."""
+    """One project's next execution for one node; `lease` in ms.
+
+    `own`: only if it is reserved for the node, as a direct run's is.
+    """
 
     project_id: int
     node: str
     lease: int
+    own: bool = False
 
 
 class Claim:
@@ -42,7 +40,7 @@ class Claim:
         # A head that another node reserved is not passed over: a person waits for it, and it goes first.
         self._heads = f"""
             SELECT h.project_id, h.fence, h.slot, h.node, h.id FROM (
-              SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node,
+              SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
                 (SELECT e.id FROM executions e
                   WHERE e.project_id = p.id AND e.status = 'queued' AND e.due = 1
                     AND NOT {PARKED.format(backend="e.backend")}
@@ -56,7 +54,8 @@ class Claim:
               FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
               WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
               {dialect.lock_projects}) h
-            JOIN executions e ON e.id = h.id AND (e.reserved_for IS NULL OR e.reserved_for = h.node)"""
+            JOIN executions e ON e.id = h.id
+              AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0))"""
         self._take = f"""
             UPDATE executions SET status = 'running', slot = c.slot, node = c.node, fence = c.fence,
               lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
@@ -72,9 +71,7 @@ class Claim:
             SELECT s.execution_id, s.number, s.fence, s.node, s.backend, s.model, :now
             FROM {_STARTED.of(dialect, "s")}"""
 
-    def __call__(
-        self, requests: Sequence[ClaimRequest], now: int
-    ) -> Generator[Step, Rows, list[Execution | None]]:
+    def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
         """Answers in the order of the requests."""
         answers: dict[int, Execution] = {}
         yield Statement(
@@ -90,15 +87,14 @@ class Claim:
             taken = yield from self._pass([requests[n] for n in first.values()], now)
             for project, execution in taken.items():
                 answers[first[project]] = execution
-            waiting = [
-                n for n in waiting if n not in first.values() and requests[n].project_id in taken
-            ]
+            waiting = [n for n in waiting if n not in first.values() and requests[n].project_id in taken]
         return [answers.get(n) for n in range(len(requests))]
 
     def _pass(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, dict[int, Execution]]:
         lease = {request.project_id: request.lease for request in requests}
         heads = yield Statement(
-            self._heads, {"now": now, "items": _REQUESTS.rows((r.project_id, r.node) for r in requests)}
+            self._heads,
+            {"now": now, "items": _REQUESTS.rows((r.project_id, r.node, int(r.own)) for r in requests)},
         )
         if not heads:
             return {}
@@ -120,7 +116,15 @@ class Claim:
             self._dialect,
             now,
             [
-                event(EventType.STARTED, e.id, e.project_id, attempt=e.attempt, fence=e.fence, node=e.node, slot=e.slot)
+                event(
+                    EventType.STARTED,
+                    e.id,
+                    e.project_id,
+                    attempt=e.attempt,
+                    fence=e.fence,
+                    node=e.node,
+                    slot=e.slot,
+                )
                 for e in executions
             ],
         )

@@ -51,7 +51,9 @@ class Dependents:
 
     def _cancel_children(self, level: Mapping[int, str], now: int) -> Generator[Step, Rows, dict[int, str]]:
         children = yield Statement(self._children, {"ids": ids(level)})
-        reasons = [(child, f"execution {parent}, which it waits for, {_ended(level[parent])}") for child, parent in children]
+        reasons = [
+            (child, f"execution {parent}, which it waits for, {_ended(level[parent])}") for child, parent in children
+        ]
         if not reasons:
             return {}
         rows = yield Statement(self._cancel, {"now": now, "items": _CANCELLED.rows(reasons)})

@@ -119,9 +119,7 @@ class Enqueue:
                     answers[n] = UsageError(f"can't run after execution {parent}: it is {status}; retry it first")
         return statuses
 
-    def _follow_up(
-        self, tasks: Sequence[Task], created: dict[int, Enqueued], now: int
-    ) -> Generator[Step, Rows, None]:
+    def _follow_up(self, tasks: Sequence[Task], created: dict[int, Enqueued], now: int) -> Generator[Step, Rows, None]:
         edges = sorted({(created[n].id, parent) for n in created for parent in tasks[n].after})
         if edges:
             yield Statement(
@@ -134,9 +132,14 @@ class Enqueue:
             task = tasks[n]
             events.append(
                 event(
-                    EventType.QUEUED, new.id, task.project_id,
-                    status=new.status, task_id=clean(task.task_id), source=task.source, backend=task.backend,
-                )  # fmt: skip
+                    EventType.QUEUED,
+                    new.id,
+                    task.project_id,
+                    status=new.status,
+                    task_id=clean(task.task_id),
+                    source=task.source,
+                    backend=task.backend,
+                )
             )
         yield events_statement(self._dialect, now, events)
         yield Notify({str(tasks[n].project_id) for n, new in created.items() if new.status is Status.QUEUED})

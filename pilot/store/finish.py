@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pilot.domain.errors import LeaseLost
 from pilot.domain.events import EventType
@@ -15,7 +15,7 @@ from pilot.domain.text import clean, tail
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
-from pilot.store.records import EventRow, Table, dumps, event, events_statement
+from pilot.store.records import EventRow, Table, dumps, event, events_statement, ids, ids_of
 
 EXCERPT = 8_000  # characters of evidence kept per attempt
 SUMMARY = 16_000
@@ -38,7 +38,10 @@ _PARKS = Table(backend="text", failure="text", reason="text", until="bigint", ex
 
 def _add(column: str) -> str:
     # A sum of what is known: one attempt whose cost nobody told does not hide the others'.
-    return f"{column} = CASE WHEN f.{column} IS NULL THEN executions.{column} ELSE coalesce(executions.{column}, 0) + f.{column} END"
+    return (
+        f"{column} = CASE WHEN f.{column} IS NULL THEN executions.{column} "
+        f"ELSE coalesce(executions.{column}, 0) + f.{column} END"
+    )
 
 
 class FinishClaims:
@@ -96,10 +99,12 @@ class FinishClaims:
               until = CASE WHEN parks.until IS NULL OR excluded.until IS NULL THEN NULL
                            WHEN parks.until > excluded.until THEN parks.until ELSE excluded.until END"""
 
-    def __call__(self, finishes: Sequence[Finish], now: int) -> Generator[Step, Rows, list[Execution | None | Exception]]:
+    def __call__(
+        self, finishes: Sequence[Finish], now: int
+    ) -> Generator[Step, Rows, list[Execution | Exception | None]]:
         """The next claim of the project where asked for; `LeaseLost` for what was no longer this claim's."""
         ended = yield from self.end(finishes, now, lost=False)
-        answers: list[Execution | None | Exception] = [
+        answers: list[Execution | Exception | None] = [
             None
             if finish.execution.id in ended
             else LeaseLost(
@@ -108,29 +113,25 @@ class FinishClaims:
             )
             for finish in finishes
         ]
-        going_on = [
-            n for n, finish in enumerate(finishes) if finish.next_lease is not None and answers[n] is None
-        ]
+        going_on = [n for n, finish in enumerate(finishes) if finish.next_lease is not None and answers[n] is None]
         if going_on:
             requests = []
             for n in going_on:
                 execution, lease = finishes[n].execution, finishes[n].next_lease
                 if execution.node is not None and lease is not None:
-                    requests.append(ClaimRequest(execution.project_id, execution.node, lease))
-            for n, execution in zip(going_on, (yield from self._claim(requests, now)), strict=True):
-                answers[n] = execution
-        idle = {
-            str(finish.execution.project_id) for n, finish in enumerate(finishes) if answers[n] is None
-        }
+                    own = execution.reserved_for is not None
+                    requests.append(ClaimRequest(execution.project_id, execution.node, lease, own))
+            for n, claimed in zip(going_on, (yield from self._claim(requests, now)), strict=True):
+                answers[n] = claimed
+        idle = {str(finish.execution.project_id) for n, finish in enumerate(finishes) if answers[n] is None}
         if idle:
             yield Notify(idle)
         return answers
 
     def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
         """End the claims that still stand; returns their execution ids."""
-        rows = yield Statement(
-            self._end, {"now": now, "items": _ENDS.rows(_end_row(f, lost) for f in finishes)}
-        )
+        finishes = yield from self._heed_cancels(finishes)
+        rows = yield Statement(self._end, {"now": now, "items": _ENDS.rows(_end_row(f, lost) for f in finishes)})
         has_dependents = {id: bool(flag) for id, flag in rows}
         done = [finish for finish in finishes if finish.execution.id in has_dependents]
         if not done:
@@ -155,6 +156,27 @@ class FinishClaims:
         if parents:
             yield from self._dependents.follow(parents, now)
         return set(has_dependents)
+
+    def _heed_cancels(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
+        """What would run again, or wait for a person, ends instead when somebody asked for its end meanwhile."""
+        open_again = [f.execution.id for f in finishes if not f.settlement.to.final]
+        if not open_again:
+            return finishes
+        rows = yield Statement(
+            "SELECT id, reason FROM executions WHERE status = 'running' AND cancel_requested = 1 "
+            f"AND id IN {ids_of(self._dialect)}",
+            {"ids": ids(open_again)},
+        )
+        reasons: dict[int, str] = {id: reason for id, reason in rows}  # noqa: C416  rows have no type
+        return [
+            replace(
+                f,
+                settlement=Settlement(to=Status.CANCELLED, reason=reasons[f.execution.id], keep_session=True),
+            )
+            if f.execution.id in reasons
+            else f
+            for f in finishes
+        ]
 
 
 def _end_row(finish: Finish, lost: bool) -> list[object]:
@@ -215,9 +237,7 @@ _EVENT_OF = {
 def _events(finish: Finish, lost: bool) -> Iterable[EventRow]:
     execution, outcome, to = finish.execution, finish.outcome, finish.settlement
     if lost:
-        yield event(
-            EventType.LOST, execution.id, execution.project_id, node=execution.node, why=outcome.detail
-        )
+        yield event(EventType.LOST, execution.id, execution.project_id, node=execution.node, why=outcome.detail)
     yield event(
         _EVENT_OF[to.to], execution.id, execution.project_id, attempt=execution.attempt, fence=execution.fence,
         **_facts(outcome, to),

@@ -13,9 +13,7 @@ from pilot.store.database import Database, Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
 _FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", "input_hash")
-_NOTES = Table(
-    id="bigint", number="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text")
-)
+_NOTES = Table(id="bigint", number="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"))
 _CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
 
 
@@ -59,7 +57,7 @@ class SqlJournal:
         """See `Journal.write`."""
         await self._database.write(self._output, _Pieces(execution, pieces))
 
-    def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[None | Exception]]:
+    def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[Exception | None]]:
         items = _NOTES.rows(
             [n.execution.id, n.execution.attempt, n.execution.fence, n.facts.get("phase")]
             + [None if (fact := n.facts.get(name)) is None else clean(fact) for name in _FACTS]
@@ -71,12 +69,12 @@ class SqlJournal:
             yield Statement(self._attempt, {"items": items})
         return [None if n.execution.id in mine else _lost(n.execution) for n in notes]
 
-    def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[None | Exception]]:
+    def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
         rows = yield Statement(
             self._standing,
             {"items": _CLAIMS.rows((n, w.execution.id, w.execution.fence) for n, w in enumerate(writes))},
         )
-        last = {(id): seq for id, seq in rows}
+        last: dict[int, int] = {id: seq for id, seq in rows}  # noqa: C416  rows have no type
         now = self._database.clock()
         values = []
         for w in writes:
@@ -86,7 +84,14 @@ class SqlJournal:
             for kind, data in w.pieces:
                 last[id] += 1
                 values.append(
-                    {"id": id, "attempt": w.execution.attempt, "seq": last[id], "at": now, "kind": kind, "data": data}
+                    {
+                        "id": id,
+                        "attempt": w.execution.attempt,
+                        "seq": last[id],
+                        "at": now,
+                        "kind": kind,
+                        "data": data,
+                    }
                 )
         if values:
             yield Statement(

@@ -56,9 +56,7 @@ def inspect(connection: sqlite3.Connection, path: Path) -> int:
 
 def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
     """Bring the file to the newest schema; several processes may try at once. Returns what was applied."""
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=30
-    )
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=30)
     try:
         version = inspect(connection, path)
         if version == newest("sqlite"):

@@ -32,11 +32,13 @@ class Loss:
     """Nodes known to be dead (by their process, not by age), and why; expired leases are taken back besides.
 
     `fences` narrows it to these claims (execution id, fence): what the caller has cleaned up after.
+    `left`: the node says goodbye itself, in order; not a loss that counts against a task.
     """
 
     nodes: tuple[str, ...]
     why: str
     fences: frozenset[tuple[int, int]] | None = None
+    left: bool = False
 
 
 class Nodes:
@@ -112,18 +114,17 @@ class Nodes:
         if loss.fences is not None:
             lost = [execution for execution in lost if (execution.id, execution.fence) in loss.fences]
         dead = set(loss.nodes)
-        finishes = [
-            _taken_back(e, loss.why if e.node in dead else "its lease ended", now) for e in lost
-        ]
+        finishes = [_taken_back(e, loss.why if e.node in dead else "its lease ended", now) for e in lost]
         if finishes:
-            yield from self._finish.end(finishes, now, lost=True)
+            yield from self._finish.end(finishes, now, lost=not loss.left)
         orphans = yield Statement(self._orphans, {"now": now, "items": names})
         if orphans:
             reason = "the `pilot run` that asked for it has ended"
             yield from self._cancel([CancelRequest(id, by="pilot", reason=reason) for id, _ in orphans], now)
         if dead:
             yield Statement(
-                f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})", {"items": names}
+                f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})",
+                {"items": names},
             )
             yield events_statement(
                 self._dialect,
@@ -140,14 +141,10 @@ def _taken_back(execution: Execution, why: str, now: int) -> Finish:
     if execution.cancel_requested:
         settlement = Settlement(to=Status.CANCELLED, reason=execution.reason or "cancelled")
     elif execution.reserved_for is not None:
-        settlement = Settlement(
-            to=Status.CANCELLED, reason="the `pilot run` that ran it has ended", keep_session=True
-        )
+        settlement = Settlement(to=Status.CANCELLED, reason="the `pilot run` that ran it has ended", keep_session=True)
     elif execution.losses + 1 >= MAX_LOSSES:
         reason = f"{detail}; that happened {MAX_LOSSES} times in a row with this task. Answer to try it again"
-        settlement = Settlement(
-            to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason)
-        )
+        settlement = Settlement(to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason))
     else:
         settlement = Settlement(to=Status.QUEUED, reason=detail, available_at=now, keep_session=True)
     return Finish(execution=execution, outcome=outcome, settlement=settlement)

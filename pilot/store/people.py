@@ -56,17 +56,15 @@ class Cancel:
             WHERE executions.id = c.id AND executions.status = 'running' AND executions.cancel_requested = 0
             RETURNING executions.id, executions.project_id"""
 
-    def __call__(
-        self, requests: Sequence[CancelRequest], now: int
-    ) -> Generator[Step, Rows, list[Status | Exception]]:
+    def __call__(self, requests: Sequence[CancelRequest], now: int) -> Generator[Step, Rows, list[Status | Exception]]:
         """The state afterwards: `cancelled`, `running` (asked to end), or the final state it had already."""
         items = _ASKED.rows((request.id, request.words) for request in requests)
         by = {request.id: request.by for request in requests}
         ended = yield Statement(self._end, {"now": now, "items": items})
         asked = yield Statement(self._ask, {"items": items})
-        events = [
-            event(EventType.CANCELLED, id, project, reason=reason) for id, project, _, reason in ended
-        ] + [event(EventType.CANCEL_ASKED, id, project, by=by[id]) for id, project in asked]
+        events = [event(EventType.CANCELLED, id, project, reason=reason) for id, project, _, reason in ended] + [
+            event(EventType.CANCEL_ASKED, id, project, by=by[id]) for id, project in asked
+        ]
         if events:
             yield events_statement(self._dialect, now, events)
         if ended:
@@ -85,8 +83,7 @@ class Cancel:
         )
         after = {id: Status(status) for id, status in rows}
         return [
-            after[request.id] if request.id in after else NotFound(f"no execution {request.id}")
-            for request in requests
+            after[request.id] if request.id in after else NotFound(f"no execution {request.id}") for request in requests
         ]
 
 
@@ -96,14 +93,14 @@ class Answer:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
 
-    def __call__(self, requests: Sequence[AnswerRequest], now: int) -> Generator[Step, Rows, list[None | Exception]]:
+    def __call__(self, requests: Sequence[AnswerRequest], now: int) -> Generator[Step, Rows, list[Exception | None]]:
         """None, or why the answer was not taken."""
         answers = []
         for request in requests:
             answers.append((yield from self._one(request, now)))
         return answers
 
-    def _one(self, request: AnswerRequest, now: int) -> Generator[Step, Rows, None | Exception]:
+    def _one(self, request: AnswerRequest, now: int) -> Generator[Step, Rows, Exception | None]:
         text = clean(request.text).strip()
         if not text:
             return UsageError("an answer can't be empty")

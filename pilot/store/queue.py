@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from typing import Any
 
 from pilot.domain.errors import NotFound, UsageError
@@ -11,7 +11,7 @@ from pilot.domain.ports import Finish, Held, Node
 from pilot.domain.task import Kind, Project, Task
 from pilot.store.admin import PRUNE_BATCH, Admin, Pause, Registration
 from pilot.store.claim import Claim, ClaimRequest
-from pilot.store.database import Database, Rows, Step
+from pilot.store.database import Database, Listener, Rows, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue
 from pilot.store.finish import FinishClaims
@@ -26,9 +26,13 @@ _READY = """
     WITH RECURSIVE walk(project_id) AS (
       SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
       UNION ALL
-      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
+      SELECT (SELECT min(project_id) FROM executions
+              WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
       FROM walk WHERE walk.project_id IS NOT NULL)
-    SELECT p.id FROM walk JOIN projects p ON p.id = walk.project_id WHERE p.running < p.max_running"""
+    SELECT p.id FROM walk JOIN projects p ON p.id = walk.project_id
+      JOIN executions e ON e.id = (SELECT h.id FROM executions h
+        WHERE h.project_id = p.id AND h.status = 'queued' AND h.due = 1 ORDER BY h.priority, h.id LIMIT 1)
+    WHERE p.running < p.max_running ORDER BY e.priority, e.id"""
 
 
 class SqlQueue:
@@ -104,18 +108,22 @@ class SqlQueue:
         return await self._database.write(self._enqueues, task)
 
     async def claim(
-        self, node: str, *, lease: int, projects: Collection[int] | None = None, max: int = 1
+        self,
+        node: str,
+        *,
+        lease: int = 30_000,
+        projects: Collection[int] | None = None,
+        max: int = 1,
+        own: bool = False,
     ) -> list[Execution]:
         """See `Queue.claim`. `projects` None: any; those whose work has waited longest come first."""
-        if projects is not None and len(projects) == 1 and max == 1:
-            (project,) = projects
-            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease))
-            return [] if execution is None else [execution]
+        if projects is None or len(projects) > 1:
+            projects = await self.ready(projects)
         found: list[Execution] = []
-        for project in await self.ready(projects):
+        for project in projects:
             if len(found) == max:
                 break
-            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease))
+            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease, own))
             if execution is not None:
                 found.append(execution)
         return found
@@ -123,18 +131,7 @@ class SqlQueue:
     async def ready(self, among: Collection[int] | None = None) -> list[int]:
         """Projects with due work and a free slot, the one whose head is oldest first."""
         rows = await self._database.read(_READY)
-        projects = [id for (id,) in rows if among is None or id in among]
-        if len(projects) < 2:
-            return projects
-        return [id for id, _ in sorted([(p, await self._head(p)) for p in projects], key=lambda pair: pair[1])]
-
-    async def _head(self, project: int) -> tuple[int, int]:
-        rows = await self._database.read(
-            "SELECT priority, id FROM executions WHERE project_id = :project AND status = 'queued' AND due = 1 "
-            "ORDER BY priority, id LIMIT 1",
-            {"project": project},
-        )
-        return tuple(rows[0]) if rows else (1 << 62, 0)  # type: ignore[return-value]
+        return [id for (id,) in rows if among is None or id in among]
 
     async def finish(self, finish: Finish) -> Execution | None:
         """See `Queue.finish`."""
@@ -161,9 +158,7 @@ class SqlQueue:
 
     async def held_by(self, nodes: Collection[str]) -> list[Execution]:
         """What these nodes run, and whatever runs on an ended lease."""
-        rows = await self._database.read(
-            f"SELECT {EXECUTION_SELECT} FROM executions WHERE status = 'running'"
-        )
+        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE status = 'running'")
         now = self._database.clock()
         executions = [to_execution(row) for row in rows]
         return [e for e in executions if e.node in nodes or (e.lease_until or 0) < now]
@@ -173,6 +168,33 @@ class SqlQueue:
     ) -> list[Execution]:
         """Take back what these dead nodes and all ended leases held (`fences`: only those). The rows as they were."""
         return await self._database.write(self._recoveries, Loss(tuple(nodes), why, fences))
+
+    async def leave(self, node: str) -> None:
+        """The last word of a node that ends in order: what it still holds goes back, uncounted."""
+        await self._database.write(self._recoveries, Loss((node,), "shutdown", left=True))
+
+    async def cancels(self, node: str) -> list[int]:
+        """What this node runs and somebody wants ended."""
+        rows = await self._database.read(
+            "SELECT id FROM executions WHERE status = 'running' AND node = :node AND cancel_requested = 1",
+            {"node": node},
+        )
+        return [id for (id,) in rows]
+
+    async def get(self, id: int) -> Execution:
+        """One execution. Raises `NotFound`."""
+        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
+        if not rows:
+            raise NotFound(f"no execution {id}")
+        return to_execution(rows[0])
+
+    async def changed(self) -> bool:
+        """Whether anybody wrote since the last call."""
+        return await self._database.changed()
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """See `Database.listen`."""
+        return self._database.listen(listener)
 
     async def cancel(self, id: int, by: str, reason: str = "") -> Status:
         """End it, or ask its node to. `cancelled`, `running` (asked) or the final state it had."""
@@ -184,10 +206,7 @@ class SqlQueue:
 
     async def retry(self, id: int) -> Enqueued:
         """A new execution of the same task, linked to the ended one."""
-        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
-        if not rows:
-            raise NotFound(f"no execution {id}")
-        old = to_execution(rows[0])
+        old = await self.get(id)
         if not old.status.final:
             raise UsageError(f"execution {id} is {old.status}; only an ended one can be retried")
         return await self.enqueue(
@@ -228,7 +247,7 @@ class SqlQueue:
         """Remove history that ended before a time (UTC ms) and that nothing open needs; how many executions went."""
         gone = 0
         while True:
-            count = await self._database.write(self._prunes, before)
+            count: int = await self._database.write(self._prunes, before)
             gone += count
             if count < PRUNE_BATCH:
                 return gone

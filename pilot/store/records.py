@@ -62,5 +62,3 @@ def ids_of(dialect: Dialect, name: str = "ids") -> str:
 def ids(values: Iterable[int]) -> str:
     """The parameter for `ids_of`."""
     return dumps([[value] for value in values])
-
-

@@ -14,7 +14,7 @@ EXECUTION_SELECT = ", ".join(f"executions.{name}" for name in EXECUTION_COLUMNS)
 _AT = {name: i for i, name in enumerate(EXECUTION_COLUMNS)}
 _JSON = tuple(_AT[name] for name in ("labels", "payload", "options", "artifacts"))
 _LABELS, _STATUS, _CANCEL = _AT["labels"], _AT["status"], _AT["cancel_requested"]
-_EMPTY = {None: None, "[]": (), "{}": {}}
+_EMPTY: dict[str | None, Any] = {None: None, "[]": (), "{}": {}}
 
 
 def to_execution(row: tuple[Any, ...]) -> Execution:

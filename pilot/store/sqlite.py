@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from pilot.domain.errors import Busy, StoreError, StoreRefused
-from pilot.store.database import Item, Listener, Notify, Operation, Result, Rows, Statement, Step
+from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Step
 from pilot.store.migrate import migrate
 from pilot.store.signals import FifoSignals
 
@@ -27,9 +27,7 @@ class SqliteDialect:
 
     def records(self, name: str, alias: str, columns: Mapping[str, str]) -> str:
         """Rows come as JSON arrays: a third cheaper than objects, measured."""
-        picked = ", ".join(
-            f"value ->> '$[{i}]' AS {column}" for i, column in enumerate(columns)
-        )
+        picked = ", ".join(f"value ->> '$[{i}]' AS {column}" for i, column in enumerate(columns))
         return f"(SELECT {picked} FROM json_each(:{name})) AS {alias}"
 
 
@@ -46,7 +44,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, clock: Callable[[], int]) -> None:
         self.path = path
         self.clock = clock
-        self.dialect = SqliteDialect()
+        self.dialect: Dialect = SqliteDialect()
         self._reader: _Connection | None = None
         self._writer: _Connection | None = None
         self._pending: dict[Operation[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
@@ -80,7 +78,7 @@ class SqliteDatabase:
 
     async def changed(self) -> bool:
         """See `Database.changed`."""
-        version = (await self.read("PRAGMA data_version"))[0][0]
+        version: int = (await self.read("PRAGMA data_version"))[0][0]
         before, self._data_version = self._data_version, version
         return before != version
 
@@ -232,15 +230,19 @@ async def open_sqlite(path: Path, clock: Callable[[], int], *, create: bool = Tr
     Raises `StoreRefused` for a file that is not pilot's, newer than this pilot or damaged, which it leaves as it
     was; `StoreError` when there is none and `create` is off.
     """
+    await asyncio.to_thread(_prepare, path, clock, create)
+    return SqliteDatabase(path, clock)
+
+
+def _prepare(path: Path, clock: Callable[[], int], create: bool) -> None:
     if not path.exists():
         if not create:
             raise StoreError(f"no database at {path}; `pilot serve` or `pilot enqueue` makes one")
         _make_file(path)
     try:
-        await asyncio.to_thread(migrate, path, clock)
+        migrate(path, clock)
     except sqlite3.Error as error:
         raise translate(error, path) from error
-    return SqliteDatabase(path, clock)
 
 
 def _make_file(path: Path) -> None:
@@ -270,6 +272,6 @@ def translate(error: sqlite3.Error, path: Path) -> StoreError | Busy:
             f"{path} is damaged or no SQLite database ({error}); it is left as it is. "
             "Restore a backup made with `pilot db backup`, or move the file away to start empty"
         )
-    if code.startswith("SQLITE_READONLY") or code.startswith("SQLITE_CANTOPEN"):
+    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
         return StoreError(f"can't open {path} for writing ({error}); check its owner and mode")
     return StoreError(f"{path}: {error}")

@@ -1,0 +1,290 @@
+"""Dispatcher: one per node. Wakes project workers, keeps its leases, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from pilot.dispatch.maintenance import Leases, Recovery
+from pilot.dispatch.run import Attempts, Stop
+from pilot.dispatch.turns import Turns
+from pilot.dispatch.worker import ProjectWorker
+from pilot.domain.errors import PilotError
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import FailureClass
+from pilot.domain.policy import RULES, Rule
+from pilot.domain.ports import Clock, DispatchQueue, Node, NodeKind, Runner
+from pilot.domain.task import Project, Task
+
+log = structlog.get_logger()
+SWEEP = 30.0
+"""Seconds after which every project with work is looked at, whatever signals came or were lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How a node behaves in time; seconds."""
+
+    max_running: int = 4
+    lease: float = 60.0
+    drain_timeout: float = 30.0
+    poll_interval: float = 1.0
+    linger: float = 30.0
+
+
+async def _nothing_to_end(_execution: int, _fence: int) -> Collection[int]:
+    return ()
+
+
+class Dispatcher:
+    """Runs what is queued for its projects: `async with Dispatcher(...)`, or `await run()`.
+
+    `projects` are those this node can reach. Every wait has a timer behind it: signals are hints.
+    """
+
+    def __init__(
+        self,
+        queue: DispatchQueue,
+        runner: Runner,
+        *,
+        node: Node,
+        projects: Iterable[Project],
+        clock: Clock,
+        limits: Limits | None = None,
+        rules: Mapping[FailureClass, Rule] = RULES,
+        jitter: Callable[[], float] = random.random,
+        alive: Callable[[Node], bool | None] = lambda _node: None,
+        end_processes: Callable[[int, int], Awaitable[Collection[int]]] = _nothing_to_end,
+    ) -> None:
+        self._queue = queue
+        self._node = node
+        self._clock = clock
+        self._limits = limits or Limits()
+        self.projects: dict[int, Project] = {project.id: project for project in projects}
+        self._lease = int(self._limits.lease * 1000)
+        self._attempts = Attempts(queue, runner, clock, jitter, rules)
+        self._turns = Turns(self._limits.max_running)
+        self._leases = Leases(queue, node.id, self._lease, self._attempts.runs)
+        self._recovery = Recovery(queue, node, clock, alive, end_processes, every=min(15.0, self._limits.lease / 4))
+        self._workers: dict[int, ProjectWorker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._signal = asyncio.Event()
+        self._tokens: set[str] = set()
+        self._draining = asyncio.Event()
+        self._forced = asyncio.Event()
+        self._started = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+
+    @property
+    def accepting(self) -> bool:
+        """Started, and not on its way out."""
+        return self._started.is_set() and not self._draining.is_set()
+
+    async def __aenter__(self) -> Dispatcher:
+        self._main = asyncio.create_task(self.run())
+        started = asyncio.create_task(self._started.wait())
+        await asyncio.wait({self._main, started}, return_when=asyncio.FIRST_COMPLETED)
+        started.cancel()
+        if self._main.done():
+            self._main.result()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.drain()
+        if self._main is not None:
+            await self._main
+
+    async def queue_task(self, task: Task) -> int:
+        """Enqueue; the id of the execution that stands for the task, new or not."""
+        return (await self._queue.enqueue(task)).id
+
+    async def wait_for_execution(self, id: int) -> Execution:
+        """The execution once it is final, or held for a person. Raises `NotFound`."""
+        while True:
+            execution = await self._queue.get(id)
+            if execution.status.final or execution.status is Status.NEEDS_HUMAN:
+                return execution
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.poll_interval):
+                    await self._moved(execution.project_id)
+
+    async def _moved(self, project_id: int) -> None:
+        moved = asyncio.Event()
+        wanted = {str(project_id), "*"}
+        leave = self._queue.listen(lambda tokens: moved.set() if wanted & set(tokens) else None)
+        try:
+            await moved.wait()
+        finally:
+            leave()
+
+    def worker_status(self) -> list[dict[str, Any]]:
+        """What this node runs now: {execution, project, task_id, attempt, since (UTC ms)}."""
+        return [
+            {
+                "execution": run.execution.id,
+                "project": run.execution.project,
+                "task_id": run.execution.task_id,
+                "attempt": run.execution.attempt,
+                "since": run.execution.started_at,
+            }
+            for run in self._attempts.runs.values()
+        ]
+
+    def reconfigure(self, projects: Iterable[Project]) -> None:
+        """Serve these projects from now on; what runs goes on."""
+        self.projects = {project.id: project for project in projects}
+        for worker in self._workers.values():
+            worker.project = self.projects.get(worker.project.id, worker.project)
+        self._tell({"*"})
+
+    def drain(self) -> None:
+        """Take nothing new; `run` returns when what runs has ended, or its time is over."""
+        self._draining.set()
+
+    def force(self) -> None:
+        """End what runs at once; it goes back to the queue, uncounted."""
+        self._draining.set()
+        self._forced.set()
+
+    async def run(self) -> None:
+        """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards."""
+        await self._queue.start_node(self._node, self._lease)
+        leave = self._queue.listen(self._tell)
+        loops: list[asyncio.Task[None]] = []
+        try:
+            # Before anything is admitted: what a dead node of this host ran still has its agents in the repository.
+            for execution in await self._recovery.once():
+                log.info("execution.recovered", execution=execution.id, project=execution.project)
+            loops = [
+                asyncio.create_task(loop())
+                for loop in (self._leases.run, self._recovery.run, self._watch, self._draining_wait)
+            ]
+            self._tell({"*"})
+            self._started.set()
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in done:
+                loop.result()
+        finally:
+            leave()
+            await self._stop(loops)
+
+    async def _draining_wait(self) -> None:
+        await self._draining.wait()
+
+    async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
+        self._draining.set()
+        heartbeat, others = loops[:1], loops[1:]
+        for loop in others:
+            loop.cancel()
+        with contextlib.suppress(PilotError):
+            await self._queue.drain_node(self._node.id)
+        try:
+            await self._drain_workers()
+        finally:
+            for loop in heartbeat:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+            with contextlib.suppress(PilotError):
+                await self._queue.leave(self._node.id)
+
+    async def _drain_workers(self) -> None:
+        """Let what runs end for `drain_timeout`, then interrupt it; a forced stop interrupts at once."""
+        for worker in self._workers.values():
+            worker.wake()
+        forced = asyncio.create_task(self._forced.wait())
+        idle = asyncio.create_task(self._idle())
+        try:
+            await asyncio.wait({forced, idle}, timeout=self._limits.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried = self._forced.is_set()
+            for run in tuple(self._attempts.runs.values()):
+                run.stop(Stop.SHUTDOWN)
+            while self._attempts.runs:
+                await asyncio.wait({forced, idle}, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+                if self._forced.is_set() and not hurried:
+                    hurried = True
+                    for run in tuple(self._attempts.runs.values()):
+                        run.stop(Stop.SHUTDOWN)
+            for task in tuple(self._tasks):
+                task.cancel()
+            forced.cancel()
+            idle.cancel()
+            await asyncio.gather(forced, idle, *self._tasks, return_exceptions=True)
+
+    async def _idle(self) -> None:
+        while self._attempts.runs:
+            await asyncio.wait([run.task for run in self._attempts.runs.values()])
+            await asyncio.sleep(0.01)  # the end of a run is still to be written
+
+    def _tell(self, tokens: Collection[str]) -> None:
+        self._tokens |= set(tokens)
+        self._signal.set()
+
+    async def _watch(self) -> None:
+        """Turn signals, and the timers behind them, into woken workers."""
+        loop = asyncio.get_running_loop()
+        swept = 0.0
+        due: int | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause(due)):
+                    await self._signal.wait()
+            self._signal.clear()
+            tokens, self._tokens = self._tokens, set()
+            try:
+                full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
+                if full or await self._queue.changed():
+                    tokens |= {str(id) for id in await self._queue.ready(self.projects)}
+                    due = await self._queue.next_due()
+                    swept = loop.time() if full else swept
+                if tokens and self._attempts.runs:
+                    await self._leases.heed_cancels()
+            except PilotError as error:
+                log.error("watch.failed", error=str(error))  # noqa: TRY400
+                await asyncio.sleep(self._limits.poll_interval)
+            for token in tokens:
+                if token.isdecimal():
+                    self._wake(int(token))
+
+    def _pause(self, due: int | None) -> float:
+        if due is None:
+            return self._limits.poll_interval
+        return min(self._limits.poll_interval, max(0.0, (due - self._clock()) / 1000) + 0.001)
+
+    def _wake(self, project_id: int) -> None:
+        worker = self._workers.get(project_id)
+        if worker is not None:
+            worker.wake()
+            return
+        project = self.projects.get(project_id)
+        if project is None or self._draining.is_set():
+            return
+        worker = self._workers[project_id] = ProjectWorker(
+            project,
+            self._queue,
+            self._attempts,
+            self._turns,
+            node=self._node.id,
+            lease=self._lease,
+            own=self._node.kind is NodeKind.RUN,
+            admitting=lambda: not self._draining.is_set(),
+            linger=self._limits.linger,
+        )
+        task = asyncio.create_task(worker.run(), name=f"project {project.name}")
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._retired(project_id, task))
+
+    def _retired(self, project_id: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        worker = self._workers.pop(project_id)
+        crashed = not task.cancelled() and task.exception() is not None
+        if crashed:
+            log.error("worker.crashed", project=worker.project.name, error=repr(task.exception()))
+        if crashed or worker.woken:
+            self._tell({str(project_id)})  # woken between its last look and its end, or restarted after a crash

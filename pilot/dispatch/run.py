@@ -1,0 +1,135 @@
+"""One attempt in the hands of this node: started, stoppable, settled, and written down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import structlog
+
+from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
+from pilot.domain.policy import RULES, Rule, settle
+from pilot.domain.ports import Clock, Finish, Runner
+
+log = structlog.get_logger()
+
+
+class Stop(StrEnum):
+    """Why a run is ended from outside."""
+
+    CANCEL = "cancel"
+    SHUTDOWN = "shutdown"
+    LOST = "lost"  #: the lease went to somebody else, or can't be renewed: nothing may be written any more
+
+
+class FinishQueue(Protocol):
+    """The part of the queue that ends a claim."""
+
+    async def finish(self, finish: Finish) -> Execution | None:
+        """See `ports.Queue.finish`."""
+        ...
+
+
+@dataclass(slots=True)
+class Run:
+    """An attempt under way. `stop` may be called any number of times; a second call hurries the first."""
+
+    execution: Execution
+    task: asyncio.Future[Outcome]
+    stopped: Stop | None = None
+    reason: str = ""
+
+    def stop(self, why: Stop, reason: str = "") -> None:
+        """End the agent; a lost lease outweighs every other reason."""
+        if self.stopped is None or why is Stop.LOST:
+            self.stopped, self.reason = why, reason
+        self.task.cancel()
+
+
+@dataclass(slots=True)
+class Attempts:
+    """Runs claimed executions to their end and writes what became of them."""
+
+    queue: FinishQueue
+    runner: Runner
+    clock: Clock
+    jitter: Callable[[], float]
+    rules: Mapping[FailureClass, Rule] = field(default_factory=lambda: RULES)
+    runs: dict[int, Run] = field(default_factory=dict)
+
+    async def carry_out(self, execution: Execution, next_lease: Callable[[], int | None]) -> Execution | None:
+        """One attempt, from claimed to settled; the project's next claim if `next_lease()` asks for it then."""
+        facts = log.bind(execution=execution.id, project=execution.project, task=execution.task_id)
+        facts.info("attempt.started", attempt=execution.attempt, fence=execution.fence, backend=execution.backend)
+        task = asyncio.ensure_future(self.runner(execution))
+        run = self.runs[execution.id] = Run(execution, task)
+        try:
+            outcome = await self._outcome(run)
+            if outcome is None:
+                facts.warning("attempt.lost", reason=run.reason)
+                return None
+            settlement = settle(execution, outcome, now=self.clock(), jitter=self.jitter(), rules=self.rules)
+            facts.info("attempt.finished", outcome=outcome.ending, status=settlement.to, reason=settlement.reason)
+            finish = Finish(execution=execution, outcome=outcome, settlement=settlement)
+            return await self._write(run, finish, next_lease)
+        except LeaseLost as lost:
+            facts.warning("attempt.lost", reason=str(lost))
+            return None
+        finally:
+            if self.runs.get(execution.id) is run:
+                del self.runs[execution.id]
+
+    async def _outcome(self, run: Run) -> Outcome | None:
+        """The runner's value; None when nothing may be written."""
+        try:
+            # Shielded: if this coroutine itself is cancelled, the agent is ended through `stop`, in order.
+            while not run.task.done():
+                try:
+                    await asyncio.wait([run.task])
+                except asyncio.CancelledError:
+                    run.stop(Stop.SHUTDOWN)
+            outcome = run.task.result()
+        except asyncio.CancelledError:
+            outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown")
+        except LeaseLost:
+            return None
+        except WorkspaceError as error:
+            outcome = failed(error.failure, str(error), excerpt=error.excerpt)
+        except (StoreError, Busy, OSError) as error:
+            log.exception("attempt.crashed", execution=run.execution.id)
+            outcome = failed(FailureClass.INFRA, f"{type(error).__name__}: {error}")
+        except Exception as error:  # the border: a bug in a backend must not take the worker along
+            log.exception("attempt.crashed", execution=run.execution.id)
+            outcome = failed(FailureClass.UNKNOWN, f"{type(error).__name__}: {error}")
+        done = outcome.ending in (Ending.DONE, Ending.NO_CHANGE)
+        if run.stopped is Stop.LOST:
+            return None
+        if run.stopped is Stop.CANCEL and not done:
+            return Outcome(ending=Ending.CANCELLED, detail=run.reason or "cancelled", session_id=outcome.session_id)
+        return outcome
+
+    async def _write(self, run: Run, finish: Finish, next_lease: Callable[[], int | None]) -> Execution | None:
+        """Write the end, however long the disk is full or locked: the lease is what limits it."""
+        pause = 0.2
+        while True:
+            asked = Finish(
+                execution=finish.execution,
+                outcome=finish.outcome,
+                settlement=finish.settlement,
+                next_lease=None if finish.settlement.to is Status.RUNNING else next_lease(),
+            )
+            try:
+                return await self.queue.finish(asked)
+            except LeaseLost:
+                raise
+            except (StoreError, Busy) as error:
+                log.error("finish.delayed", execution=finish.execution.id, error=str(error))  # noqa: TRY400
+                if run.stopped is Stop.LOST:
+                    raise LeaseLost(f"execution {finish.execution.id}: {error}") from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)

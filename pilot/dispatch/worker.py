@@ -1,0 +1,147 @@
+"""ProjectWorker: the coroutine that serves one repository: wake → turn → claim → attempt → finish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import structlog
+
+from pilot.dispatch.run import Attempts
+from pilot.dispatch.turns import Turns
+from pilot.domain.errors import Busy, StoreError
+from pilot.domain.execution import Execution
+from pilot.domain.task import Project
+
+log = structlog.get_logger()
+
+
+class ClaimQueue(Protocol):
+    """The part of the queue that gives out work."""
+
+    async def claim(self, node: str, *, lease: int, projects: Collection[int], own: bool = False) -> list[Execution]:
+        """See `ports.Queue.claim`."""
+        ...
+
+
+class ProjectWorker:
+    """Made when its project has work, gone when it has been idle for `linger` seconds.
+
+    Serialization is not its doing: the database gives out a slot once, whoever asks.
+    """
+
+    def __init__(
+        self,
+        project: Project,
+        queue: ClaimQueue,
+        attempts: Attempts,
+        turns: Turns,
+        *,
+        node: str,
+        lease: int,
+        own: bool,
+        admitting: Callable[[], bool],
+        linger: float = 30.0,
+        retry_claim: float = 1.0,
+    ) -> None:
+        self.project = project
+        self._queue = queue
+        self._attempts = attempts
+        self._turns = turns
+        self._node = node
+        self._lease = lease
+        self._own = own
+        self._admitting = admitting
+        self._linger = linger
+        self._retry_claim = retry_claim
+        self._wake = asyncio.Event()
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether an attempt of the project runs here."""
+        return bool(self._lanes)
+
+    @property
+    def woken(self) -> bool:
+        """Whether somebody called `wake` since it last looked."""
+        return self._wake.is_set()
+
+    def wake(self) -> None:
+        """There may be work: look."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Serve until idle for long, or told to stop; running attempts are waited for."""
+        try:
+            while True:
+                # Cleared before looking: what comes while we look wakes us again.
+                self._wake.clear()
+                while self._admitting() and len(self._lanes) < self.project.max_running:
+                    execution = await self._next()
+                    if execution is None:
+                        break
+                    lane = asyncio.create_task(self._serve(execution), name=f"execution {execution.id}")
+                    self._lanes.add(lane)
+                    lane.add_done_callback(self._lane_ended)
+                if not await self._woken():
+                    return
+        finally:
+            while self._lanes:
+                await _settled(self._lanes)
+
+    async def _woken(self) -> bool:
+        """Wait for work; False after a long silence with nothing running."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._linger):
+                await self._wake.wait()
+        return self.woken or self.busy
+
+    async def _next(self) -> Execution | None:
+        """A claim together with the turn to run it, or neither."""
+        await self._turns.take()
+        execution = None
+        try:
+            if self._admitting():
+                found = await self._queue.claim(
+                    self._node, lease=self._lease, projects=(self.project.id,), own=self._own
+                )
+                execution = found[0] if found else None
+        except (StoreError, Busy) as error:
+            log.error("claim.failed", project=self.project.name, error=str(error))  # noqa: TRY400
+            asyncio.get_running_loop().call_later(self._retry_claim, self.wake)
+        finally:
+            if execution is None:
+                self._turns.give_back()
+        return execution
+
+    async def _serve(self, first: Execution) -> None:
+        """Run the claimed execution, and the project's next ones while nobody else waits for the turn."""
+        execution: Execution | None = first
+        try:
+            while execution is not None:
+                execution = await self._attempts.carry_out(execution, self._next_lease)
+        finally:
+            self._turns.give_back()
+
+    def _next_lease(self) -> int | None:
+        return self._lease if self._admitting() and not self._turns.contended else None
+
+    def _lane_ended(self, lane: asyncio.Task[None]) -> None:
+        self._lanes.discard(lane)
+        self._wake.set()
+        if not lane.cancelled() and (error := lane.exception()) is not None:
+            log.error("worker.lane_crashed", project=self.project.name, error=repr(error))
+
+
+async def _settled(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Wait for tasks; cancelled meanwhile, cancel them and wait on: an attempt ends its agent itself."""
+    try:
+        await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
