@@ -98,6 +98,7 @@ CREATE INDEX executions_reserved ON executions (reserved_for) WHERE reserved_for
 CREATE INDEX executions_ended ON executions (status, finished_at) WHERE finished_at IS NOT NULL;
 CREATE INDEX executions_project ON executions (project_id, id);
 CREATE INDEX executions_task ON executions (task_id);
+CREATE INDEX executions_parent ON executions (parent) WHERE parent IS NOT NULL;
 
 CREATE TABLE dependencies (
   execution_id INTEGER NOT NULL REFERENCES executions (id) ON DELETE CASCADE,
@@ -164,6 +165,7 @@ CREATE TABLE questions (
   answered_at  INTEGER
 );
 CREATE UNIQUE INDEX questions_open ON questions (execution_id) WHERE answered_at IS NULL;
+CREATE INDEX questions_execution ON questions (execution_id);
 
 CREATE TABLE outbox (                      -- effects owed to the outside, written with what causes them
   id           INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -179,6 +181,7 @@ CREATE TABLE outbox (                      -- effects owed to the outside, writt
   created_at   INTEGER NOT NULL
 );
 CREATE INDEX outbox_owed ON outbox (available_at, id) WHERE delivered_at IS NULL;
+CREATE INDEX outbox_execution ON outbox (execution_id) WHERE execution_id IS NOT NULL;
 
 CREATE TABLE nodes (
   id           TEXT PRIMARY KEY,

@@ -1,0 +1,243 @@
+"""Why an execution is not running, put together from what holds it; each hold is a row somebody wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pilot.domain.execution import Execution, Status
+from pilot.domain.ports import Hold, Why
+from pilot.domain.text import one_line
+from pilot.store.claim import PARKED
+from pilot.store.database import Database
+from pilot.store.documents import moment
+
+_NAMED = 20  # holds of one sort that are named one by one
+# Due rows of one project that the claim would look at. `due` is brought up to date by the next claim only.
+_LINE = (
+    "FROM (SELECT id, priority, task_id, backend FROM executions "
+    "WHERE status = 'queued' AND due = 1 AND project_id = :project UNION ALL "
+    "SELECT id, priority, task_id, backend FROM executions "
+    "WHERE status = 'queued' AND due = 0 AND available_at <= :now AND +project_id = :project) AS line "
+    f"WHERE (line.priority, line.id) < (:priority, :id) AND NOT {PARKED.format(backend='line.backend')}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Who stands before it in its project's queue."""
+
+    before: int = 0
+    first: int | None = None
+    task_id: str = ""
+
+
+async def why(database: Database, execution: Execution, now: int) -> Why:
+    """The answer for one execution; `now` is UTC ms."""
+    match execution.status:
+        case Status.QUEUED:
+            return await _queued(database, execution, now)
+        case Status.RUNNING:
+            return _why(execution, next=await _while_running(database, execution, now))
+        case Status.BLOCKED:
+            holds = await _dependencies(database, execution)
+            named = ", ".join(str(hold.execution) for hold in holds[:3])
+            more = f" and {execution.deps_left - 3} more" if execution.deps_left > 3 else ""
+            return _why(
+                execution,
+                holds,
+                f"It is queued when {named}{more} completed, cancelled if one fails.",
+            )
+        case Status.NEEDS_HUMAN:
+            return _why(execution, [await _person(database, execution)], _for_a_person(execution))
+        case _:
+            again = (
+                "" if execution.status is Status.COMPLETED else f" `pilot retry {execution.id}` runs it anew."
+            )
+            return _why(execution, next=f"Nothing: it is {execution.status}.{again}")
+
+
+def _why(
+    execution: Execution, holds: list[Hold] | None = None, next: str = "", position: int | None = None
+) -> Why:
+    return Why(execution.id, str(execution.status), position, tuple(holds or ()), next)
+
+
+async def _queued(database: Database, execution: Execution, now: int) -> Why:
+    due = execution.available_at <= now
+    line = await _line(database, execution, now) if due else _Line()
+    holds = [
+        *await _pauses(database, execution),
+        *await _park(database, execution, now),
+        *_time(execution, due=due),
+        *await _nodes(database, execution, now),
+        *await _slots(database, execution),
+    ]
+    if line.before:
+        holds.append(
+            Hold(
+                "ahead",
+                f"{line.before} before it in {execution.project}; "
+                f"the first is {line.first} ({one_line(line.task_id, 60)})",
+                line.first,
+            )
+        )
+    return _why(execution, holds, _next(execution, holds), line.before + 1 if due else None)
+
+
+def _next(execution: Execution, holds: list[Hold]) -> str:
+    """What has to happen first, in one sentence."""
+    if not holds:
+        return "It is next: it starts as soon as a node has room for it."
+    hold = holds[0]
+    at = "" if hold.until is None else moment(hold.until)
+    match hold.kind:
+        case "paused":
+            which = "" if hold.detail.startswith("everything") else f" {execution.project}"
+            return f"It waits until admission is resumed: `pilot resume{which}`."
+        case "parked" if at:
+            return f"It may start at {at}, or after `pilot backend unpark {execution.backend}`."
+        case "parked":
+            return f"It waits for a person: mend the cause, then `pilot backend unpark {execution.backend}`."
+        case "time":
+            return f"It may start at {at}."
+        case "node":
+            return "It starts once a node runs: `pilot serve`."
+        case "reserved":
+            return "The direct run that it was made for starts it when its turn comes."
+        case "slot":
+            return f"It moves up when {hold.execution} ends."
+        case _:
+            return f"It starts after the {holds[-1].detail.split()[0]} before it."
+
+
+async def _line(database: Database, execution: Execution, now: int) -> _Line:
+    params: Mapping[str, Any] = {
+        "project": execution.project_id,
+        "priority": execution.priority,
+        "id": execution.id,
+        "now": now,
+    }
+    ((before,),) = await database.read(f"SELECT count(*) {_LINE}", params)
+    if not before:
+        return _Line()
+    first = await database.read(
+        f"SELECT line.id, line.task_id {_LINE} ORDER BY line.priority, line.id LIMIT 1",
+        params,
+    )
+    return _Line(before, *first[0]) if first else _Line()
+
+
+async def _pauses(database: Database, execution: Execution) -> list[Hold]:
+    rows = await database.read(
+        "SELECT project_id, owner, reason, since FROM pauses WHERE project_id IN (0, :project) "
+        "ORDER BY project_id, owner",
+        {"project": execution.project_id},
+    )
+    return [
+        Hold(
+            "paused",
+            f"{'everything' if project == 0 else execution.project} is paused by {one_line(owner, 60)} "
+            f"since {moment(since)}: {one_line(reason) or 'no reason given'}",
+        )
+        for project, owner, reason, since in rows
+    ]
+
+
+async def _park(database: Database, execution: Execution, now: int) -> list[Hold]:
+    rows = await database.read(
+        "SELECT failure, reason, until FROM parks "
+        "WHERE backend = :backend AND (until IS NULL OR until > :now)",
+        {"backend": execution.backend, "now": now},
+    )
+    return [
+        Hold("parked", f"{execution.backend} takes no work: {failure}: {one_line(reason)}", None, until)
+        for failure, reason, until in rows
+    ]
+
+
+def _time(execution: Execution, *, due: bool) -> list[Hold]:
+    if due:
+        return []
+    detail = f"not before {moment(execution.available_at)}"
+    if execution.reason:
+        detail += f", after {one_line(execution.reason)}"
+    return [Hold("time", detail, None, execution.available_at)]
+
+
+async def _nodes(database: Database, execution: Execution, now: int) -> list[Hold]:
+    if execution.reserved_for is not None:
+        return [Hold("reserved", f"kept for the direct run {one_line(execution.reserved_for, 80)}")]
+    rows = await database.read(
+        "SELECT state FROM nodes WHERE lease_until > :now AND kind <> 'run'", {"now": now}
+    )
+    states = [row[0] for row in rows]
+    if any(state == "up" for state in states):
+        return []
+    detail = "the only node is draining" if states else "no node is up"
+    return [Hold("node", f"{detail}; `pilot serve` runs one")]
+
+
+async def _slots(database: Database, execution: Execution) -> list[Hold]:
+    ((most,),) = await database.read(
+        "SELECT max_running FROM projects WHERE id = :project", {"project": execution.project_id}
+    )
+    rows = await database.read(
+        "SELECT e.id, e.task_id, e.node, a.started_at FROM executions e "
+        "LEFT JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt "
+        "WHERE e.status = 'running' AND e.project_id = :project ORDER BY e.slot",
+        {"project": execution.project_id},
+    )
+    if len(rows) < most:
+        return []
+    return [
+        Hold(
+            "slot",
+            f"{id} ({one_line(task_id, 60)}) runs in {execution.project} on {one_line(node, 80)}"
+            + (f" since {moment(started_at)}" if started_at is not None else ""),
+            id,
+        )
+        for id, task_id, node, started_at in rows[:_NAMED]
+    ]
+
+
+async def _dependencies(database: Database, execution: Execution) -> list[Hold]:
+    rows = await database.read(
+        "SELECT e.id, e.task_id, e.status FROM dependencies d JOIN executions e ON e.id = d.depends_on "
+        "WHERE d.execution_id = :id AND e.status <> 'completed' ORDER BY e.id LIMIT :most",
+        {"id": execution.id, "most": _NAMED},
+    )
+    return [
+        Hold("dependency", f"waits for {id} ({one_line(task_id, 60)}), which is {status}", id)
+        for id, task_id, status in rows
+    ]
+
+
+async def _person(database: Database, execution: Execution) -> Hold:
+    rows = await database.read(
+        "SELECT text FROM questions WHERE execution_id = :id AND answered_at IS NULL", {"id": execution.id}
+    )
+    return Hold("person", one_line(rows[0][0] if rows else execution.reason or "", 500))
+
+
+def _for_a_person(execution: Execution) -> str:
+    return (
+        f"It waits for a person: `pilot answer {execution.id} TEXT` lets it go on, "
+        f"`pilot cancel {execution.id}` ends it."
+    )
+
+
+async def _while_running(database: Database, execution: Execution, now: int) -> str:
+    rows = await database.read(
+        "SELECT phase, started_at FROM attempts WHERE execution_id = :id AND number = :attempt",
+        {"id": execution.id, "attempt": execution.attempt},
+    )
+    phase, started_at = rows[0] if rows else (None, None)
+    if execution.lease_until is not None and execution.lease_until <= now:
+        return f"Its lease ended at {moment(execution.lease_until)} and was not renewed: it is taken back."
+    if execution.cancel_requested:
+        return "It is being cancelled: its agent is ended first."
+    since = "" if started_at is None else f" since {moment(started_at)}"
+    doing = f", now: {one_line(phase, 80)}" if phase else ""
+    return f"It runs on {execution.node}{since} (attempt {execution.attempt}){doing}."
