@@ -556,6 +556,7 @@ async def test_no_read_walks_the_finished_rows(rack: Rack) -> None:
     small = {"projects", "p", "z", "nodes", "parks", "pauses", "q", "ended", "part", "waiting", "line"}
     walks = [plan for plan in planned.plans if plan.startswith("SCAN ")]
     assert walks
+    assert "SEARCH executions USING INTEGER PRIMARY KEY (rowid<?)" not in planned.plans
     for plan in walks:
         of_few = any(f"USING INDEX {name}" in plan or f"COVERING INDEX {name}" in plan for name in few)
         counted = plan == "SCAN executions USING COVERING INDEX executions_ended"
