@@ -1,0 +1,1 @@
+"""What `pilot serve` answers over HTTP."""

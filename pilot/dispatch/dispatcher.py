@@ -88,17 +88,21 @@ class Dispatcher:
 
     async def __aenter__(self) -> Dispatcher:
         self._main = asyncio.create_task(self.run())
-        started = asyncio.create_task(self._started.wait())
-        await asyncio.wait({self._main, started}, return_when=asyncio.FIRST_COMPLETED)
-        started.cancel()
-        if self._main.done():
-            self._main.result()
+        await self.started(self._main)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self.drain()
         if self._main is not None:
             await self._main
+
+    async def started(self, running: asyncio.Task[None]) -> None:
+        """Wait until `running`, which is `run()`, has recovered and admits work; raises what ended it before."""
+        waiting = asyncio.create_task(self._started.wait())
+        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        if running.done():
+            running.result()
 
     async def queue_task(self, task: Task) -> int:
         """Enqueue; the id of the execution that stands for the task, new or not."""

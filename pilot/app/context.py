@@ -1,0 +1,185 @@
+"""From settings to objects: store, projects, agents, runner, dispatcher."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilot import __version__
+from pilot.backends import build, known_backends
+from pilot.config.load import Loaded
+from pilot.config.locate import ensure_state_dir
+from pilot.config.schema import ProjectSettings, Settings
+from pilot.dispatch.dispatcher import Dispatcher, Limits
+from pilot.dispatch.intake import Intake, TaskRequest
+from pilot.domain.errors import NotFound, PilotError, UsageError
+from pilot.domain.execution import Enqueued, Execution
+from pilot.domain.ports import Backend, Journal, Node, NodeKind, Runner
+from pilot.domain.task import Project
+from pilot.runner.identity import find_repository, repository_key, url_key
+from pilot.runner.process import end_marked
+from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
+from pilot.runner.runner import AttemptRunner
+from pilot.runner.workspace import Workspaces
+from pilot.store import Store, open_store
+
+def new_node(kind: NodeKind) -> Node:
+    """This process, as the store will know it."""
+    pid = os.getpid()
+    return Node(
+        id=f"{socket.gethostname()[:40]}-{pid}-{uuid.uuid4().hex[:6]}",
+        kind=kind,
+        host=host_id(),
+        boot_id=boot_id(),
+        pid=pid,
+        start_ticks=start_ticks(pid) or 0,
+        version=__version__,
+    )
+
+
+def alive(node: Node) -> bool | None:
+    """Whether the node's process lives; None when it is another host's and can't be known."""
+    if node.host != host_id():
+        return None
+    return node.boot_id == boot_id() and is_alive(node.pid, node.start_ticks)
+
+
+@dataclass(slots=True)
+class Context:
+    """One process's view: its settings, its store, and the projects it can reach."""
+
+    settings: Settings
+    store: Store
+    state_dir: Path
+    projects: dict[int, ProjectSettings] = field(default_factory=dict)
+    stored: dict[int, Project] = field(default_factory=dict)
+    _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)
+
+    async def configure(self, settings: Settings) -> None:
+        """Serve the projects of these settings from now on."""
+        entries = [(_identity(own), own) for own in settings.projects]
+        stored = await self.store.queue.register(
+            [(key, own.name, place, own.max_running) for (key, place), own in entries]
+        )
+        twice = {a.id for n, a in enumerate(stored) for b in stored[:n] if a.id == b.id} if _repeats(stored) else set()
+        if twice:
+            names = ", ".join(own.name for (_, own), row in zip(entries, stored, strict=True) if row.id in twice)
+            raise UsageError(f"these projects are one repository: {names}. Keep one of them")
+        self.settings = settings
+        self.projects = {row.id: own for row, (_, own) in zip(stored, entries, strict=True)}
+        self.stored = {row.id: row for row in stored}
+        self._backends = {}
+
+    async def project(self, named: str | None, *, unconfigured: bool = False) -> tuple[Project, ProjectSettings]:
+        """By name, path, or (None) where one stands. `unconfigured`: any git repository will do."""
+        for id, own in self.projects.items():
+            if named is not None and own.name == named:
+                return self.stored[id], own
+        place = Path(named).expanduser() if named is not None else Path.cwd()
+        root = find_repository(place) if place.exists() else None
+        if root is None:
+            if named is None:
+                raise UsageError("not in a git repository; go into one, or name a project with -p")
+            raise NotFound(f"no project {named!r} in the configuration, and no git repository there")
+        key, top = repository_key(root)
+        for id, row in self.stored.items():
+            if row.key == key:
+                return row, self.projects[id]
+        if not unconfigured:
+            raise NotFound(f"{top} is not a project of the configuration; add it to pilot.yaml (`pilot init` writes one)")
+        own = ProjectSettings(name=Path(top).name, path=Path(top))
+        (row,) = await self.store.queue.register([(key, own.name, str(top), None)])
+        self.projects[row.id], self.stored[row.id] = own, row
+        return row, own
+
+    def backend(self, execution: Execution) -> Backend:
+        """The agent that this execution was routed to, by its project's settings."""
+        own = self.projects[execution.project_id]
+        executor = self.settings.executor_for(own)
+        key = (id(executor), execution.backend)
+        if key not in self._backends:
+            self._backends[key] = build(execution.backend, executor)
+        return self._backends[key]
+
+    def intake(self) -> Intake:
+        """The door for tasks."""
+        return Intake(self.settings, self.store.queue, frozenset(known_backends(self.settings.executor)))
+
+    def runner(self, journal: Journal) -> Runner:
+        """What does an attempt."""
+        return AttemptRunner(
+            project=lambda execution: self.projects[execution.project_id],
+            backend=self.backend,
+            executor=lambda execution: self.settings.executor_for(self.projects[execution.project_id]),
+            workspaces=Workspaces(self.state_dir),
+            journal=journal,
+            state_dir=self.state_dir,
+            store_id=self.store.id,
+        )
+
+    def dispatcher(
+        self, node: Node, limits: Limits, projects: Collection[Project], journal: Journal | None = None
+    ) -> Dispatcher:
+        """A dispatcher of this process."""
+        return Dispatcher(
+            self.store.queue,
+            self.runner(journal or self.store.journal),
+            node=node,
+            projects=projects,
+            clock=self.store.database.clock,
+            limits=limits,
+            rules=self.settings.retry_rules(),
+            alive=alive,
+            end_processes=lambda id, fence: end_marked(f"{self.store.id}:{id}:"),
+        )
+
+
+def _repeats(stored: Collection[Project]) -> bool:
+    return len({row.id for row in stored}) < len(stored)
+
+
+def _identity(own: ProjectSettings) -> tuple[str, str]:
+    """Key and place. Raises `UsageError` for a path that is no repository."""
+    if own.url is not None:
+        return url_key(own.url), own.url
+    assert own.path is not None  # noqa: S101  the schema wants one of the two
+    try:
+        key, root = repository_key(own.path)
+    except (OSError, PilotError) as error:
+        raise UsageError(f"project {own.name}: {error}") from error
+    return key, str(root)
+
+
+@asynccontextmanager
+async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
+    """Everything but the loop: state directory, store, projects."""
+    settings = loaded.settings
+    state_dir = Path(settings.state_dir)
+    ensure_state_dir(state_dir)
+    async with open_store(settings.store) as store:
+        context = Context(settings, store, state_dir)
+        await context.configure(settings)
+        yield context
+
+
+def limits_of(settings: Settings) -> Limits:
+    """The dispatcher's settings."""
+    own = settings.dispatcher
+    return Limits(
+        max_running=own.max_running,
+        lease=own.lease,
+        drain_timeout=own.drain_timeout,
+        poll_interval=own.poll_interval,
+    )
+
+
+async def enqueue(loaded: Loaded, request: TaskRequest, project: str | None) -> Enqueued:
+    """One row into the queue of a configured project."""
+    async with open_context(loaded) as context:
+        row, own = await context.project(project)
+        return await context.intake().submit(request, row, own)

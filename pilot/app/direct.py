@@ -1,0 +1,136 @@
+"""`pilot run`: one task here and now, under the same project slot as everybody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from pilot.app.context import Context, limits_of, new_node, open_context
+from pilot.config.load import Loaded
+from pilot.dispatch.dispatcher import Dispatcher
+from pilot.dispatch.intake import TaskRequest
+from pilot.domain.errors import Busy
+from pilot.domain.execution import Execution, Status
+from pilot.domain.ports import Journal, NodeKind, OutputKind
+from pilot.domain.task import DIRECT_PRIORITY
+from pilot.runner.process import become_subreaper
+
+
+class ProgressKind(StrEnum):
+    """What a line of live progress is about."""
+
+    QUEUED = "queued"  #: the id, and whether it is new
+    WAITING = "waiting"  #: for whom or what
+    PHASE = "phase"  #: what the attempt does now
+    OUTPUT = "output"  #: a piece of the agent's words
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One thing to show while it runs. `output` says what sort of words `text` is."""
+
+    kind: ProgressKind
+    text: str
+    output: OutputKind | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectRequest:
+    """A task request, where, and whether to wait for the project's slot."""
+
+    task: TaskRequest
+    project: str | None = None
+    wait: bool = True
+
+
+Show = Callable[[Progress], None]
+
+
+@dataclass(slots=True)
+class _ShownJournal:
+    """The journal, with a window in it."""
+
+    journal: Journal
+    show: Show
+
+    async def note(self, execution: Execution, **facts: str | None) -> None:
+        await self.journal.note(execution, **facts)
+        if facts.get("phase"):
+            self.show(Progress(ProgressKind.PHASE, facts["phase"] or ""))
+
+    async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
+        await self.journal.write(execution, pieces)
+        for kind, data in pieces:
+            self.show(Progress(ProgressKind.OUTPUT, data.decode(errors="replace"), kind))
+
+
+async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda _progress: None) -> Execution:
+    """Run it, waiting for its turn; the execution as it ended. Raises `Busy` when it may not wait.
+
+    The first SIGINT or SIGTERM cancels it in order, a second one at once.
+    """
+    become_subreaper()
+    async with open_context(loaded) as context:
+        project, own = await context.project(request.project, unconfigured=True)
+        node = new_node(NodeKind.RUN)
+        limits = replace(limits_of(context.settings), max_running=1, poll_interval=0.5)
+        dispatcher = context.dispatcher(node, limits, [project], _ShownJournal(context.store.journal, show))
+        async with dispatcher:
+            task = replace(
+                request.task,
+                source="cli",
+                priority=DIRECT_PRIORITY,
+                reserved_for=node.id,
+                max_attempts=request.task.max_attempts or 1,
+            )
+            new = await context.intake().submit(task, project, own)
+            if new.duplicate:
+                raise Busy(
+                    f"{task.task_id} is execution {new.id} already ({new.status}); see `pilot show {new.id}`, "
+                    f"or end it with `pilot cancel {new.id}`"
+                )
+            show(Progress(ProgressKind.QUEUED, str(new.id)))
+            with _interrupts(context, dispatcher, new.id):
+                await _until_started(context, new.id, show, wait=request.wait)
+                return await dispatcher.wait_for_execution(new.id)
+
+
+async def _until_started(context: Context, id: int, show: Show, *, wait: bool) -> None:
+    """Say for whom it waits, each time that changes; without `wait`, give up at the first."""
+    said = ""
+    while (execution := await context.store.queue.get(id)).status is Status.QUEUED:
+        why = await context.store.history.why(id, context.store.database.clock())
+        hold = "; ".join(hold.detail for hold in why.holds)
+        if hold and not wait:
+            await context.store.queue.cancel(id, by="pilot", reason=f"was not to wait: {hold}")
+            raise Busy(f"{execution.project} is busy: {hold}")
+        if hold and hold != said:
+            said = hold
+            show(Progress(ProgressKind.WAITING, hold))
+        await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    tasks: list[asyncio.Future[Status]] = []
+
+    def interrupt() -> None:
+        if tasks:
+            dispatcher.force()
+        cancel: Awaitable[Status] = context.store.queue.cancel(id, by="the terminal")
+        tasks.append(asyncio.ensure_future(cancel))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+        for task in tasks:
+            task.cancel()

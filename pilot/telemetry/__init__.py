@@ -1,0 +1,1 @@
+"""What pilot tells those who run it: logs now."""
