@@ -5,30 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiosqlite
 
-from pilot.domain.errors import Busy, StoreError, StoreRefused
+from pilot.domain.errors import StoreError
 from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Step
 from pilot.store.migrate import migrate
 from pilot.store.signals import FifoSignals
+from pilot.store.sqlite_dialect import BUSY_TIMEOUT, SqliteDialect, configure, error_code, translate
 
 T = TypeVar("T")
-BUSY_TIMEOUT = 5_000  # ms
-
-
-class SqliteDialect:
-    """What is SQLite's own in the shared SQL."""
-
-    lock_projects = ""  # BEGIN IMMEDIATE lets one writer in
-
-    def records(self, name: str, alias: str, columns: Mapping[str, str]) -> str:
-        """Rows come as JSON arrays: a third cheaper than objects, measured."""
-        picked = ", ".join(f"value ->> '$[{i}]' AS {column}" for i, column in enumerate(columns))
-        return f"(SELECT {picked} FROM json_each(:{name})) AS {alias}"
 
 
 class _Connection(aiosqlite.Connection):
@@ -130,7 +119,7 @@ class SqliteDatabase:
 
     async def _after_error(self, error: sqlite3.Error) -> None:
         # After an I/O error in a commit the connection's view of the log can't be trusted (SQLite: reopen).
-        if self._writer is not None and "IOERR" in _code(error):
+        if self._writer is not None and "IOERR" in error_code(error):
             connection, self._writer = self._writer, None
             await connection.close()
 
@@ -215,15 +204,6 @@ async def _connect(path: Path, *, read_only: bool) -> _Connection:
         raise translate(error, path) from error
 
 
-def configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
-    """The settings that every connection needs before its first statement."""
-    pragmas: Iterable[str] = ("foreign_keys = ON", "temp_store = MEMORY", "cache_size = -16000")
-    # FULL: a commit that was acknowledged survives the loss of power, not only of the process.
-    pragmas = (*pragmas, "query_only = ON") if read_only else (*pragmas, "synchronous = FULL")
-    for pragma in pragmas:
-        connection.execute(f"PRAGMA {pragma}")
-
-
 async def open_sqlite(path: Path, clock: Callable[[], int], *, create: bool = True) -> SqliteDatabase:
     """Open pilot's file, bringing its schema up to this version first.
 
@@ -254,24 +234,3 @@ def _make_file(path: Path) -> None:
         pass  # another process was quicker; never open a database file by hand
     except OSError as error:
         raise StoreError(f"can't make {path}: {error.strerror}") from error
-
-
-def _code(error: sqlite3.Error) -> str:
-    return getattr(error, "sqlite_errorname", None) or ""
-
-
-def translate(error: sqlite3.Error, path: Path) -> StoreError | Busy:
-    """An engine's error in words that say what to do."""
-    code = _code(error)
-    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return Busy(f"{path} is locked by another process for more than {BUSY_TIMEOUT // 1000} s; try again")
-    if code == "SQLITE_FULL":
-        return StoreError(f"the disk of {path} is full; nothing was written. Make room and try again")
-    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-        return StoreRefused(
-            f"{path} is damaged or no SQLite database ({error}); it is left as it is. "
-            "Restore a backup made with `pilot db backup`, or move the file away to start empty"
-        )
-    if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
-        return StoreError(f"can't open {path} for writing ({error}); check its owner and mode")
-    return StoreError(f"{path}: {error}")

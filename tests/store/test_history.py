@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from pilot.domain.errors import UsageError
+from pilot.domain.errors import StoreError, StoreRefused, UsageError
 from pilot.domain.execution import Status
 from pilot.domain.ports import Hold, Why
 from pilot.store import Store, open_store
 from pilot.store.database import Rows, Statement, Step
 from pilot.store.documents import rfc3339, why_document
+from pilot.store.glance import answer, glance
 from pilot.store.history import History
 
 NOW = 1_800_000_000_000
@@ -187,9 +189,7 @@ async def test_the_list_is_filtered(rack: Rack) -> None:
     assert await ids(task_id="GH-1") == [4, 5]
 
 
-@pytest.mark.parametrize(
-    "cursor", ["x", "open.", "open.x", "ended.1", "open.1.2", "ended.1.²", "open." + "9" * 30]
-)
+@pytest.mark.parametrize("cursor", ["x", "open.", "open.x", "ended.1", "open.1.2", "ended.1.²", "open." + "9" * 30])
 async def test_a_cursor_of_somebody_elses_is_refused(rack: Rack, cursor: str) -> None:
     with pytest.raises(UsageError, match="cursor"):
         await rack.history.executions(cursor=cursor)
@@ -330,9 +330,7 @@ class TestWhy:
         await rack.execution(2, Status.NEEDS_HUMAN)
         await rack.execution(3, Status.BLOCKED)
         await rack.execution(4, backend="codex")
-        await rack.put(
-            "parks", {"backend": "codex", "failure": "quota", "reason": "", "until": None, "since": 0}
-        )
+        await rack.put("parks", {"backend": "codex", "failure": "quota", "reason": "", "until": None, "since": 0})
         await rack.execution(5)
         await rack.execution(6, available_at=NOW, due=0)  # due, though the flag is not up to date
         await rack.execution(7)
@@ -396,9 +394,7 @@ class TestWhy:
 
         assert why.position is None
         assert why.holds == (
-            Hold(
-                "time", "not before 2027-01-15 08:00:01 UTC, after network: reset by peer", None, NOW + SECOND
-            ),
+            Hold("time", "not before 2027-01-15 08:00:01 UTC, after network: reset by peer", None, NOW + SECOND),
         )
 
     @pytest.mark.parametrize(
@@ -491,9 +487,7 @@ async def test_the_status_document(rack: Rack) -> None:
     status = await rack.history.status(NOW)
 
     assert status["counts"] == {s.value: 0 for s in Status} | {"running": 1, "queued": 2}
-    assert [(r["id"], r["since"], r["phase"]) for r in status["running"]] == [
-        (1, "2027-01-15T07:59:30.000Z", "agent")
-    ]
+    assert [(r["id"], r["since"], r["phase"]) for r in status["running"]] == [(1, "2027-01-15T07:59:30.000Z", "agent")]
     assert [(p["name"], p["running"], p["queued"], p["paused"]) for p in status["projects"]] == [
         ("api", 0, 2, False),
         ("web", 1, 0, True),
@@ -562,3 +556,36 @@ async def test_no_read_walks_the_finished_rows(rack: Rack) -> None:
         counted = plan == "SCAN executions USING COVERING INDEX executions_ended"
         of_small = plan.split()[1] in small or plan.startswith("SCAN (subquery")
         assert of_few or counted or of_small or plan in HARMLESS, plan
+
+
+def test_a_glance_reads_without_a_loop(tmp_path: Path) -> None:
+    async def fill() -> None:
+        async with open_store(f"sqlite:///{tmp_path}/pilot.db", clock=lambda: NOW) as store:
+            await Rack(store).project(1, "api")
+            await Rack(store).execution(1)
+
+    with pytest.raises(StoreError, match="no database at"), glance(tmp_path / "pilot.db", lambda: NOW):
+        pass
+    asyncio.run(fill())
+
+    with glance(tmp_path / "pilot.db", lambda: NOW) as history:
+        found, _ = answer(history.executions())
+        assert [e.id for e in found] == [1]
+        assert answer(history.why(1, NOW)) is not None
+        with pytest.raises(StoreError, match="readonly"):
+            answer(history._database.read("DELETE FROM executions"))
+
+
+def test_a_glance_at_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "pilot.db"
+    file.write_bytes(b"not a database" * 1000)
+
+    with pytest.raises(StoreRefused, match="Restore a backup"), glance(file, lambda: NOW):
+        pass
+
+    assert file.read_bytes() == b"not a database" * 1000
+
+
+def test_what_has_to_wait_can_not_be_answered_at_once() -> None:
+    with pytest.raises(TypeError, match="needs a loop"):
+        answer(asyncio.sleep(0))
