@@ -13,7 +13,7 @@ For a daemon (prints one line, `listening on http://127.0.0.1:PORT`; ends with S
 **Script**: a list of turns, or `{"scripts": [{"when": "text", "turns": [...]}, ...]}`. Each conversation
 (the CLI's session id) takes the first script whose `when` occurs in its first request's messages (none:
 always) and walks through it: one turn per `POST /v1/messages` that offers tools, the CLI's retries included.
-Past the end the answer is the text "done". Requests without tools (titles, summaries) get the text "ok", free.
+Past the end the answer is the text "done". Requests without tools (titles, summaries) get the text "ok".
 
 **Turn**: an object with one of
 
@@ -122,6 +122,7 @@ class ModelServer:
         self._conversations: dict[str, Iterator[Turn]] = {}
         self._lock = threading.Lock()
         self._log = log
+        self.numbers = itertools.count(1)
         self.closing = threading.Event()
         self._http = _Server(("127.0.0.1", port), _Handler, self)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
@@ -219,7 +220,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error({"status": 529, "error": turn["sse_error"]})
         else:
             cwd = Request("POST", self.path, {}, body).cwd
-            events = list(_events(turn, str(body.get("model", "")), cwd))
+            model = str(body.get("model", ""))
+            events = list(_events(turn, next(self.server.model.numbers), model, cwd))
             if body.get("stream"):
                 self._stream(turn, events)
             else:
@@ -273,9 +275,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-def _events(turn: Turn, model: str, cwd: str) -> Iterator[dict[str, Any]]:
+def _events(turn: Turn, number: int, model: str, cwd: str) -> Iterator[dict[str, Any]]:
     usage = {**USAGE, **turn.get("usage", {})}
-    number = next(_NUMBERS)
     start: dict[str, Any] = {
         "id": f"msg_{number:08d}", "type": "message", "role": "assistant", "model": model, "content": [],
         "stop_reason": None, "stop_sequence": None, "usage": {**usage, "output_tokens": 1},
@@ -297,9 +298,6 @@ def _events(turn: Turn, model: str, cwd: str) -> Iterator[dict[str, Any]]:
     delta = {"stop_reason": turn.get("stop_reason", reason), "stop_sequence": None}
     yield {"type": "message_delta", "delta": delta, "usage": usage}
     yield {"type": "message_stop"}
-
-
-_NUMBERS = itertools.count(1)
 
 
 def _filled(value: Any, cwd: str) -> Any:

@@ -1,0 +1,105 @@
+"""What Claude Code is given: arguments, environment, and lines on its standard input. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.ports import AgentRequest
+from pilot.domain.text import clean
+
+INSTRUCTIONS_LIMIT = 96 << 10
+"""Bytes of one argument; Linux takes no more than 128 KiB."""
+
+ACCOUNT = (
+    "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS",
+    "CLAUDE_CODE_OAUTH_TOKEN", "CLAUDE_CONFIG_DIR", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy",
+    "NO_PROXY", "no_proxy", "NODE_EXTRA_CA_CERTS",
+)  # fmt: skip
+"""What the CLI needs to reach its model, handed on from pilot's own environment besides `executor.environment`."""
+CLOUDS: Mapping[str, tuple[str, ...]] = {
+    "CLAUDE_CODE_USE_BEDROCK": (
+        "AWS_REGION", "AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN",
+        "AWS_BEARER_TOKEN_BEDROCK", "ANTHROPIC_BEDROCK_BASE_URL",
+    ),
+    "CLAUDE_CODE_USE_VERTEX": (
+        "CLOUD_ML_REGION", "ANTHROPIC_VERTEX_PROJECT_ID", "ANTHROPIC_VERTEX_BASE_URL",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+    ),
+    "CLAUDE_CODE_USE_FOUNDRY": (
+        "ANTHROPIC_FOUNDRY_RESOURCE", "ANTHROPIC_FOUNDRY_BASE_URL", "ANTHROPIC_FOUNDRY_API_KEY",
+    ),
+}  # fmt: skip
+"""The same for a model in somebody's cloud, only when its switch is set."""
+DEFAULTS = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    # the CLI's own ten retries take three minutes in which nobody knows why; admission knows better when
+    "CLAUDE_CODE_MAX_RETRIES": "2",
+}
+FORCED = {
+    # else `@/any/file` in an issue puts that file into the prompt
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+}
+KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", *CLOUDS)
+"""One of these in the environment is an account."""
+
+
+def arguments(settings: ClaudeCodeSettings, request: AgentRequest, session: str, *, resume: bool) -> tuple[str, ...]:
+    """The command line.
+
+    `--setting-sources user` and `--strict-mcp-config`: a repository's own settings could run commands on this
+    machine, and send the account's key to another address.
+    """
+    argv = [settings.command, "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
+    argv += ["--setting-sources", "user", "--strict-mcp-config", "--permission-mode", settings.permission_mode]
+    argv += ["--resume" if resume else "--session-id", session]
+    if model := request.model or settings.model:
+        argv.append(f"--model={model}")
+    if settings.max_turns is not None:
+        argv += ["--max-turns", str(settings.max_turns)]
+    if request.instructions:
+        argv.append(f"--append-system-prompt={_bounded(request.instructions, INSTRUCTIONS_LIMIT)}")
+    return (*argv, *settings.extra_args)
+
+
+def child_environment(
+    settings: ClaudeCodeSettings, environment: Mapping[str, str], environ: Mapping[str, str], *, root: bool
+) -> dict[str, str]:
+    """The CLI's whole environment: the request's, what reaches the model, and what makes it fit for a machine.
+
+    The request's own variables stand over pilot's and over the defaults, not over the forced ones.
+    """
+    wanted = [*ACCOUNT]
+    for switch, names in CLOUDS.items():
+        if environ.get(switch):
+            wanted += [switch, *names]
+    account = {name: environ[name] for name in wanted if name in environ}
+    # as root the CLI refuses to skip permissions unless told that the machine is there for it
+    sandbox = {"IS_SANDBOX": "1"} if root and bypasses(settings) else {}
+    return {**DEFAULTS, **sandbox, **account, **environment, **FORCED}
+
+
+def bypasses(settings: ClaudeCodeSettings) -> bool:
+    """Whether the agent may do everything unasked."""
+    return settings.permission_mode == "bypassPermissions" or "--dangerously-skip-permissions" in settings.extra_args
+
+
+def message(prompt: str) -> bytes:
+    """A prompt as a line of its own."""
+    # a first line that begins with "/" would be a command of the CLI
+    content = f" {prompt}" if prompt.startswith("/") else prompt
+    return _json({"type": "user", "message": {"role": "user", "content": clean(content)}})
+
+
+def _json(event: Mapping[str, object]) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def _bounded(text: str, limit: int) -> str:
+    return clean(text).encode()[:limit].decode(errors="ignore")
+
+
+INTERRUPT = _json({"type": "control_request", "request_id": "pilot", "request": {"subtype": "interrupt"}})
+"""Ends the tools and the turn; the CLI exits when its standard input is closed after it."""

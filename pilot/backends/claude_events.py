@@ -1,0 +1,165 @@
+"""What Claude Code's `stream-json` lines say: pieces of output to show, and what the outcome is judged by. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilot.domain.ports import OutputKind
+from pilot.domain.text import one_line, tail
+
+Piece = tuple[OutputKind, bytes]
+Event = Mapping[str, Any]
+
+SHOWN_RESULT = 2000
+"""Characters of a tool's answer that are shown; all of it is in the raw line."""
+
+_TOOL_SUBJECT = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description")
+_CUT_RESULT = re.compile(
+    rb'^\{"type":"result","subtype":"(?P<subtype>\w+)","is_error":(?P<is_error>true|false)'
+    rb'.{0,400}?"num_turns":(?P<num_turns>\d+)'
+)
+
+
+@dataclass(slots=True)
+class Record:
+    """What one run of the CLI has said so far. Event types that it doesn't know change nothing."""
+
+    session_id: str | None = None
+    model: str | None = None
+    permission_mode: str | None = None
+    text: str = ""
+    """The agent's last words."""
+    error: str | None = None
+    """The class that the CLI gave to the API error of this turn."""
+    refused: bool = False
+    limit: Event = field(default_factory=dict)
+    """The last `rate_limit_event`."""
+    result: Event | None = None
+    """The last one; one run can have several."""
+    denied: list[str] = field(default_factory=list)
+    """Tool calls of the whole run that were not allowed, a line each."""
+    ended: bool = False
+    """A result has come and no new turn began: a background task of the agent can begin one after it."""
+
+    def read(self, line: bytes, *, cut: bool = False) -> list[Piece]:
+        """Take one line of stdout, without its end; `cut`: only its first part is there."""
+        event = _cut_result(line) if cut else _parsed(line)
+        if event is None:
+            return [(OutputKind.RAW if cut else OutputKind.STDOUT, line + b"\n")]
+        pieces = [(OutputKind.RAW, line + b"\n")]
+        match event.get("type"):
+            case "system":
+                pieces += self._system(event)
+            case "assistant":
+                pieces += self._assistant(event)
+            case "user":
+                pieces += _tool_results(event)
+            case "rate_limit_event":
+                self.limit = as_event(event.get("rate_limit_info"))
+            case "result":
+                self._result(event)
+        return pieces
+
+    def _result(self, event: Event) -> None:
+        self.result, self.ended = event, True
+        for denial in as_list(event.get("permission_denials")):
+            call = as_event(denial)
+            line = tool_line(call.get("tool_name"), call.get("tool_input"))
+            if line not in self.denied:
+                self.denied.append(line)
+
+    def _system(self, event: Event) -> Iterator[Piece]:
+        match event.get("subtype"):
+            case "init":
+                self.session_id = as_text(event.get("session_id")) or self.session_id
+                self.model = as_text(event.get("model")) or self.model
+                self.permission_mode = as_text(event.get("permissionMode")) or self.permission_mode
+                self.ended, self.error, self.refused = False, None, False
+            case "api_retry":
+                yield OutputKind.PILOT, _line(f"the model's API failed, the agent tries again: {_retry(event)}")
+            case "model_refusal_no_fallback":
+                self.refused = True
+
+    def _assistant(self, event: Event) -> Iterator[Piece]:
+        self.ended = False
+        self.error = as_text(event.get("error")) or None
+        for block in _blocks(event):
+            if block.get("type") == "text" and (said := as_text(block.get("text"))):
+                if event.get("parent_tool_use_id") is None:
+                    self.text = said
+                yield OutputKind.TEXT, _line(said)
+            elif block.get("type") == "tool_use":
+                yield OutputKind.TOOL, _line(tool_line(block.get("name"), block.get("input")))
+
+
+def tool_line(name: object, arguments: object) -> str:
+    """A tool call in one line: its name, and what it is about."""
+    given = as_event(arguments)
+    subject = next((as_text(given[key]) for key in _TOOL_SUBJECT if as_text(given.get(key))), None)
+    if subject is None:
+        subject = json.dumps(given, ensure_ascii=False, default=str) if given else ""
+    return one_line(f"{as_text(name) or 'tool'} {subject}")
+
+
+def as_event(value: object) -> Event:
+    """The value if it is an object, else an empty one: what an agent prints is checked, never trusted."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    """The value if it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: object) -> str:
+    """The value if it is text, else an empty one."""
+    return value if isinstance(value, str) else ""
+
+
+def _parsed(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _cut_result(line: bytes) -> Event | None:
+    """The head of a result that was too long for a line: it is what tells success, and comes before the text."""
+    found = _CUT_RESULT.match(line)
+    if found is None:
+        return None
+    return {
+        "type": "result",
+        "subtype": found["subtype"].decode(),
+        "is_error": found["is_error"] == b"true",
+        "num_turns": int(found["num_turns"]),
+    }
+
+
+def _blocks(event: Event) -> Iterator[Event]:
+    yield from (as_event(block) for block in as_list(as_event(event.get("message")).get("content")))
+
+
+def _tool_results(event: Event) -> Iterator[Piece]:
+    for block in _blocks(event):
+        if block.get("type") != "tool_result":
+            continue
+        content = block.get("content")
+        if isinstance(content, list):
+            parts = (as_event(part) for part in content)
+            content = "\n".join(as_text(part.get("text")) or f"[{part.get('type')}]" for part in parts)
+        yield OutputKind.RESULT, _line(tail(as_text(content), SHOWN_RESULT))
+
+
+def _retry(event: Event) -> str:
+    what = " ".join(str(event[key]) for key in ("error_status", "error") if event.get(key) is not None)
+    return f"{what or 'unknown'}, attempt {event.get('attempt')} of {event.get('max_retries')}"
+
+
+def _line(text: str) -> bytes:
+    return text.encode(errors="replace") + b"\n"
