@@ -1,0 +1,36 @@
+"""`make bench [ONLY=queue,daemon,ingest,overhead]`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+import structlog
+
+from benchmarks import daemon, figures, ingest, overhead, queue
+from benchmarks.figures import Figure
+
+
+def main() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    parts = {
+        "queue": lambda: asyncio.run(queue.run()),
+        "daemon": daemon.run,
+        "ingest": ingest.run,
+        "overhead": overhead.run,
+    }
+    wanted = [name for name in os.environ.get("ONLY", "").split(",") if name] or list(parts)
+    found: list[Figure] = []
+    for name in wanted:
+        print(f"measuring: {name} …", file=sys.stderr, flush=True)
+        found += parts[name]()
+    print(figures.table(found))
+    if wanted == list(parts):
+        figures.write(found, Path(__file__).parent / "results.json")
+
+
+if __name__ == "__main__":
+    main()
