@@ -1,0 +1,105 @@
+"""What no single value can show: names that have to be unique, or known elsewhere in the file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from pilot.config.document import Path
+from pilot.config.executor import BUILT_IN, PLUGINS
+
+Conflict = tuple[Path, str]
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing where nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def conflicts(settings: object) -> list[Conflict]:
+    """Everything in the settings that contradicts itself, each with where it stands.
+
+    `settings` is a `Settings`, or what a file says: dicts and lists of anything, so that a wrong value
+    somewhere does not hide what is wrong between the others.
+    """
+    executor = _get(settings, "executor")
+    found = list(_executor(("executor",), executor, None))
+    names: dict[str, int] = {}
+    places: dict[object, int] = {}
+    for index, project in enumerate(_list(_get(settings, "projects"))):
+        where: Path = ("projects", index)
+        name, path, url = (_get(project, key) for key in ("name", "path", "url"))
+        if isinstance(name, str) and names.setdefault(name, index) != index:
+            found.append(((*where, "name"), f"'{name}' is the name of projects.{names[name]} already"))
+        if isinstance(project, Mapping) or name is not None:
+            if (path is None) == (url is None):
+                found.append((where, "a project has a path or a url" + ("" if path is None else ", not both")))
+            elif places.setdefault(str(path or url), index) != index:
+                other = places[str(path or url)]
+                found.append(((*where, "url" if path is None else "path"), f"is projects.{other} already"))
+        found += _gates((*where, "gates"), _get(project, "gates"))
+        if (own := _get(project, "executor")) is not None:
+            found += _executor((*where, "executor"), own, executor)
+    if _list(_get(settings, "notify", "telegram")) and _get(settings, "sources", "telegram") is None:
+        found.append((("notify", "telegram"), "needs sources.telegram, whose bot sends the messages"))
+    return found
+
+
+def _gates(where: Path, gates: object) -> Iterator[Conflict]:
+    seen: dict[str, int] = {}
+    for index, gate in enumerate(_list(gates)):
+        name = _get(gate, "name")
+        if isinstance(name, str) and seen.setdefault(name, index) != index:
+            yield (*where, index, "name"), f"'{name}' is the name of gates.{seen[name]} already"
+
+
+def _executor(where: Path, executor: object, base: object) -> Iterator[Conflict]:
+    """Of one executor; `base` is the one that it lies over, None for the global one itself."""
+    profiles = {**_mapping(_get(base, "profiles")), **_mapping(_get(executor, "profiles"))}
+
+    def argv(kind: str, profile: object = None) -> object:
+        said = (_get(one, kind, "argv") for one in (profile, executor, base))
+        default = ["gemini"] if kind == "acp" else []
+        return next((value for value in said if value is not None), default)
+
+    def check(at: Path, use: object, known: Mapping[str, object], profile: object = None) -> Iterator[Conflict]:
+        if not isinstance(use, str):
+            return
+        if use in known:
+            profile = known[use]
+            use = _get(profile, "type")
+        elif use not in BUILT_IN and use not in (plugins := _plugins()):
+            names = list(dict.fromkeys((*BUILT_IN, *known, *plugins)))
+            yield at, f"no agent '{use}'{suggestion(use, names)}: there are {', '.join(names)}"
+        if use in ("command", "acp") and argv(use, profile) in ([], ()):
+            yield at, f"of type {use}, which needs {use}.argv: the program and its arguments"
+
+    yield from check((*where, "type"), _get(executor, "type"), profiles)
+    for index, route in enumerate(_list(_get(executor, "routes"))):
+        yield from check((*where, "routes", index, "use"), _get(route, "use"), profiles)
+    for name, profile in _mapping(_get(executor, "profiles")).items():
+        if name in BUILT_IN:
+            yield (*where, "profiles", name), f"'{name}' is a type; a profile needs another name"
+        yield from check((*where, "profiles", name, "type"), _get(profile, "type"), {}, profile)
+
+
+def _plugins() -> tuple[str, ...]:
+    return tuple(sorted({point.name for point in entry_points(group=PLUGINS)}))
+
+
+def _get(node: object, *keys: str) -> Any:
+    for key in keys:
+        attribute = key.replace("-", "_")
+        node = node.get(key) if isinstance(node, Mapping) else getattr(node, attribute, None)
+    return node
+
+
+def _list(node: object) -> Sequence[Any]:
+    return node if isinstance(node, (list, tuple)) else ()
+
+
+def _mapping(node: object) -> Mapping[str, Any]:
+    return node if isinstance(node, Mapping) else {}
