@@ -1,0 +1,240 @@
+"""Claude Code, by its headless mode: `claude -p` with JSON lines in and out.
+
+The prompt and the interrupt both go through standard input, so nothing of a task is seen in a process list, and a
+cancel is the CLI's own: it ends the tools it runs, writes the conversation down and exits. What was measured for
+2.1: an interrupt is obeyed at any time, before the first event too, where SIGINT or SIGTERM leave tools alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pilot.backends.claude_cli import INTERRUPT, KEYS, arguments, bypasses, child_environment, message
+from pilot.backends.claude_events import Record
+from pilot.backends.claude_outcome import outcome, session_in_use, session_lost
+from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.outcome import FailureClass, Outcome, failed
+from pilot.domain.ports import AgentRequest, Capabilities, Check, Emit, OutputKind
+from pilot.domain.text import one_line
+from pilot.runner.process import Process, running
+
+AFTER_RESULT = 10.0
+"""Seconds to exit in after the result: the CLI itself ends background commands 5 s after it."""
+CHECK_TIMEOUT = 5.0
+LINE_LIMIT = 16 << 20
+"""Lines of several MB occur: a tool's answer, or the result with the last message in it."""
+STDERR_TAIL = 8 << 10
+
+
+@dataclass(slots=True)
+class _Run:
+    record: Record = field(default_factory=Record)
+    stderr: bytearray = field(default_factory=bytearray)
+    returncode: int | None = None
+    oom: bool = False
+
+    @property
+    def complaint(self) -> str:
+        return self.stderr.decode(errors="replace")
+
+    def complain(self, data: bytes) -> None:
+        self.stderr += data + b"\n"
+        del self.stderr[:-STDERR_TAIL]
+
+
+class ClaudeCode:
+    """Runs `claude` (the Backend port). `environ` is pilot's own environment, `root` whether it runs as root."""
+
+    def __init__(
+        self,
+        settings: ClaudeCodeSettings,
+        *,
+        environ: Mapping[str, str],
+        name: str = "claude-code",
+        root: bool | None = None,
+    ) -> None:
+        if "/" in settings.command:
+            # a relative path is the operator's, and never starts in a workspace that a ticket's author filled
+            absolute = str(Path(settings.command).expanduser().absolute())
+            settings = settings.model_copy(update={"command": absolute})
+        self._settings = settings
+        self._environ = environ
+        self._name = name
+        self._root = os.geteuid() == 0 if root is None else root
+
+    @property
+    def name(self) -> str:
+        """As routes and `--backend` call it."""
+        return self._name
+
+    def capabilities(self) -> Capabilities:
+        """All there is; a cost is the CLI's own reckoning."""
+        return Capabilities(resume=True, cost=True, questions=True, model=True, cancel=True)
+
+    async def execute(self, request: AgentRequest, emit: Emit) -> Outcome:
+        """Run the CLI in the request's workspace until it has exited.
+
+        A new session's id is chosen here and emitted before the process starts. A session to go on in that the
+        CLI does not have gives a failure with `session_lost`: it belongs to one workspace path and one home, so
+        the caller decides what a new one is told. A new session whose id is taken was begun by an earlier start
+        of the same attempt, and is gone on with.
+        """
+        if not request.prompt.strip():
+            return failed(FailureClass.AGENT, "the prompt is empty")
+        resume = request.session_id is not None
+        session = request.session_id or request.new_session_id or str(uuid.uuid4())
+        if not _is_uuid(session):
+            # the CLI would look for a session of that *title*
+            return session_lost(f"{one_line(session)} is no session of Claude Code")
+        if not resume:
+            await emit.session(session)
+        try:
+            run = await self._run(request, emit, session, resume=resume)
+            if not resume and session_in_use(run.record, run.complaint):
+                run = await self._run(request, emit, session, resume=True)
+        except OSError as error:
+            return not_started(self._settings.command, request.workspace, error)
+        return outcome(run.record, run.returncode, run.complaint, oom=run.oom)
+
+    async def _run(self, request: AgentRequest, emit: Emit, session: str, *, resume: bool) -> _Run:
+        """Start the CLI once and read it to its end. Raises `OSError` when it can't be started."""
+        run = _Run()
+        oom_kills = _oom_kills()
+        async with running(
+            arguments(self._settings, request, session, resume=resume),
+            cwd=request.workspace,
+            env=child_environment(self._settings, request.environment, self._environ, root=self._root),
+            marker=request.marker,
+            stdin=message(request.prompt),
+            keep_stdin=True,
+            interrupt=_interrupt,
+            line_limit=LINE_LIMIT,
+        ) as process:
+            run.returncode = await self._follow(process, run, emit, session)
+        run.oom = _oom_kills() > oom_kills
+        return run
+
+    async def _follow(self, process: Process, run: _Run, emit: Emit, session: str) -> int | None:
+        """Hand on what it says; its exit status, or None when it stays after its result."""
+        loop = asyncio.get_running_loop()
+        lines = process.lines()
+        deadline: float | None = None
+        try:
+            while True:
+                # the limit is on waiting for the CLI, never on the store that takes its output
+                async with asyncio.timeout_at(deadline):
+                    line = await anext(lines, None)
+                if line is None:
+                    break
+                if line.stream == "stderr":
+                    run.complain(line.data)
+                    await emit.output(OutputKind.STDERR, line.data + b"\n")
+                    continue
+                for kind, data in run.record.read(line.data, cut=line.cut):
+                    if kind is OutputKind.STDOUT:
+                        run.complain(line.data)
+                    await emit.output(kind, data)
+                if run.record.session_id not in (None, session):
+                    session = run.record.session_id
+                    await emit.session(session)
+                if not run.record.ended:
+                    deadline = None
+                elif deadline is None:
+                    deadline = loop.time() + AFTER_RESULT
+                    await process.close_stdin()
+        except TimeoutError:
+            return None
+        return await process.wait()
+
+    async def check(self) -> list[Check]:
+        """For doctor: found, version, an account in sight, and what it means to run as root."""
+        path = shutil.which(self._settings.command, path=self._environ.get("PATH"))
+        if path is None:
+            remedy = "npm install -g @anthropic-ai/claude-code, or set executor.claude-code.command"
+            return [Check(self._name, False, f"{self._settings.command} is not on PATH", remedy)]
+        checks = [await self._version(path), self._account()]
+        if self._root and bypasses(self._settings):
+            checks.append(
+                Check(
+                    f"{self._name} as root",
+                    None,
+                    "runs as root with all permissions; IS_SANDBOX=1 is set, or it would refuse",
+                    "run pilot as another user, in a container, or set permission_mode: acceptEdits",
+                )
+            )
+        return checks
+
+    async def _version(self, path: str) -> Check:
+        environment = child_environment(self._settings, self._base(), self._environ, root=self._root)
+        said = ""
+        try:
+            async with (
+                asyncio.timeout(CHECK_TIMEOUT),
+                running([path, "--version"], cwd="/", env=environment, marker="doctor") as process,
+            ):
+                async for line in process.lines():
+                    said = said or one_line(line.data.decode(errors="replace"))
+                code = await process.wait()
+        except TimeoutError:
+            return Check(self._name, False, f"{path} --version gave no answer in {CHECK_TIMEOUT:.0f} s")
+        except OSError as error:
+            return Check(self._name, False, f"{path} can't be run: {error.strerror or error}")
+        return Check(self._name, code == 0, f"{said or 'no version'} ({path})")
+
+    def _base(self) -> dict[str, str]:
+        return {key: self._environ[key] for key in ("PATH", "HOME", "LANG") if key in self._environ}
+
+    def _account(self) -> Check:
+        name = f"{self._name} account"
+        for key in KEYS:
+            if self._environ.get(key):
+                return Check(name, True, f"by {key}")
+        home = self._environ.get("CLAUDE_CONFIG_DIR") or str(Path(self._environ.get("HOME", "/")) / ".claude")
+        if (Path(home) / ".credentials.json").is_file():
+            return Check(name, True, f"logged in ({home})")
+        return Check(name, None, "no key and no login seen", "run `claude` once and log in, or set ANTHROPIC_API_KEY")
+
+
+async def _interrupt(process: Process) -> None:
+    """Ask the CLI to end its tools, write its session down and exit; the signals come when this returns."""
+    try:
+        await process.write(INTERRUPT)
+    except BrokenPipeError:  # its input was closed after the result
+        return
+    await process.close_stdin()
+    await process.wait()
+
+
+def not_started(command: str, workspace: str, error: OSError) -> Outcome:
+    """The CLI could not be started at all."""
+    why = f"{command} can't be started: {error.strerror or error}"
+    if not Path(workspace).is_dir():
+        return failed(FailureClass.INFRA, f"the workspace {workspace} is not there", excerpt=why)
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.EPERM):
+        # the same for every task until a person installs it or names it rightly
+        remedy = "install it (npm install -g @anthropic-ai/claude-code) or set executor.claude-code.command"
+        return failed(FailureClass.INVALID_CONFIG, f"{why}; {remedy}", excerpt=why)
+    return failed(FailureClass.INFRA, why, excerpt=why)
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
+
+
+def _oom_kills() -> int:
+    """How many processes the kernel has killed for memory; 0 where nobody counts."""
+    try:
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
