@@ -1,4 +1,4 @@
-"""What goes through a child's pipes: taken in as it comes, bounded, in order, split into lines on demand."""
+"""What goes through a child's pipes: taken in as it comes, bounded, in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import errno
 import fcntl
 import termios
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, cast
 
 Stream = Literal["stdout", "stderr"]
@@ -23,15 +21,6 @@ DROP = 4 * HIGH
 """Bytes kept for a reader that may still come while the child is being ended; what is over is dropped."""
 SETTLE = 0.2
 """Seconds after the child's exit in which what its own children write still counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line without its newline. `cut`: it was longer than the limit and the rest was dropped."""
-
-    stream: Stream
-    data: bytes
-    cut: bool
 
 
 class Pipes(asyncio.SubprocessProtocol):
@@ -218,54 +207,6 @@ class Stdin(asyncio.BaseProtocol):
         """Close now, and forget what was not read."""
         if self._pipe is not None:
             self._pipe.abort()
-
-
-class Splitter:
-    """Cuts pieces of one stream into lines, keeping at most `limit` bytes of each."""
-
-    def __init__(self, stream: Stream, limit: int, put: Callable[[Line], None]) -> None:
-        self._stream = stream
-        self._limit = limit
-        self._put = put
-        self._part = bytearray()
-        self._skipping = False
-
-    def feed(self, data: bytes) -> None:
-        """Take the next piece, and put out every line that is complete or too long."""
-        first, *rest = data.split(b"\n")
-        self._grow(first)
-        if not rest:
-            return
-        self._end()
-        last = rest.pop()
-        for piece in rest:
-            if len(piece) > self._limit:
-                self._put(Line(self._stream, piece[: self._limit], cut=True))
-            else:
-                self._put(Line(self._stream, piece, cut=False))
-        self._grow(last)
-
-    def finish(self) -> None:
-        """Put out the last line, when it had no newline."""
-        if self._part:
-            self._end()
-        self._skipping = False
-
-    def _grow(self, piece: bytes) -> None:
-        if self._skipping or not piece:
-            return
-        room = self._limit - len(self._part)
-        self._part += piece[:room]
-        if len(piece) > room:
-            self._put(Line(self._stream, bytes(self._part), cut=True))
-            self._part.clear()
-            self._skipping = True
-
-    def _end(self) -> None:
-        if not self._skipping:
-            self._put(Line(self._stream, bytes(self._part), cut=False))
-            self._part.clear()
-        self._skipping = False
 
 
 def _widen(pipe: asyncio.ReadTransport) -> None:

@@ -7,7 +7,6 @@ import errno
 import os
 import secrets
 import signal
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import cast
@@ -15,7 +14,8 @@ from typing import cast
 import structlog
 
 from pilot.runner.ending import Patience, end_family
-from pilot.runner.pipes import PIPE_SIZE, Line, Pipes, Splitter, Stdin, Stream
+from pilot.runner.lines import Chunks, Line, Lines
+from pilot.runner.pipes import Pipes, Stdin, Stream
 from pilot.runner.proctree import MARKER, Family, become_subreaper, has_proc, look
 
 __all__ = ["MARKER", "Line", "Process", "Stream", "become_subreaper", "end_marked", "running"]
@@ -23,8 +23,6 @@ __all__ = ["MARKER", "Line", "Process", "Stream", "become_subreaper", "end_marke
 Interrupt = Callable[["Process"], Awaitable[None]]
 
 _log = structlog.get_logger(__name__)
-_TURN = 1 << 16
-"""Bytes split into lines before others get a turn of the event loop."""
 _KILLED = 10.0
 """Seconds that the kernel has to take a killed process away."""
 
@@ -54,41 +52,24 @@ class Process:
         self._interrupt = interrupt
         self._grace = grace
         self._ended: asyncio.Future[None] | None = None
-        self._lines: deque[Line] = deque()
-        self._splitters: dict[Stream, Splitter] = {
-            name: Splitter(name, line_limit, self._lines.append) for name in ("stdout", "stderr")
-        }
+        self._lines = Lines(pipes, line_limit)
 
     @property
     def returncode(self) -> int | None:
         """The exit code, -N when signal N ended it, None while it runs."""
         return self._transport.get_returncode()
 
-    async def lines(self) -> AsyncIterator[Line]:
+    def lines(self) -> AsyncIterator[Line]:
         """All lines of both streams in order of arrival.
 
         Ends when the process has exited and what it wrote is read; whoever else holds its pipes delays that by
-        a fraction of a second only. May be left, and taken up again by a second call: no line is lost.
+        a fraction of a second only. May be left, or its `anext` cancelled, and taken up again: no line is lost.
         """
-        more = True
-        while more:
-            while self._lines:
-                yield self._lines.popleft()
-            piece = await self._pipes.get(_TURN)
-            if piece is None:
-                more = False
-                for splitter in self._splitters.values():
-                    splitter.finish()
-            else:
-                self._splitters[piece[0]].feed(piece[1])
-                await asyncio.sleep(0)
-        while self._lines:
-            yield self._lines.popleft()
+        return self._lines
 
-    async def chunks(self) -> AsyncIterator[tuple[Stream, bytes]]:
-        """The same as raw pieces, as large as they come (up to about 1 MiB). Not to be mixed with `lines`."""
-        while (piece := await self._pipes.get(PIPE_SIZE)) is not None:
-            yield piece
+    def chunks(self) -> AsyncIterator[tuple[Stream, bytes]]:
+        """The same as raw pieces, as large as they come (up to 1 MiB). Not to be mixed with `lines`."""
+        return Chunks(self._pipes)
 
     async def write(self, data: bytes) -> None:
         """Send to the programme's input; waits while it does not read.
