@@ -14,7 +14,7 @@ from pilot import __version__
 from pilot.backends import build, known_backends
 from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
-from pilot.config.schema import ProjectSettings, Settings
+from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
 from pilot.domain.errors import NotFound, PilotError, UsageError
@@ -58,7 +58,7 @@ class Context:
     state_dir: Path
     projects: dict[int, ProjectSettings] = field(default_factory=dict)
     stored: dict[int, Project] = field(default_factory=dict)
-    _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)
+    _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)  # by project and name
 
     async def configure(self, settings: Settings) -> None:
         """Serve the projects of these settings from now on."""
@@ -99,12 +99,16 @@ class Context:
 
     def backend(self, execution: Execution) -> Backend:
         """The agent that this execution was routed to, by its project's settings."""
-        own = self.projects[execution.project_id]
-        executor = self.settings.executor_for(own)
-        key = (id(executor), execution.backend)
+        key = (execution.project_id, execution.backend)
         if key not in self._backends:
-            self._backends[key] = build(execution.backend, executor)
+            own = self.projects[execution.project_id]
+            self._backends[key] = build(execution.backend, self.settings.executor_for(own))
         return self._backends[key]
+
+    def executor(self, execution: Execution) -> ExecutorSettings:
+        """How the execution's agent is run: global, project and profile laid over each other."""
+        own = self.projects[execution.project_id]
+        return self.settings.executor_for(own).resolve(execution.backend)
 
     def intake(self) -> Intake:
         """The door for tasks."""
@@ -115,7 +119,7 @@ class Context:
         return AttemptRunner(
             project=lambda execution: self.projects[execution.project_id],
             backend=self.backend,
-            executor=lambda execution: self.settings.executor_for(self.projects[execution.project_id]),
+            executor=self.executor,
             workspaces=Workspaces(self.state_dir),
             journal=journal,
             state_dir=self.state_dir,
@@ -161,7 +165,7 @@ async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     settings = loaded.settings
     state_dir = Path(settings.state_dir)
     ensure_state_dir(state_dir)
-    async with open_store(settings.store) as store:
+    async with open_store(settings.store_url) as store:
         context = Context(settings, store, state_dir)
         await context.configure(settings)
         yield context

@@ -17,7 +17,7 @@ from pilot.domain.errors import Busy
 from pilot.domain.execution import Execution, Status
 from pilot.domain.ports import Journal, NodeKind, OutputKind
 from pilot.domain.task import DIRECT_PRIORITY
-from pilot.runner.process import become_subreaper
+from pilot.runner.proctree import become_subreaper
 
 
 class ProgressKind(StrEnum):

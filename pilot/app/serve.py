@@ -17,7 +17,7 @@ from pilot.config.load import Loaded, load
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.domain.errors import PilotError
 from pilot.domain.ports import NodeKind
-from pilot.runner.process import become_subreaper
+from pilot.runner.proctree import become_subreaper
 
 log = structlog.get_logger()
 
