@@ -145,6 +145,7 @@ class Admin:
                 "AND e.finished_at IS NOT NULL AND e.finished_at < :before "
                 "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN executions c ON c.id = d.execution_id "
                 "  WHERE d.depends_on = e.id AND c.status IN ('blocked', 'queued', 'running', 'needs_human')) "
+                "AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.execution_id = e.id AND o.delivered_at IS NULL) "
                 f"AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) LIMIT {PRUNE_BATCH}",
                 {"before": before},
             )

@@ -15,6 +15,7 @@ _REQUESTS = Table(project_id="bigint", node="text", own="bigint")
 _CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
 _STARTED = Table(execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text")
 
+_PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
 PARKED = "EXISTS (SELECT 1 FROM parks k WHERE k.backend = {backend} AND (k.until IS NULL OR k.until > :now))"
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
 
@@ -30,6 +31,11 @@ class ClaimRequest:
     node: str
     lease: int
     own: bool = False
+
+    @property
+    def who(self) -> tuple[int, str, bool]:
+        """What decides the answer: equal requests get equal ones."""
+        return self.project_id, self.node, self.own
 
 
 class Claim:
@@ -74,21 +80,27 @@ class Claim:
     def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
         """Answers in the order of the requests."""
         answers: dict[int, Execution] = {}
-        yield Statement(
-            "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now",
-            {"now": now},
-        )
+        yield Statement(_PROMOTE, {"now": now})
         waiting = list(range(len(requests)))
+        refused: set[tuple[int, str, bool]] = set()
         while waiting:
             # One per project and pass: the head of a project is another one once its first is taken.
             first: dict[int, int] = {}
             for n in waiting:
                 first.setdefault(requests[n].project_id, n)
             taken = yield from self._pass([requests[n] for n in first.values()], now)
-            for project, execution in taken.items():
-                answers[first[project]] = execution
-            waiting = [n for n in waiting if n not in first.values() and requests[n].project_id in taken]
+            for project, n in first.items():
+                if project in taken:
+                    answers[n] = taken[project]
+                else:
+                    refused.add(requests[n].who)  # others may still get what is reserved for them
+            waiting = [n for n in waiting if n not in first.values() and requests[n].who not in refused]
         return [answers.get(n) for n in range(len(requests))]
+
+    def promote(self, items: Sequence[None], now: int) -> Generator[Step, Rows, list[None]]:
+        """Put into the claim index whatever has become due."""
+        yield Statement(_PROMOTE, {"now": now})
+        return [None] * len(items)
 
     def _pass(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, dict[int, Execution]]:
         lease = {request.project_id: request.lease for request in requests}

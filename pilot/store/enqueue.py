@@ -22,6 +22,7 @@ from pilot.store.records import (
 )
 
 Answer = Enqueued | Exception
+_LARGE = 1 << 62
 
 _NEW = Table(
     n="bigint", project_id="bigint", task_id="text", title="text", body="text", source="text", kind="text",
@@ -149,6 +150,18 @@ def _left(task: Task, parents: dict[int, str]) -> int:
     return sum(parents[parent] != "completed" for parent in set(task.after))
 
 
+def check(task: Task) -> None:
+    """Raise `UsageError` for what no row can hold."""
+    if not task.title.strip():
+        raise UsageError("a task needs a title")
+    if not task.task_id.strip():
+        raise UsageError("a task needs a task_id")
+    numbers = {"priority": task.priority, "lane": task.lane, "max_attempts": task.max_attempts}
+    for name, number in (numbers | {"available_at": task.available_at or 0}).items():
+        if not -_LARGE < number < _LARGE:
+            raise UsageError(f"{name} {number} is out of range")
+
+
 def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
     left = _left(task, parents)
     available_at = now if task.available_at is None else task.available_at
@@ -157,6 +170,13 @@ def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
         task.kind, dumps([clean(label) for label in task.labels]), task.priority, task.lane,
         "blocked" if left else "queued", int(not left and available_at <= now), available_at, left,
         task.reserved_for, task.max_attempts, task.backend, task.model,
-        None if task.payload is None else clean(dumps(task.payload)), dumps(dict(task.options)), task.plan,
-        task.callback_url, task.parent, task.idempotency_key,
+        None if task.payload is None else _json("payload", task.payload), _json("options", dict(task.options)),
+        task.plan, task.callback_url, task.parent, task.idempotency_key or None,
     ]  # fmt: skip
+
+
+def _json(name: str, value: object) -> str:
+    try:
+        return dumps(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError(f"the {name} can't be kept as JSON: {error}") from error

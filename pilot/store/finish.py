@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, replace
 
@@ -19,6 +20,7 @@ from pilot.store.records import EventRow, Table, dumps, event, events_statement,
 
 EXCERPT = 8_000  # characters of evidence kept per attempt
 SUMMARY = 16_000
+_LARGE = 1 << 53  # sums of it stay integers
 
 _ENDS = Table(
     id="bigint", fence="bigint", status="text", reason="text", available_at="bigint", counted="bigint",
@@ -75,7 +77,7 @@ class FinishClaims:
               finished_at = CASE WHEN f.status IN ('completed', 'failed', 'cancelled') THEN :now END
             FROM {_ENDS.of(dialect, "f")}
             WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status = 'running'
-            RETURNING executions.id, executions.has_dependents"""
+            RETURNING executions.id, executions.fence, executions.has_dependents"""
         self._free = f"""
             UPDATE projects SET running = running - r.n FROM {_FREED.of(dialect, "r")}
             WHERE projects.id = r.project_id"""
@@ -106,12 +108,12 @@ class FinishClaims:
         ended = yield from self.end(finishes, now, lost=False)
         answers: list[Execution | Exception | None] = [
             None
-            if finish.execution.id in ended
+            if n in ended
             else LeaseLost(
                 f"execution {finish.execution.id} (fence {finish.execution.fence}) is no longer this run's; "
                 "its result was not written"
             )
-            for finish in finishes
+            for n, finish in enumerate(finishes)
         ]
         going_on = [n for n, finish in enumerate(finishes) if finish.next_lease is not None and answers[n] is None]
         if going_on:
@@ -129,11 +131,16 @@ class FinishClaims:
         return answers
 
     def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
-        """End the claims that still stand; returns their execution ids."""
+        """End the claims that still stand; returns which of `finishes` did so."""
         finishes = yield from self._heed_cancels(finishes)
-        rows = yield Statement(self._end, {"now": now, "items": _ENDS.rows(_end_row(f, lost) for f in finishes)})
-        has_dependents = {id: bool(flag) for id, flag in rows}
-        done = [finish for finish in finishes if finish.execution.id in has_dependents]
+        # The same claim twice in one group, as a repeated request brings it: the first counts, the other is late.
+        claims: dict[tuple[int, int], int] = {}
+        for n, finish in enumerate(finishes):
+            claims.setdefault((finish.execution.id, finish.execution.fence), n)
+        ends = _ENDS.rows(_end_row(finishes[n], lost) for n in claims.values())
+        rows = yield Statement(self._end, {"now": now, "items": ends})
+        ended = {claims[id, fence]: bool(has_dependents) for id, fence, has_dependents in rows}
+        done = [finishes[n] for n in sorted(ended)]
         if not done:
             return set()
         freed: dict[int, int] = {}
@@ -145,17 +152,17 @@ class FinishClaims:
         asked = [f for f in done if f.settlement.question is not None]
         if asked:
             yield Statement(self._ask, {"now": now, "items": _ASKED.rows(map(_question_row, asked))})
-        parked = {f.settlement.park.backend: f for f in done if f.settlement.park is not None}
+        parked = _longest_parks(done)
         if parked:
-            yield Statement(self._park, {"now": now, "items": _PARKS.rows(map(_park_row, parked.values()))})
+            yield Statement(self._park, {"now": now, "items": _PARKS.rows(map(_park_row, parked))})
         parents = {
-            finish.execution.id: finish.settlement.to
-            for finish in done
-            if has_dependents[finish.execution.id] and finish.settlement.to.final
+            finishes[n].execution.id: finishes[n].settlement.to
+            for n, has_dependents in ended.items()
+            if has_dependents and finishes[n].settlement.to.final
         }
         if parents:
             yield from self._dependents.follow(parents, now)
-        return set(has_dependents)
+        return set(ended)
 
     def _heed_cancels(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
         """What would run again, or wait for a person, ends instead when somebody asked for its end meanwhile."""
@@ -171,7 +178,9 @@ class FinishClaims:
         return [
             replace(
                 f,
-                settlement=Settlement(to=Status.CANCELLED, reason=reasons[f.execution.id], keep_session=True),
+                settlement=Settlement(
+                    to=Status.CANCELLED, reason=reasons[f.execution.id], keep_session=True, park=f.settlement.park
+                ),
             )
             if f.execution.id in reasons
             else f
@@ -187,8 +196,7 @@ def _end_row(finish: Finish, lost: bool) -> list[object]:
         int(to.keep_session), _text(to.feedback), int(judged), outcome.failure,
         _text(outcome.detail) if outcome.ending is Ending.FAILED else None, outcome.ending, outcome.model,
         outcome.session_id, outcome.branch, outcome.base_sha, outcome.head_sha,
-        "branch" if outcome.delivered else None, outcome.usage.input_tokens, outcome.usage.output_tokens,
-        outcome.usage.cost_usd, to.streak, to.mark,
+        "branch" if outcome.delivered else None, *_usage(outcome), to.streak, to.mark,
     ]  # fmt: skip
 
 
@@ -198,9 +206,15 @@ def _attempt_row(finish: Finish) -> list[object]:
     return [
         execution.id, execution.attempt, outcome.ending, outcome.failure, _text(outcome.detail) or None,
         clean(tail(outcome.excerpt, EXCERPT)) or None, clean(tail(outcome.text, SUMMARY)) or None,
-        None if gates is None else clean(gates), outcome.tree, outcome.head_sha, outcome.session_id, outcome.model,
-        outcome.usage.input_tokens, outcome.usage.output_tokens, outcome.usage.cost_usd,
+        gates, outcome.tree, outcome.head_sha, outcome.session_id, outcome.model, *_usage(outcome),
     ]  # fmt: skip
+
+
+def _usage(outcome: Outcome) -> list[float | None]:
+    # An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known.
+    usage = outcome.usage
+    figures = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
+    return [None if n is None or not (math.isfinite(n) and 0 <= n < _LARGE) else n for n in figures]
 
 
 def _question_row(finish: Finish) -> list[object]:
@@ -211,10 +225,23 @@ def _question_row(finish: Finish) -> list[object]:
     return [finish.execution.id, finish.execution.attempt, clean(question.text), options, preset]
 
 
+def _longest_parks(finishes: Iterable[Finish]) -> list[Finish]:
+    """One for each backend: the park that lasts longest, as the statement merges them with what is stored."""
+    longest: dict[str, tuple[float, Finish]] = {}
+    for finish in finishes:
+        park = finish.settlement.park
+        if park is not None:
+            until = math.inf if park.until is None else park.until
+            if park.backend not in longest or until >= longest[park.backend][0]:
+                longest[park.backend] = until, finish
+    return [finish for _, finish in longest.values()]
+
+
 def _park_row(finish: Finish) -> list[object]:
     park = finish.settlement.park
     assert park is not None  # noqa: S101  chosen by it
-    return [park.backend, park.failure, _short(park.reason), park.until, finish.execution.id]
+    until = None if park.until is None else min(park.until, _LARGE)
+    return [park.backend, park.failure, _short(park.reason), until, finish.execution.id]
 
 
 def _text(text: str | None) -> str | None:

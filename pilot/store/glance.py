@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 from pilot.domain.errors import StoreError
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows
 from pilot.store.history import History
-from pilot.store.migrate import inspect, migrate, newest
-from pilot.store.sqlite_dialect import BUSY_TIMEOUT, SqliteDialect, configure, translate
+from pilot.store.migrate import check, inspect, migrate, newest
+from pilot.store.sqlite_dialect import BUSY_TIMEOUT, FAILURES, SqliteDialect, configure, translate
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Glance:
         """See `Database.read`."""
         try:
             return self._connection.execute(sql, params or {}).fetchall()
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self._path) from error
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
@@ -62,6 +62,7 @@ def _refuse() -> NoReturn:
 
 
 def _connect(path: Path, clock: Callable[[], int]) -> sqlite3.Connection:
+    check(path)
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT / 1000
     )

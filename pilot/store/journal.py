@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution
 from pilot.domain.ports import OutputKind
-from pilot.domain.text import clean
 from pilot.store.database import Database, Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
@@ -39,7 +38,7 @@ class SqlJournal:
         self._note = f"""
             UPDATE executions SET {kept} FROM {_NOTES.of(dialect, "n")}
             WHERE executions.id = n.id AND executions.fence = n.fence AND executions.status = 'running'
-            RETURNING executions.id"""
+            RETURNING executions.id, executions.fence"""
         own = ", ".join(f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha"))
         self._attempt = f"""
             UPDATE attempts SET phase = coalesce(n.phase, attempts.phase), {own} FROM {_NOTES.of(dialect, "n")}
@@ -58,28 +57,30 @@ class SqlJournal:
         await self._database.write(self._output, _Pieces(execution, pieces))
 
     def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[Exception | None]]:
-        items = _NOTES.rows(
-            [n.execution.id, n.execution.attempt, n.execution.fence, n.facts.get("phase")]
-            + [None if (fact := n.facts.get(name)) is None else clean(fact) for name in _FACTS]
-            for n in notes
-        )
+        # One row per claim: of two that meet in one group, an update would take either and lose the other.
+        claims: dict[tuple[int, int, int], dict[str, str]] = {}
+        for n in notes:
+            told = claims.setdefault((n.execution.id, n.execution.attempt, n.execution.fence), {})
+            told.update({name: fact for name, fact in n.facts.items() if fact is not None})
+        items = _NOTES.rows([*claim, told.get("phase"), *map(told.get, _FACTS)] for claim, told in claims.items())
         rows = yield Statement(self._note, {"items": items})
-        mine = {id for (id,) in rows}
+        mine = set(rows)
         if mine:
             yield Statement(self._attempt, {"items": items})
-        return [None if n.execution.id in mine else _lost(n.execution) for n in notes]
+        return [None if (n.execution.id, n.execution.fence) in mine else _lost(n.execution) for n in notes]
 
     def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
         rows = yield Statement(
             self._standing,
             {"items": _CLAIMS.rows((n, w.execution.id, w.execution.fence) for n, w in enumerate(writes))},
         )
-        last: dict[int, int] = {id: seq for id, seq in rows}  # noqa: C416  rows have no type
+        standing = {n for n, *_ in rows}
+        last: dict[int, int] = {id: seq for _, id, seq in rows}
         now = self._database.clock()
         values = []
-        for w in writes:
+        for n, w in enumerate(writes):
             id = w.execution.id
-            if id not in last:
+            if n not in standing:
                 continue
             for kind, data in w.pieces:
                 last[id] += 1
@@ -99,12 +100,12 @@ class SqlJournal:
                 "VALUES (:id, :attempt, :seq, :at, :kind, :data)",
                 many=values,
             )
-        return [None if w.execution.id in last else _lost(w.execution) for w in writes]
+        return [None if n in standing else _lost(w.execution) for n, w in enumerate(writes)]
 
 
 def _standing(dialect: Dialect) -> str:
     return f"""
-        SELECT e.id, coalesce((SELECT max(o.seq) FROM output o
+        SELECT c.n, e.id, coalesce((SELECT max(o.seq) FROM output o
             WHERE o.execution_id = e.id AND o.attempt = e.attempt), 0)
         FROM {_CLAIMS.of(dialect, "c")} JOIN executions e
           ON e.id = c.id AND e.fence = c.fence AND e.status = 'running'"""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -41,7 +44,7 @@ def inspect(connection: sqlite3.Connection, path: Path) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if application != APPLICATION_ID and tables:
+    if application != APPLICATION_ID and (tables or version or application):
         raise StoreRefused(
             f"{path} was made by another program; it is left as it is. "
             "Set `store:` or `state_dir:` to a place of pilot's own"
@@ -54,9 +57,24 @@ def inspect(connection: sqlite3.Connection, path: Path) -> int:
     return int(version)
 
 
+def check(path: Path) -> None:
+    """Raise `StoreRefused` for a file that this version may not touch, without touching it.
+
+    Read-only: the last writable connection to a file moves its log into it when it closes, whoever wrote that log.
+    """
+    # Suppressed: there is something to recover, and only a writer can.
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(_connect(path, "ro")) as connection:
+        inspect(connection, path)
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
+
+
 def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
     """Bring the file to the newest schema; several processes may try at once. Returns what was applied."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=30)
+    check(path)
+    connection = _connect(path, "rw")
     try:
         version = inspect(connection, path)
         if version == newest("sqlite"):
@@ -73,9 +91,16 @@ def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
 
 def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None:
     copy = path.with_name(f"{path.name}.schema-{version}.backup")
-    if not copy.exists():
-        connection.execute("VACUUM INTO ?", (str(copy),))
-        copy.chmod(0o600)
+    if copy.exists():
+        return
+    # Under a name of its own until it is whole: another process may be at the same, or this one be killed.
+    handle, part = tempfile.mkstemp(prefix=f"{copy.name}.", dir=path.parent)  # 0600, and empty as VACUUM wants it
+    os.close(handle)
+    try:
+        connection.execute("VACUUM INTO ?", (part,))
+        Path(part).replace(copy)
+    finally:
+        Path(part).unlink(missing_ok=True)
 
 
 def _apply(connection: sqlite3.Connection, path: Path, clock: Callable[[], int]) -> list[str]:

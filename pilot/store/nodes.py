@@ -13,7 +13,7 @@ from pilot.domain.ports import Finish, Held, Node
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
-from pilot.store.records import Table, event, events_statement
+from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 _NAMES = Table(id="text")
@@ -54,7 +54,7 @@ class Nodes:
               OR node IN (SELECT d.id FROM {_NAMES.of(dialect, "d")}))"""
         self._orphans = f"""
             SELECT e.id, e.reserved_for FROM executions e
-            WHERE e.reserved_for IS NOT NULL AND e.status IN ('blocked', 'queued', 'needs_human')
+            WHERE e.reserved_for IS NOT NULL AND e.status IN {OPEN_STATUSES} AND e.status <> 'running'
               AND (e.reserved_for IN (SELECT d.id FROM {_NAMES.of(dialect, "d")})
                 OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND n.lease_until >= :now))"""
 
@@ -114,7 +114,9 @@ class Nodes:
         if loss.fences is not None:
             lost = [execution for execution in lost if (execution.id, execution.fence) in loss.fences]
         dead = set(loss.nodes)
-        finishes = [_taken_back(e, loss.why if e.node in dead else "its lease ended", now) for e in lost]
+        if loss.left:  # what others lost is theirs to take back who have ended its processes
+            lost = [execution for execution in lost if execution.node in dead]
+        finishes = [_taken_back(e, loss, now) for e in lost]
         if finishes:
             yield from self._finish.end(finishes, now, lost=not loss.left)
         orphans = yield Statement(self._orphans, {"now": now, "items": names})
@@ -134,15 +136,16 @@ class Nodes:
         return lost
 
 
-def _taken_back(execution: Execution, why: str, now: int) -> Finish:
+def _taken_back(execution: Execution, loss: Loss, now: int) -> Finish:
     """Back to the queue, uncounted; unless somebody had asked for its end, or it may be what kills nodes."""
-    detail = f"node {execution.node} was lost: {why}"
+    why = loss.why if execution.node in loss.nodes else "its lease ended"
+    detail = why if loss.left else f"node {execution.node} was lost: {why}"
     outcome = Outcome(ending=Ending.INTERRUPTED, detail=detail)
     if execution.cancel_requested:
         settlement = Settlement(to=Status.CANCELLED, reason=execution.reason or "cancelled")
     elif execution.reserved_for is not None:
         settlement = Settlement(to=Status.CANCELLED, reason="the `pilot run` that ran it has ended", keep_session=True)
-    elif execution.losses + 1 >= MAX_LOSSES:
+    elif execution.losses + 1 >= MAX_LOSSES and not loss.left:
         reason = f"{detail}; that happened {MAX_LOSSES} times in a row with this task. Answer to try it again"
         settlement = Settlement(to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason))
     else:

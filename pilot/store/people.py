@@ -102,6 +102,8 @@ class Answer:
 
     def _one(self, request: AnswerRequest, now: int) -> Generator[Step, Rows, Exception | None]:
         text = clean(request.text).strip()
+        if not 0 < request.id < 1 << 63:
+            return NotFound(f"no execution {request.id}")
         if not text:
             return UsageError("an answer can't be empty")
         rows = yield Statement(

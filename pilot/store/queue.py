@@ -9,17 +9,19 @@ from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Finish, Held, Node
 from pilot.domain.task import Kind, Project, Task
-from pilot.store.admin import PRUNE_BATCH, Admin, Pause, Registration
+from pilot.store.admin import Admin, Pause, Registration
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Database, Listener, Rows, Step
 from pilot.store.dependents import Dependents
-from pilot.store.enqueue import Enqueue
+from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
 from pilot.store.nodes import Beat, Loss, Nodes
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 Steps = Generator[Step, Rows, Any]
+
+_OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND available_at <= :now LIMIT 1"
 
 # A walk over the distinct projects of the claim index: its cost is theirs, whatever the backlog.
 _READY = """
@@ -57,6 +59,9 @@ class SqlQueue:
 
     def _claims(self, items: Sequence[ClaimRequest]) -> Steps:
         return self._claim_steps(items, self._database.clock())
+
+    def _promotions(self, items: Sequence[None]) -> Steps:
+        return self._claim_steps.promote(items, self._database.clock())
 
     def _finishes(self, items: Sequence[Finish]) -> Steps:
         return self._finish_steps(items, self._database.clock())
@@ -103,8 +108,7 @@ class SqlQueue:
 
     async def enqueue(self, task: Task) -> Enqueued:
         """See `Queue.enqueue`."""
-        if not task.title.strip():
-            raise UsageError("a task needs a title")
+        check(task)
         return await self._database.write(self._enqueues, task)
 
     async def claim(
@@ -130,6 +134,8 @@ class SqlQueue:
 
     async def ready(self, among: Collection[int] | None = None) -> list[int]:
         """Projects with due work and a free slot, the one whose head is oldest first."""
+        if await self._database.read(_OVERDUE, {"now": self._database.clock()}):
+            await self._database.write(self._promotions, None)
         rows = await self._database.read(_READY)
         return [id for (id,) in rows if among is None or id in among]
 
@@ -183,7 +189,9 @@ class SqlQueue:
 
     async def get(self, id: int) -> Execution:
         """One execution. Raises `NotFound`."""
-        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
+        rows = []
+        if 0 < id < 1 << 63:
+            rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
         if not rows:
             raise NotFound(f"no execution {id}")
         return to_execution(rows[0])
@@ -239,7 +247,8 @@ class SqlQueue:
         """When (UTC ms) time alone makes something runnable next."""
         rows = await self._database.read(
             "SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0 "
-            "UNION ALL SELECT min(until) FROM parks) AS times"
+            "UNION ALL SELECT min(until) FROM parks WHERE until > :now) AS times",
+            {"now": self._database.clock()},
         )
         return rows[0][0] if rows else None
 
@@ -249,5 +258,5 @@ class SqlQueue:
         while True:
             count: int = await self._database.write(self._prunes, before)
             gone += count
-            if count < PRUNE_BATCH:
+            if not count:  # not: less than a batch; an execution goes only after its retries are gone
                 return gone

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pilot.domain.events import EventType
+from pilot.domain.text import REPLACEMENT, clean
 from pilot.store.database import Dialect, Statement
 
 OPEN_STATUSES = "('blocked', 'queued', 'running', 'needs_human')"
 """Literal, as in the partial indexes: a bound parameter could not use them."""
 
 
+_NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
+
+
 def dumps(value: Any) -> str:
-    """JSON without spaces."""
-    return json.dumps(value, separators=(",", ":"))
+    """JSON without spaces, of text that both engines store. Raises ValueError for NaN and infinity.
+
+    Everything written goes through here: one lone surrogate in a column is a row that nobody can read any more.
+    """
+    text = clean(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+    if "\\u0000" in text:
+        text = _NUL.sub(rf"\1{REPLACEMENT}", text)
+    return text
 
 
 class Table:

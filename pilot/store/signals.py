@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterable
@@ -74,9 +75,10 @@ class FifoSignals:
     def _poke(path: Path, message: bytes) -> None:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()  # its reader is gone (ENXIO)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # its reader is gone; a process out of descriptors says nothing of it
+                with contextlib.suppress(OSError):
+                    path.unlink()
             return
         try:
             with contextlib.suppress(OSError):  # full: it has reason enough to wake

@@ -11,11 +11,20 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from pilot.domain.errors import StoreError
+from pilot.domain.errors import StoreError, UsageError
 from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Step
 from pilot.store.migrate import migrate
 from pilot.store.signals import FifoSignals
-from pilot.store.sqlite_dialect import BUSY_TIMEOUT, SqliteDialect, configure, error_code, translate
+from pilot.store.sqlite_dialect import (
+    BUSY_TIMEOUT,
+    FAILURES,
+    UNSTORABLE,
+    SqliteDialect,
+    blames_item,
+    configure,
+    error_code,
+    translate,
+)
 
 T = TypeVar("T")
 
@@ -58,7 +67,7 @@ class SqliteDatabase:
                     self._reader = await _connect(self.path, read_only=True)
         try:
             return await self._reader.call(_select, sql, params or {})
-        except sqlite3.Error as error:
+        except FAILURES as error:
             raise translate(error, self.path) from error
 
     def listen(self, listener: Listener) -> Callable[[], None]:
@@ -152,16 +161,22 @@ def _apart(
     connection.execute("SAVEPOINT operation")
     try:
         result = _drive(connection, operation(items), tokens)
-    except (sqlite3.OperationalError, sqlite3.NotSupportedError):
-        raise  # the disk, the lock: nobody's item is to blame
-    except Exception as error:  # noqa: BLE001  becomes the item's result
+    except Exception as error:
+        if not blames_item(error):
+            raise
         connection.execute("ROLLBACK TO operation")
         connection.execute("RELEASE operation")
         if len(items) == 1:
-            return [StoreError(f"the store refused: {error}") if isinstance(error, sqlite3.Error) else error]
+            return [_refusal(error)]
         return [_apart(connection, operation, [item], tokens)[0] for item in items]
     connection.execute("RELEASE operation")
     return result
+
+
+def _refusal(error: Exception) -> Exception:
+    if isinstance(error, UNSTORABLE):
+        return UsageError(f"no database holds such a value: {error}")
+    return StoreError(f"the store refused: {error}") if isinstance(error, sqlite3.Error) else error
 
 
 def _drive(connection: sqlite3.Connection, steps: Generator[Step, Rows, T], tokens: set[str]) -> T:

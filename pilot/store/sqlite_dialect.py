@@ -6,9 +6,15 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pilot.domain.errors import Busy, StoreError, StoreRefused
+from pilot.domain.errors import Busy, PilotError, StoreError, StoreRefused, UsageError
 
 BUSY_TIMEOUT = 5_000  # ms
+UNSTORABLE = (OverflowError, UnicodeEncodeError)
+"""What Python raises for a parameter that SQLite can't hold: a number beyond 64 bits, a lone surrogate."""
+FAILURES = (sqlite3.Error, *UNSTORABLE)
+"""All that a statement can fail with, for `translate`."""
+
+_OF_ITEM = ("ERROR", "CONSTRAINT", "MISMATCH", "TOOBIG", "RANGE", "MISUSE")
 
 
 class SqliteDialect:
@@ -31,13 +37,21 @@ def configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
-def error_code(error: sqlite3.Error) -> str:
+def error_code(error: Exception) -> str:
     """SQLite's own name of the error, or nothing."""
     return getattr(error, "sqlite_errorname", None) or ""
 
 
-def translate(error: sqlite3.Error, path: Path) -> StoreError | Busy:
+def blames_item(error: Exception) -> bool:
+    """Whether the statement's own values are at fault, and not the disk, the lock or the file."""
+    code = error_code(error).removeprefix("SQLITE_")
+    return not code or code.startswith(_OF_ITEM)
+
+
+def translate(error: Exception, path: Path) -> PilotError:
     """An engine's error in words that say what to do."""
+    if isinstance(error, UNSTORABLE):
+        return UsageError(f"no database holds such a value: {error}")
     code = error_code(error)
     if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
         return Busy(f"{path} is locked by another process for more than {BUSY_TIMEOUT // 1000} s; try again")
