@@ -236,6 +236,13 @@ class History:
             raise UsageError(f"{len(found)} projects are called {wanted!r}; name one by its path: {places}")
         return found[0] if found else None
 
+    async def paused_by(self, project_id: int) -> list[str]:
+        """The owners of the pauses of a project (0: of everything)."""
+        rows = await self._database.read(
+            "SELECT owner FROM pauses WHERE project_id = :id ORDER BY owner", {"id": project_id}
+        )
+        return [owner for (owner,) in rows]
+
     async def document(self, execution: Execution) -> Document:
         """The execution document."""
         return (await self.documents([execution]))[0]

@@ -1,0 +1,155 @@
+"""`pilot cancel`, `retry`, `answer`, `pause`, `resume`: what people do to executions and projects."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pilot.cli.session import as_path, session_of
+from pilot.cli.show import Id, Json
+from pilot.domain.errors import NotFound, UsageError
+
+if TYPE_CHECKING:
+    from pilot.domain.execution import Status
+    from pilot.domain.task import Project
+    from pilot.store import Store
+
+Where = Annotated[
+    str | None, typer.Argument(metavar="[PROJECT]", help="Name or path; none: everything.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (cancel, retry, answer, pause, resume):
+        app.command()(command)
+
+
+def cancel(
+    context: typer.Context,
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="Which ones.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    json: Json = False,
+) -> int:
+    """End executions; a running agent is ended with all its processes, whoever runs it."""
+    session = session_of(context)
+    person = session.person()
+
+    async def work(store: Store) -> dict[int, Status | None]:
+        states: dict[int, Status | None] = {}
+        for id in ids:
+            try:
+                states[id] = await store.queue.cancel(id, person, reason)
+            except NotFound:
+                states[id] = None
+        return states
+
+    states = session.act(work)
+    if json:
+        found = [{"id": id, "status": None if state is None else str(state)} for id, state in states.items()]
+        session.ui.document({"executions": found})
+    for id, state in states.items():
+        if state is None:
+            session.ui.failure_line(f"no execution {id}; `pilot list --all` shows what there is")
+        elif json:
+            continue
+        elif state == "running":
+            session.ui.line(f"{id} is asked to end; `pilot logs {id} -f` shows how it does")
+        elif state == "cancelled":
+            session.ui.line(f"{id} is cancelled")
+        else:
+            session.ui.line(f"{id} has ended already: {state}")
+    return NotFound.exit_code if None in states.values() else 0
+
+
+def retry(context: typer.Context, id: Id, json: Json = False) -> None:
+    """Run an ended execution's task anew; prints the new id."""
+    session = session_of(context)
+    new = session.act(lambda store: store.queue.retry(id))
+    if json:
+        session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
+        return
+    session.ui.line(str(new.id))
+    what = "stands for it already" if new.duplicate else f"runs the task of {id} anew"
+    session.ui.note(f"{new.id} {what}: {new.status}")
+
+
+def answer(
+    context: typer.Context,
+    id: Id,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to tell the agent; `-` reads it from stdin.")],
+    json: Json = False,
+) -> None:
+    """Answer an execution that needs a human; it goes on in the same session."""
+    session = session_of(context)
+    words = sys.stdin.read() if text == "-" else text
+    session.act(lambda store: store.queue.answer(id, words, session.person()))
+    if json:
+        session.ui.document({"id": id, "status": "queued"})
+    else:
+        session.ui.line(f"{id} is queued again, with your answer")
+
+
+def pause(
+    context: typer.Context,
+    project: Where = None,
+    reason: Annotated[str, typer.Option("--reason", help="Why; `why` and `status` show it.")] = "",
+    owner: Annotated[str | None, typer.Option("--owner", help="In whose name; default: you.")] = None,
+    json: Json = False,
+) -> None:
+    """Start nothing new, in one project or at all; what runs goes on."""
+    session = session_of(context)
+    whose = owner or session.person()
+
+    async def work(store: Store) -> Project | None:
+        found = None if project is None else await _project(store, project)
+        await store.queue.pause(found.id if found else 0, whose, reason)
+        return found
+
+    found = session.act(work)
+    if json:
+        session.ui.document({"project": found.name if found else None, "owner": whose, "reason": reason})
+        return
+    again = f" {found.name}" if found else ""
+    session.ui.line(f"{found.name if found else 'everything'} is paused; `pilot resume{again}` lifts it")
+
+
+def resume(
+    context: typer.Context,
+    project: Where = None,
+    owner: Annotated[str | None, typer.Option("--owner", help="Lift this owner's pause; default: yours.")] = None,
+    everybody: Annotated[bool, typer.Option("--everybody", help="Lift everybody's pause.")] = False,
+    json: Json = False,
+) -> None:
+    """Lift a pause."""
+    session = session_of(context)
+    whose = None if everybody else owner or session.person()
+
+    async def work(store: Store) -> tuple[Project | None, list[str], list[str]]:
+        found = None if project is None else await _project(store, project)
+        id = found.id if found else 0
+        lifted = await store.queue.resume(id, whose)
+        return found, lifted, await store.history.paused_by(id)
+
+    found, lifted, left = session.act(work)
+    what = found.name if found else "everything"
+    if not lifted and left:
+        raise UsageError(f"{what} is paused by {', '.join(left)}, not by {whose}; use --owner or --everybody")
+    if json:
+        session.ui.document({"project": found.name if found else None, "lifted": lifted, "still_paused_by": left})
+    elif left:
+        session.ui.line(f"lifted; {what} stays paused by {', '.join(left)}")
+    elif lifted:
+        session.ui.line(f"{what} is no longer paused")
+    else:
+        session.ui.line(f"{what} was not paused")
+
+
+async def _project(store: Store, named: str) -> Project:
+    found = await store.history.find_project(named) or await store.history.find_project(as_path(named))
+    if found is None:
+        names = ", ".join(project.name for project in await store.history.projects()) or "none yet"
+        raise NotFound(f"the store knows no project {named!r}; it knows {names}")
+    return found

@@ -1,0 +1,263 @@
+"""`pilot list`, `status` and `events`: what there is, in rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilot.cli.session import Session, as_path, session_of
+from pilot.cli.ui import ago
+from pilot.domain.errors import NotFound, UsageError
+from pilot.domain.text import one_line
+
+if TYPE_CHECKING:
+    from pilot.domain.events import Event
+    from pilot.domain.execution import Execution, Status
+    from pilot.domain.task import Project
+    from pilot.store.history import History
+
+_EVERY = 0.5  # seconds between looks of those that follow
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("list")(list_)
+    app.command()(status)
+    app.command()(events)
+
+
+def list_(
+    context: typer.Context,
+    status: Annotated[
+        list[str] | None, typer.Option("--status", metavar="STATUS", help="Only these; may be repeated.")
+    ] = None,
+    project: Annotated[str | None, typer.Option("--project", "-p", help="Only this project's.")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Only tasks from there: github, cli, …")] = None,
+    task_id: Annotated[str | None, typer.Option("--task-id", help="Only this task's.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="So many at most.")] = 100,
+    cursor: Annotated[str | None, typer.Option("--cursor", help="Go on where the last page ended.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that ended, too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Executions: the open ones, and the last 20 that ended."""
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    with session.history() as history:
+        project_id = None if project is None else project_named(history, project).id
+        found, following = answer(
+            history.executions(
+                statuses=_statuses(status or []),
+                project_id=project_id,
+                source=source,
+                task_id=task_id,
+                everything=everything,
+                limit=limit,
+                cursor=cursor,
+            )
+        )
+        if json:
+            documents = answer(history.documents(found))
+            session.ui.document({"executions": documents, "next_cursor": following})
+            return
+    now = session.now()
+    rows = [
+        [
+            str(e.id),
+            e.status,
+            e.task_id,
+            e.project,
+            when(session, e.finished_at or e.started_at or e.created_at, now),
+            _title(e),
+        ]
+        for e in found
+    ]
+    session.ui.table(["ID", "STATUS", "TASK", "PROJECT", "WHEN", "TITLE"], rows)
+    if following:
+        session.ui.note(f"There is more: --cursor {following}")
+    if not found:
+        session.ui.note("Nothing here. `pilot run` does a task at once, `pilot enqueue` queues one.")
+
+
+def _title(execution: Execution) -> str:
+    reason = execution.reason if execution.status in ("needs_human", "failed", "cancelled") else None
+    return f"{execution.title} ({reason})" if reason else execution.title
+
+
+def when(session: Session, at: int | None, now: int) -> str:
+    """A time for people on a terminal, for programs in a pipe."""
+    from pilot.store.documents import rfc3339
+
+    return ago(at, now) if session.ui.terminal else rfc3339(at) or ""
+
+
+def _statuses(words: list[str]) -> list[Status]:
+    from pilot.domain.execution import Status
+
+    names = [name.strip() for word in words for name in word.split(",")]
+    unknown = [name for name in names if name not in list(Status)]
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is no status; there are {', '.join(Status)}")
+    return [Status(name) for name in names]
+
+
+def project_named(history: History, named: str) -> Project:
+    """The stored project of this name, key or path. Raises `NotFound`."""
+    from pilot.store.glance import answer
+
+    found = answer(history.find_project(named)) or answer(history.find_project(as_path(named)))
+    if found is None:
+        names = ", ".join(project.name for project in answer(history.projects())) or "none yet"
+        raise NotFound(f"the store knows no project {named!r}; it knows {one_line(names)}")
+    return found
+
+
+def status(
+    context: typer.Context,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Counts, what runs since when, projects, parked backends, nodes."""
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    with session.history() as history:
+        while True:
+            document = answer(history.status(session.now()))
+            if watch and json:
+                session.ui.document_line(document)
+            elif json:
+                session.ui.document(document)
+            else:
+                if watch:
+                    session.ui.clear()
+                _show_status(session, document)
+            if not watch:
+                return
+            session.ui.flush()
+            time.sleep(1)
+
+
+def _show_status(session: Session, document: Mapping[str, Any]) -> None:
+    ui = session.ui
+    ui.line("  ".join(f"{name} {count}" for name, count in document["counts"].items()))
+    for pause in document["paused"]:
+        whose = pause["project"] or "everything"
+        ui.line(f"paused: {one_line(whose)} by {one_line(pause['owner'])}: {one_line(pause['reason'])}", "yellow")
+    for park in document["parked"]:
+        until = f"until {park['until']}" if park["until"] else "until somebody unparks it"
+        ui.line(f"parked: {one_line(park['backend'])} {until}: {one_line(park['reason'])}", "yellow")
+    if document["running"]:
+        ui.line()
+        ui.table(
+            ["ID", "TASK", "PROJECT", "SINCE", "DOES", "TITLE"],
+            [
+                [
+                    str(row["id"]),
+                    row["task_id"],
+                    row["project"],
+                    row["since"] or "-",
+                    "is being cancelled" if row["cancel_requested"] else row["phase"] or "starts",
+                    row["title"],
+                ]
+                for row in document["running"]
+            ],
+        )
+    busy = [p for p in document["projects"] if p["running"] or p["queued"] or p["paused"]]
+    if busy:
+        ui.line()
+        ui.table(
+            ["PROJECT", "RUNNING", "QUEUED", "", "PATH"],
+            [
+                [
+                    p["name"],
+                    f"{p['running']}/{p['max_running']}",
+                    str(p["queued"]),
+                    "paused" if p["paused"] else "",
+                    p["path"],
+                ]
+                for p in busy
+            ],
+        )
+    ui.line()
+    nodes = [node for node in document["nodes"] if node["state"] != "lost"]
+    if not nodes:
+        ui.line("no node is up: `pilot serve` runs one", "yellow")
+    for node in nodes:
+        ui.line(f"node {node['id']}: {node['kind']}, {node['state']} since {node['started_at']}, pid {node['pid']}")
+
+
+def events(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    kind: Annotated[
+        list[str] | None, typer.Option("--type", metavar="TYPE", help="Only these, e.g. trigger.refused.")
+    ] = None,
+    execution: Annotated[int | None, typer.Option("--execution", help="Only this execution's.")] = None,
+    after: Annotated[int | None, typer.Option("--after", metavar="ID", help="Only those behind this event.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="So many at most.")] = 100,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
+) -> None:
+    """The event log: the last 100, or those behind an id."""
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    types = _event_types(kind or [])
+    with session.history() as history:
+        found = answer(history.events(after=after, types=types, execution=execution, limit=limit))
+        if json and not follow:
+            last = found[-1].id if found else after
+            session.ui.document({"events": [event_document(event) for event in found], "next_after": last})
+            return
+        last = after or 0
+        while True:
+            for event in found:
+                last = event.id
+                if json:
+                    session.ui.document_line(event_document(event))
+                else:
+                    session.ui.line(_event_line(event))
+            if not follow:
+                return
+            session.ui.flush()
+            if not found:
+                time.sleep(_EVERY)
+            found = answer(history.events(after=last, types=types, execution=execution, limit=500))
+
+
+def _event_types(words: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    from pilot.domain.events import EventType
+
+    for word in words:
+        if word not in list(EventType):
+            near = get_close_matches(word, list(EventType))
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EventType)}"
+            raise UsageError(f"{word!r} is no event type; {hint}")
+    return words
+
+
+def event_document(event: Event) -> dict[str, Any]:
+    """An event as JSON."""
+    from pilot.store.documents import rfc3339
+
+    return {
+        "id": event.id,
+        "at": rfc3339(event.at),
+        "type": event.type,
+        "execution": event.execution_id,
+        "project_id": event.project_id,
+        "data": dict(event.data),
+    }
+
+
+def _event_line(event: Event) -> str:
+    from pilot.store.documents import rfc3339
+
+    data = " ".join(f"{name}={one_line(str(value), 120)}" for name, value in event.data.items() if value is not None)
+    about = "-" if event.execution_id is None else str(event.execution_id)
+    return f"{event.id}\t{rfc3339(event.at)}\t{event.type}\t{about}\t{data}"

@@ -1,0 +1,147 @@
+"""`pilot logs`: what an agent said and did, as it happens if wanted."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pilot.cli.session import Session, known, session_of
+from pilot.cli.show import Id
+from pilot.domain.text import for_terminal
+
+if TYPE_CHECKING:
+    from pilot.store.history import History, Piece
+
+_EVERY = 0.2  # seconds between looks
+_BATCH = 200
+_PROTOCOL = "raw"
+_QUIET = frozenset({"stderr", "result", "pilot"})
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(logs)
+
+
+def logs(
+    context: typer.Context,
+    id: Id,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the execution has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt's.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The bytes as the agent wrote them, protocol included.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
+) -> None:
+    """What an execution's agents wrote. Survives restarts of the daemon."""
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    with session.history() as history:
+        known(answer(history.execution(id)), id)
+        if json and not follow:
+            session.ui.document({"output": _all(history, id, attempt)})
+            return
+        printer = _Printer(session, raw=raw, json=json)
+        after = (0, 0)
+        while True:
+            # The state first: what is written before an end is then still read after it.
+            ended = not follow or known(answer(history.execution(id)), id).status.final
+            pieces = answer(history.output(id, attempt=attempt, after=after, limit=_BATCH))
+            for piece in pieces:
+                printer.show(piece)
+                after = (piece.attempt, piece.seq)
+            if not pieces:
+                if ended:
+                    break
+                session.ui.flush()
+                time.sleep(_EVERY)
+        printer.end()
+
+
+def _all(history: History, id: int, attempt: int | None) -> list[dict[str, object]]:
+    from pilot.store.glance import answer
+
+    documents: list[dict[str, object]] = []
+    after = (0, 0)
+    while pieces := answer(history.output(id, attempt=attempt, after=after, limit=_BATCH)):
+        documents += [piece_document(piece) for piece in pieces]
+        after = (pieces[-1].attempt, pieces[-1].seq)
+    return documents
+
+
+def piece_document(piece: Piece) -> dict[str, object]:
+    """A piece as JSON: `text`, or `base64` where the bytes are no UTF-8."""
+    from pilot.store.documents import rfc3339
+
+    document: dict[str, object] = {
+        "attempt": piece.attempt,
+        "seq": piece.seq,
+        "at": rfc3339(piece.at),
+        "kind": piece.kind,
+    }
+    try:
+        document["text"] = piece.data.decode()
+    except UnicodeDecodeError:
+        document["base64"] = base64.b64encode(piece.data).decode()
+    return document
+
+
+class _Printer:
+    """Shows pieces one after the other: a heading per attempt, and characters that were cut in two put together."""
+
+    def __init__(self, session: Session, *, raw: bool, json: bool) -> None:
+        self._ui = session.ui
+        self._raw = raw
+        self._json = json
+        self._attempt = 0
+        self._kind = ""
+        self._at_start = True
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def show(self, piece: Piece) -> None:
+        """The next piece."""
+        if self._json:
+            self._ui.document_line(piece_document(piece))
+        elif self._raw:
+            # A command's own words or the protocol; what pilot made of them is not raw.
+            if piece.kind in ("stdout", "stderr", _PROTOCOL):
+                self._ui.raw(piece.data)
+        elif piece.kind != _PROTOCOL:
+            self._turn(piece)
+            self._text(piece)
+
+    def _turn(self, piece: Piece) -> None:
+        if piece.attempt == self._attempt and piece.kind == self._kind:
+            return
+        self.end()
+        if piece.attempt != self._attempt:
+            self._ui.line(f"── attempt {piece.attempt} ──", "dim")
+        self._attempt, self._kind = piece.attempt, piece.kind
+
+    def _text(self, piece: Piece) -> None:
+        text = self._decoder.decode(piece.data)
+        if piece.kind in ("stdout", "stderr"):
+            self._put(text)
+            return
+        mark = {"tool": "▸ ", "pilot": "• ", "result": "  "}.get(piece.kind, "")
+        for line in text.rstrip("\n").split("\n"):
+            self._ui.line(mark + line, "dim" if piece.kind in _QUIET else "")
+
+    def _put(self, text: str) -> None:
+        shown = for_terminal(text)
+        if shown:
+            self._ui.text(shown)
+            self._at_start = shown.endswith("\n")
+
+    def end(self) -> None:
+        """No line is left half said."""
+        if self._json or self._raw:
+            return
+        self._put(self._decoder.decode(b"", final=True))
+        self._decoder.reset()
+        if not self._at_start:
+            self._ui.line()
+        self._at_start = True

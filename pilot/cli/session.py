@@ -1,0 +1,101 @@
+"""What every command gets: where things are, the store, the settings, and a voice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pilot.cli.ui import Ui
+from pilot.domain.errors import NotFound
+
+if TYPE_CHECKING:
+    import typer
+
+    from pilot.config.load import Loaded
+    from pilot.config.locate import Located
+    from pilot.domain.execution import Execution
+    from pilot.store import Store
+    from pilot.store.history import History
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of the CLI. `config` is what `--config` named."""
+
+    ui: Ui
+    environ: Mapping[str, str]
+    config: Path | None = None
+    debug: bool = False
+
+    def now(self) -> int:
+        """UTC ms."""
+        return time.time_ns() // 1_000_000
+
+    def located(self) -> Located:
+        """Which configuration, state directory and store are meant. Raises `ConfigError`."""
+        from pilot.config.locate import locate
+
+        return locate(self.config, self.environ)
+
+    def loaded(self) -> Loaded:
+        """The whole configuration; what is odd but no error is said on stderr. Raises `ConfigError`."""
+        from pilot.config.load import load
+
+        loaded = load(self.config, self.environ)
+        for warning in loaded.warnings:
+            self.ui.warn(warning)
+        return loaded
+
+    @contextmanager
+    def history(self) -> Iterator[History]:
+        """The store, to read from at once."""
+        from pilot.store import sqlite_path
+        from pilot.store.glance import glance
+
+        with glance(sqlite_path(self.located().store_url), self.now) as history:
+            yield history
+
+    def act(self, work: Callable[[Store], Awaitable[T]]) -> T:
+        """Do something to the store, which has to be there."""
+        import asyncio
+
+        from pilot.store import open_store
+
+        async def go() -> T:
+            async with open_store(self.located().store_url, create=False) as store:
+                return await work(store)
+
+        return asyncio.run(go())
+
+    def person(self) -> str:
+        """Who acts, for the record: the user of this terminal."""
+        import getpass
+
+        try:
+            return getpass.getuser()
+        except (OSError, KeyError):
+            return "the terminal"
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session that `main` put into the context."""
+    session: Session = context.obj
+    return session
+
+
+def as_path(named: str) -> str:
+    """A project's path as the store has it, from what somebody typed."""
+    return str(Path(named).expanduser().resolve())
+
+
+def known(execution: Execution | None, id: int) -> Execution:
+    """The execution; raises `NotFound` when there is none."""
+    if execution is None:
+        raise NotFound(f"no execution {id}; `pilot list --all` shows what there is")
+    return execution

@@ -1,0 +1,199 @@
+"""`pilot show` and `pilot why`: one execution, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pilot.cli.session import Session, known, session_of
+from pilot.cli.ui import ago, lasted
+from pilot.domain.text import for_terminal, one_line, tail
+
+if TYPE_CHECKING:
+    from pilot.domain.execution import Execution
+    from pilot.domain.ports import Why
+    from pilot.store.history import Asked, Attempt
+
+Id = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The execution's id.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command()(show)
+    app.command()(why)
+
+
+def show(context: typer.Context, id: Id, json: Json = False) -> None:
+    """One execution: state, attempts, gates, question, what to do next."""
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    with session.history() as history:
+        execution = known(answer(history.execution(id)), id)
+        document = answer(history.document(execution))
+        if json:
+            session.ui.document(document)
+            return
+        attempts = answer(history.attempts(id))
+        questions = answer(history.questions(id))
+        reasons = answer(history.why(id, session.now()))
+    _head(session, execution, document["after"])
+    _body(session, execution)
+    _attempts(session, attempts)
+    _questions(session, questions)
+    if reasons is not None:
+        session.ui.line()
+        _reasons(session, reasons)
+        _hints(session, execution, questions)
+
+
+def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
+    now = session.now()
+    times = [f"queued {ago(execution.created_at, now)} ago"]
+    if execution.started_at is not None:
+        times.append(f"started {ago(execution.started_at, now)} ago")
+    if execution.finished_at is not None:
+        took = execution.finished_at - (execution.started_at or execution.finished_at)
+        times.append(f"ended {ago(execution.finished_at, now)} ago, took {lasted(took)}")
+    outcome = f", {execution.outcome}" if execution.outcome else ""
+    tokens = [f"{n:,} {name}" for n, name in _tokens(execution) if n is not None]
+    if execution.cost_usd is not None:
+        tokens.append(f"${execution.cost_usd:.4f}")
+    session.ui.line(f"{execution.id}  {one_line(execution.task_id)}  {one_line(execution.title)}", "bold")
+    session.ui.fields(
+        [
+            ("status", f"{execution.status}{outcome}"),
+            ("reason", execution.reason),
+            ("error", execution.error if execution.error != execution.reason else None),
+            ("project", f"{execution.project} ({execution.project_path})"),
+            ("times", ", ".join(times)),
+            ("after", ", ".join(map(str, after))),
+            ("source", f"{execution.source}, kind {execution.kind}, priority {execution.priority}"),
+            ("labels", ", ".join(execution.labels)),
+            ("agent", f"{execution.backend}{f', {execution.model}' if execution.model else ''}"),
+            ("session", execution.session_id),
+            ("attempts", f"{execution.attempt} made, {execution.failures} of {execution.max_attempts} failed"),
+            ("branch", execution.branch),
+            ("commit", execution.head_sha),
+            ("delivery", _delivery(execution)),
+            ("workspace", execution.workspace),
+            ("usage", ", ".join(tokens)),
+            ("parent", str(execution.parent) if execution.parent else None),
+        ]
+    )
+
+
+def _tokens(execution: Execution) -> list[tuple[int | None, str]]:
+    return [(execution.input_tokens, "tokens in"), (execution.output_tokens, "tokens out")]
+
+
+def _delivery(execution: Execution) -> str | None:
+    parts = [execution.delivery if execution.delivery != "none" else None, execution.pr_url]
+    checks = f"checks {execution.checks}" if execution.checks != "none" else None
+    return ", ".join(part for part in (*parts, checks) if part) or None
+
+
+def _body(session: Session, execution: Execution) -> None:
+    if execution.body.strip() and execution.body.strip() != execution.title.strip():
+        session.ui.line()
+        lines = execution.body.strip().splitlines()
+        for line in lines[:20]:
+            session.ui.line(f"  | {line}")
+        if len(lines) > 20:
+            session.ui.line(f"  | … {len(lines) - 20} more lines", "dim")
+
+
+def _attempts(session: Session, attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        end = attempt.finished_at or session.now()
+        state = attempt.outcome or f"running: {attempt.phase or 'starts'}"
+        session.ui.line()
+        session.ui.line(
+            f"attempt {attempt.number}: {state}, {lasted(end - attempt.started_at)} with {attempt.backend} "
+            f"on {attempt.node}",
+            "bold",
+        )
+        failure = f"{attempt.failure_class}: {attempt.detail}" if attempt.failure_class else attempt.detail
+        session.ui.fields(
+            [
+                ("failure", failure if attempt.outcome == "failed" else None),
+                ("evidence", tail(attempt.excerpt, 1000) if attempt.excerpt else None),
+                ("said", tail(attempt.summary.strip(), 1000) if attempt.summary else None),
+            ]
+        )
+        for gate in attempt.gates:
+            _gate(session, gate)
+
+
+def _gate(session: Session, gate: dict[str, Any]) -> None:
+    passed = gate.get("exit_code") == 0 and not gate.get("timed_out")
+    mark = "ok" if passed else "timed out" if gate.get("timed_out") else f"exit {gate.get('exit_code')}"
+    optional = "" if gate.get("required", True) else " (not required)"
+    took = lasted(int(gate.get("duration") or 0))
+    session.ui.line(
+        f"  gate {one_line(str(gate.get('name')))}: {mark}, {took}{optional}  {one_line(str(gate.get('command')))}",
+        "" if passed else "red",
+    )
+    if not passed and gate.get("tail"):
+        for line in tail(str(gate["tail"]), 1000).splitlines()[-10:]:
+            session.ui.line(f"    | {line}")
+
+
+def _questions(session: Session, questions: Sequence[Asked]) -> None:
+    for asked in questions:
+        session.ui.line()
+        session.ui.line("question" if asked.answered_at is None else "question, answered", "bold")
+        session.ui.fields(
+            [
+                ("asked", asked.text),
+                ("options", "; ".join(one_line(option) for option in asked.options)),
+                ("default", asked.preset),
+                ("answer", f"{asked.answer} ({asked.answered_by})" if asked.answer is not None else None),
+            ]
+        )
+
+
+def _reasons(session: Session, reasons: Why) -> None:
+    if reasons.position is not None:
+        session.ui.line(f"position {reasons.position} in its project's queue")
+    for hold in reasons.holds:
+        session.ui.line(f"{hold.kind}: {hold.detail}", "yellow")
+    session.ui.line(reasons.next)
+
+
+def _hints(session: Session, execution: Execution, questions: Sequence[Asked]) -> None:
+    hints = []
+    unanswered = [asked for asked in questions if asked.answered_at is None]
+    if execution.status == "needs_human":
+        offered = unanswered[-1].options if unanswered else ()
+        example = one_line(for_terminal(offered[0])).replace('"', "'") if offered else "…"
+        hints.append(f'pilot answer {execution.id} "{example}"')
+        hints.append(f"pilot cancel {execution.id}")
+    elif execution.status in ("failed", "cancelled"):
+        hints.append(f"pilot retry {execution.id}")
+    if execution.attempt:
+        hints.append(f"pilot logs {execution.id}{' -f' if execution.status == 'running' else ''}")
+    if hints:
+        session.ui.line("  " + "\n  ".join(hints), "dim")
+
+
+def why(context: typer.Context, id: Id, json: Json = False) -> None:
+    """Why an execution is not running, and what happens next."""
+    from pilot.store.documents import why_document
+    from pilot.store.glance import answer
+
+    session = session_of(context)
+    with session.history() as history:
+        execution = known(answer(history.execution(id)), id)
+        reasons = answer(history.why(id, session.now()))
+    if reasons is None:  # pruned in between
+        known(None, id)
+        return
+    if json:
+        session.ui.document(why_document(reasons))
+        return
+    session.ui.line(f"{id}  {one_line(execution.task_id)}  {execution.status}", "bold")
+    _reasons(session, reasons)
