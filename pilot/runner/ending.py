@@ -87,6 +87,14 @@ class Patience:
             raise asyncio.CancelledError
 
 
+async def remember(family: Family, patience: Patience) -> None:
+    """Look who is there, for later; a machine out of files must not keep anyone from being ended."""
+    try:
+        await patience.run(family.scan)
+    except OSError as error:
+        _log.warning("process.scan_failed", error=str(error))
+
+
 async def end_family(family: Family, patience: Patience, short: float) -> list[int]:
     """End every process of the family: SIGTERM, `short` seconds, SIGKILL, until looks find nobody.
 
@@ -112,7 +120,7 @@ async def end_family(family: Family, patience: Patience, short: float) -> list[i
             reap(pid, ticks)
     if family.dead and is_subreaper():
         loop.call_later(_UNWAITED, _reap_all, family.dead)
-    return [one.pid for one in alive if is_alive(one.pid, one.ticks)]
+    return [one.pid for one in alive if _lives(one)]
 
 
 async def _alive(family: Family, patience: Patience) -> list[Seen]:
@@ -129,11 +137,18 @@ async def _alive(family: Family, patience: Patience) -> list[Seen]:
 async def _gone(alive: Sequence[Seen], patience: Patience, seconds: float) -> None:
     loop = asyncio.get_running_loop()
     deadline, step = loop.time() + seconds, 0.002
-    while (alive := [one for one in alive if is_alive(one.pid, one.ticks)]) and loop.time() < deadline:
+    while (alive := [one for one in alive if _lives(one)]) and loop.time() < deadline:
         if patience.hurry:
             deadline = min(deadline, loop.time() + _HURRY)
         await patience.pause(step)
         step = min(2 * step, 0.05)
+
+
+def _lives(one: Seen) -> bool:
+    try:
+        return is_alive(one.pid, one.ticks)
+    except OSError:  # out of files: not known to be gone
+        return True
 
 
 def _reap_all(dead: Sequence[Seen]) -> None:

@@ -30,10 +30,12 @@ class Pipes(asyncio.SubprocessProtocol):
     writes on and on, delays it by `SETTLE` at most. (asyncio's own streams wait for such a grandchild for ever.)
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[None] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
         self._loop = loop
+        self._child: asyncio.SubprocessTransport | None = None
         self._pieces: deque[tuple[Stream, bytes]] = deque()
         self._size = 0
         self._news = asyncio.Event()
@@ -49,9 +51,9 @@ class Pipes(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the pipes over; the larger they are, the fewer turns of the loop a megabyte needs."""
-        child = cast("asyncio.SubprocessTransport", transport)
+        self._child = cast("asyncio.SubprocessTransport", transport)
         for fd in NAMES:
-            pipe = cast("asyncio.ReadTransport", child.get_pipe_transport(fd))
+            pipe = cast("asyncio.ReadTransport", self._child.get_pipe_transport(fd))
             self._open[fd] = pipe
             _widen(pipe)
 
@@ -119,6 +121,11 @@ class Pipes(asyncio.SubprocessProtocol):
         """From now on a full buffer loses what comes, instead of keeping the child from ending itself."""
         self._dropping = True
         self._resume()
+
+    def close(self) -> None:
+        """Let go of a child that was never handed over."""
+        if self._child is not None:
+            self._child.close()
 
     # -- the end ----------------------------------------------------------------------------------------------
 

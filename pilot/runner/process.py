@@ -13,10 +13,10 @@ from typing import cast
 
 import structlog
 
-from pilot.runner.ending import Patience, end_family
+from pilot.runner.ending import Patience, end_family, remember
 from pilot.runner.lines import Chunks, Line, Lines
 from pilot.runner.pipes import Pipes, Stdin, Stream
-from pilot.runner.proctree import MARKER, Family, become_subreaper, has_proc, look
+from pilot.runner.proctree import MARKER, Family, become_subreaper, has_proc, signal_group
 
 __all__ = ["MARKER", "Line", "Process", "Stream", "become_subreaper", "end_marked", "running"]
 
@@ -40,6 +40,7 @@ class Process:
         pipes: Pipes,
         stdin: Stdin | None,
         family: Family,
+        *,
         interrupt: Interrupt | None,
         grace: float,
         line_limit: int,
@@ -115,14 +116,14 @@ class Process:
             self._stdin.abort()
         survivors = await end_family(self._family, patience, min(self._grace, 1.0))
         if not has_proc():
-            self._signal(signal.SIGKILL, anyway=True)
+            signal_group(self.pid, signal.SIGKILL)
         if survivors:
             _log.error("process.survived", pids=survivors, marker=MARKER)
 
     async def _climb(self, patience: Patience) -> None:
         """The ladder, up to the step at which the process exits."""
         exited = self._pipes.exited
-        await patience.run(self._family.scan)  # while parents live, descent is seen
+        await remember(self._family, patience)  # while parents live, descent is seen
         if self._interrupt is not None and not patience.hurry:
             await patience.courtesy(self._interrupt, self, self._grace)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -132,20 +133,14 @@ class Process:
             self._signal(signal.SIGCONT)  # who is stopped can't obey
             if await patience.wait(exited, self._grace):
                 return
-            await patience.run(self._family.scan)
+            await remember(self._family, patience)
         self._signal(signal.SIGKILL)
         await patience.wait(exited, _KILLED, firm=True)
 
-    def _signal(self, number: int, *, anyway: bool = False) -> None:
-        """Signal the group, unless its number may already be somebody else's."""
-        if not anyway:
-            seen = look(self.pid) if has_proc() else None
-            if self.returncode is not None or (seen is not None and seen.ticks != self._family.since):
-                return
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
+    def _signal(self, number: int) -> None:
+        """Signal the group, unless its number may be somebody else's by now."""
+        if self.returncode is None and self._family.led():
+            signal_group(self.pid, number)
 
     async def _close(self) -> None:
         patience = Patience()
@@ -175,8 +170,17 @@ async def running(
     every process that the programme started, whether or not it succeeded, before the block is left.
     Raises OSError as the system gives it when the programme can't be started.
     """
-    process = await _started(argv, cwd, env, marker, stdin, keep_stdin, interrupt, grace, line_limit)
+    own = f"{marker}/{secrets.token_hex(4)}"
+    family, pipes, patience = Family(lambda value: value == own), Pipes(), Patience()
+    piped = stdin is not None or keep_stdin
+    transport, feed = await _started(argv, cwd, {**env, MARKER: own}, piped, family, pipes, patience)
+    process = Process(transport, pipes, feed, family, interrupt=interrupt, grace=grace, line_limit=line_limit)
     try:
+        patience.settle()
+        if feed is not None and stdin is not None:
+            feed.put(stdin)
+            if not keep_stdin:
+                feed.close()
         yield process
     finally:
         try:
@@ -206,62 +210,39 @@ async def _started(
     argv: Sequence[str],
     cwd: str,
     env: Mapping[str, str],
-    marker: str,
-    stdin: bytes | None,
-    keep_stdin: bool,
-    interrupt: Interrupt | None,
-    grace: float,
-    line_limit: int,
-) -> Process:
+    piped: bool,
+    family: Family,
+    pipes: Pipes,
+    patience: Patience,
+) -> tuple[asyncio.SubprocessTransport, Stdin | None]:
     """Start it to the end even when cancelled: half a start would leave a process that nobody knows."""
-    own = f"{marker}/{secrets.token_hex(4)}"
-    family = Family(lambda value: value == own)
-    loop = asyncio.get_running_loop()
-    pipes = Pipes(loop)
-    patience = Patience()
-    spawn = asyncio.ensure_future(
-        _spawn(loop, pipes, argv, cwd, {**env, MARKER: own}, piped=stdin is not None or keep_stdin)
-    )
+    spawn = asyncio.ensure_future(_spawn(pipes, argv, cwd, env, piped=piped))
     await patience.finish(spawn)
     try:
         transport, feed = spawn.result()
-    except ValueError as error:  # NUL or a lone surrogate, in what may have come from outside
-        raise OSError(errno.EINVAL, f"can't be a command line: {error}", argv[0]) from error
-    except RuntimeError as error:  # no thread for the child's watcher, but the child may be there
-        await end_family(family, patience, 0.0)
-        raise OSError(errno.EAGAIN, f"can't be watched: {error}", argv[0]) from error
-    except asyncio.CancelledError:  # the loop is closing; asyncio killed the child, but perhaps not its own
-        await end_family(family, patience, 0.0)
-        raise
-    finally:
-        if spawn.cancelled() or spawn.exception() is not None:
-            patience.settle()
-    seen = look(transport.get_pid())
-    family.root, family.since = transport.get_pid(), seen.ticks if seen else 0
-    process = Process(transport, pipes, feed, family, interrupt, grace, line_limit)
-    if patience.hurry:
-        try:
-            await process._end(patience)
-        finally:
-            await process._close()
+    except OSError:
         patience.settle()
-    if feed is not None and stdin is not None:
-        feed.put(stdin)
-        if not keep_stdin:
-            feed.close()
-    return process
+        raise
+    except ValueError as error:  # NUL or a lone surrogate, in what may have come from outside
+        patience.settle()
+        raise OSError(errno.EINVAL, f"can't be a command line: {error}", argv[0]) from error
+    except (RuntimeError, asyncio.CancelledError) as error:
+        # no thread to watch it with, or the loop is closing: the child may well be there
+        await end_family(family, patience, 0.0)
+        pipes.close()
+        patience.settle()
+        if isinstance(error, asyncio.CancelledError):
+            raise
+        raise OSError(errno.EAGAIN, f"can't be watched: {error}", argv[0]) from error
+    family.begin(transport.get_pid())
+    return transport, feed
 
 
 async def _spawn(
-    loop: asyncio.AbstractEventLoop,
-    pipes: Pipes,
-    argv: Sequence[str],
-    cwd: str,
-    env: Mapping[str, str],
-    *,
-    piped: bool,
+    pipes: Pipes, argv: Sequence[str], cwd: str, env: Mapping[str, str], *, piped: bool
 ) -> tuple[asyncio.SubprocessTransport, Stdin | None]:
     """The child and its input: a pipe, since on asyncio's socket pair `/dev/stdin` can't be opened."""
+    loop = asyncio.get_running_loop()
     if not piped:
         transport, _ = await loop.subprocess_exec(
             lambda: pipes, *argv, cwd=cwd, env=env, start_new_session=True, stdin=asyncio.subprocess.DEVNULL

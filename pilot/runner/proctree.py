@@ -142,6 +142,14 @@ def send(process: Seen, number: int) -> bool:
     return True
 
 
+def signal_group(group: int, number: int) -> None:
+    """Signal a process group; nobody left in it is no error."""
+    try:
+        os.killpg(group, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
 def reap(pid: int, ticks: int) -> None:
     """Take the exit status of an orphan that came to us, so that it does not stay a zombie."""
     seen = look(pid)
@@ -157,16 +165,33 @@ def reap(pid: int, ticks: int) -> None:
 class Family:
     """The processes of one run (or of many, for recovery), however they hide.
 
-    `root` is the first one: it led a session of its own. Nothing of the run is older than `since`. `known`
-    keeps who was found, so that they stay found when their parent dies.
+    `root` is the first one, which leads a session of its own, and `root_ticks` its start (0: it was gone at
+    once). Nothing of the run is older than `since`. `known` keeps who was found, so that they stay found when
+    their parent dies.
     """
 
     wanted: Callable[[str], bool]
     root: int = 0
+    root_ticks: int = 0
     since: int = 0
     known: dict[int, int] = field(default_factory=dict)
     suspects: list[Seen] = field(default_factory=list)
     dead: list[Seen] = field(default_factory=list)
+
+    def begin(self, root: int) -> None:
+        """The run's first process was just started by this one."""
+        self.root, self.root_ticks = root, start_ticks(root) or 0
+        self.since = self.root_ticks or start_ticks(os.getpid()) or 0
+
+    def led(self) -> bool:
+        """Whether the root's number is still its own: its session's and group's, and nobody else's."""
+        if not has_proc():
+            return True
+        try:
+            first = look(self.root)
+        except OSError:
+            return True
+        return first is None or first.ticks == self.root_ticks
 
     def scan(self) -> list[Seen]:
         """Every living process of the family: by marker, session, descent, or because it was known.
@@ -199,7 +224,7 @@ class Family:
     def _members(self, people: Mapping[int, Seen]) -> dict[int, Seen]:
         spared = _line_of(os.getpid(), people)
         first = people.get(self.root)
-        led = self.root and (first is None or first.ticks == self.since)  # else the number is somebody else's
+        led = self.root and (first is None or first.ticks == self.root_ticks)
         found = {}
         for one in people.values():
             if one.pid in spared or one.ticks < self.since or not one.alive:
