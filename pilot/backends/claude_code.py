@@ -1,8 +1,9 @@
 """Claude Code, by its headless mode: `claude -p` with JSON lines in and out.
 
 The prompt and the interrupt both go through standard input, so nothing of a task is seen in a process list, and a
-cancel is the CLI's own: it ends the tools it runs, writes the conversation down and exits. What was measured for
-2.1: an interrupt is obeyed at any time, before the first event too, where SIGINT or SIGTERM leave tools alive.
+cancel is the CLI's own. Measured with 2.1: an interrupt is obeyed at any time, before the first event too; the CLI
+ends its tools, which run in sessions of their own where no signal to its group comes, writes the conversation down,
+and exits.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ class ClaudeCode:
         try:
             async with (
                 asyncio.timeout(CHECK_TIMEOUT),
-                running([path, "--version"], cwd="/", env=environment, marker="doctor") as process,
+                running([path, "--version"], cwd="/", env=environment, marker="doctor", grace=0.2) as process,
             ):
                 async for line in process.lines():
                     said = said or one_line(line.data.decode(errors="replace"))

@@ -17,6 +17,7 @@ Event = Mapping[str, Any]
 SHOWN_RESULT = 2000
 """Characters of a tool's answer that are shown; all of it is in the raw line."""
 
+_OVER = ("completed", "failed", "killed", "stopped")
 _TOOL_SUBJECT = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description")
 _CUT_RESULT = re.compile(
     rb'^\{"type":"result","subtype":"(?P<subtype>\w+)","is_error":(?P<is_error>true|false)'
@@ -42,8 +43,14 @@ class Record:
     """The last one; one run can have several."""
     denied: list[str] = field(default_factory=list)
     """Tool calls of the whole run that were not allowed, a line each."""
-    ended: bool = False
-    """A result has come and no new turn began: a background task of the agent can begin one after it."""
+    tasks: set[str] = field(default_factory=set)
+    """Subagents that work in the background; the CLI waits for them, and tells the agent in a new turn."""
+    _in_turn: bool = True
+
+    @property
+    def ended(self) -> bool:
+        """A result has come, no new turn has begun, and no subagent still works: the CLI ought to exit."""
+        return not self._in_turn and not self.tasks
 
     def read(self, line: bytes, *, cut: bool = False) -> list[Piece]:
         """Take one line of stdout, without its end; `cut`: only its first part is there."""
@@ -65,7 +72,7 @@ class Record:
         return pieces
 
     def _result(self, event: Event) -> None:
-        self.result, self.ended = event, True
+        self.result, self._in_turn = event, False
         for denial in as_list(event.get("permission_denials")):
             call = as_event(denial)
             line = tool_line(call.get("tool_name"), call.get("tool_input"))
@@ -78,19 +85,28 @@ class Record:
                 self.session_id = as_text(event.get("session_id")) or self.session_id
                 self.model = as_text(event.get("model")) or self.model
                 self.permission_mode = as_text(event.get("permissionMode")) or self.permission_mode
-                self.ended, self.error, self.refused = False, None, False
+                self._in_turn, self.error, self.refused = True, None, False
+            case "task_started":
+                # commands are not waited for: the CLI ends them itself, some seconds after its result
+                if event.get("task_type") != "local_bash":
+                    self.tasks.add(as_text(event.get("task_id")))
+            case "task_updated":
+                if as_event(event.get("patch")).get("status") in _OVER:
+                    self.tasks.discard(as_text(event.get("task_id")))
+            case "task_notification":
+                self.tasks.discard(as_text(event.get("task_id")))
             case "api_retry":
                 yield OutputKind.PILOT, _line(f"the model's API failed, the agent tries again: {_retry(event)}")
             case "model_refusal_no_fallback":
                 self.refused = True
 
     def _assistant(self, event: Event) -> Iterator[Piece]:
-        self.ended = False
-        self.error = as_text(event.get("error")) or None
+        own = event.get("parent_tool_use_id") is None  # else a subagent's
+        if own:
+            self._in_turn, self.error = True, as_text(event.get("error")) or None
         for block in _blocks(event):
             if block.get("type") == "text" and (said := as_text(block.get("text"))):
-                if event.get("parent_tool_use_id") is None:
-                    self.text = said
+                self.text = said if own else self.text
                 yield OutputKind.TEXT, _line(said)
             elif block.get("type") == "tool_use":
                 yield OutputKind.TOOL, _line(tool_line(block.get("name"), block.get("input")))

@@ -84,6 +84,23 @@ def test_a_turn_begun_by_a_background_task_is_part_of_the_run() -> None:
     assert end.usage == Usage(300, 60, 0.003)  # of both turns, though the last result's own usage is one turn's
 
 
+def test_a_subagent_in_the_background_keeps_the_run_from_being_over() -> None:
+    lines = (TRANSCRIPTS / "subagent.jsonl").read_bytes().splitlines()[:-1]
+    kinds = [json.loads(line)["type"] for line in lines]
+    results = [line for line in lines if json.loads(line)["type"] == "result"]
+    record = Record()
+    record.read(lines[0])
+    record.read(lines[2])  # it has started
+    record.read(results[0])  # with an input that is kept open, the CLI gives its result now
+    assert not record.ended
+    for line in lines[3 : kinds.index("result")]:
+        record.read(line)
+        assert not record.ended
+    record.read(results[1])
+    assert record.ended
+    assert outcome(record, 0, "").text == "It has seen."
+
+
 def test_a_denied_tool_is_a_question_although_the_cli_succeeds() -> None:
     _, _, end = replay("denied")
 

@@ -13,7 +13,9 @@ For a daemon (prints one line, `listening on http://127.0.0.1:PORT`; ends with S
 **Script**: a list of turns, or `{"scripts": [{"when": "text", "turns": [...]}, ...]}`. Each conversation
 (the CLI's session id) takes the first script whose `when` occurs in its first request's messages (none:
 always) and walks through it: one turn per `POST /v1/messages` that offers tools, the CLI's retries included.
-Past the end the answer is the text "done". Requests without tools (titles, summaries) get the text "ok".
+Past the end the answer is the text "done". A turn with a `when` of its own is kept for the first request whose
+messages have that text: a subagent's requests come under its parent's id. Requests without tools (titles,
+summaries) get the text "ok".
 
 **Turn**: an object with one of
 
@@ -119,7 +121,7 @@ class ModelServer:
         self._scripts: list[Mapping[str, Any]] = (
             list(script["scripts"]) if isinstance(script, Mapping) else [{"turns": script}]
         )
-        self._conversations: dict[str, Iterator[Turn]] = {}
+        self._conversations: dict[str, list[Turn]] = {}
         self._lock = threading.Lock()
         self._log = log
         self.numbers = itertools.count(1)
@@ -159,21 +161,16 @@ class ModelServer:
                     log.write(json.dumps(entry) + "\n")
             if not request.asks_agent:
                 return text("ok")
+            said = json.dumps(request.body.get("messages"), ensure_ascii=False)
             if request.session not in self._conversations:
-                self._conversations[request.session] = _repeated(self._turns_for(request))
-            return next(self._conversations[request.session], text("done"))
+                self._conversations[request.session] = self._turns_for(said)
+            left = self._conversations[request.session]
+            place = next((n for n, turn in enumerate(left) if turn.get("when", "") in said), None)
+            return text("done") if place is None else left.pop(place)
 
-    def _turns_for(self, request: Request) -> Sequence[Turn]:
-        said = json.dumps(request.body.get("messages"), ensure_ascii=False)
-        for script in self._scripts:
-            if script.get("when", "") in said:
-                return list(script["turns"])
-        return []
-
-
-def _repeated(turns: Sequence[Turn]) -> Iterator[Turn]:
-    for turn in turns:
-        yield from itertools.repeat(turn, int(turn.get("times", 1)))
+    def _turns_for(self, said: str) -> list[Turn]:
+        turns: Sequence[Turn] = next((s["turns"] for s in self._scripts if s.get("when", "") in said), ())
+        return [turn for turn in turns for _ in range(int(turn.get("times", 1)))]
 
 
 class _Server(ThreadingHTTPServer):

@@ -37,7 +37,9 @@ VARYING = {
     r"/tmp/claude-[^ \"]*/tasks/": "/tasks/",
     r'"end_time": \d+': '"end_time": 0',
     r"\bb[0-9a-z]{8}\b(?=[\".])": "b00000000",
+    r"\ba[0-9a-f]{16}\b": "a0000000000000000",
 }
+SUBAGENT = tool("Task", description="look", prompt="Look.", subagent_type="general-purpose", run_in_background=True)
 LONG = "prompt is too long: 300000 tokens > 200000 maximum"
 CREDIT = "Your credit balance is too low to access the Anthropic API."
 
@@ -58,6 +60,9 @@ CASES = {
         [{"text": "I write it.", **tool("Write", file_path="${cwd}/a.txt", content="hi")}, text("All done.")]
     ),
     "background": Case([BACKGROUND, text("Started."), text("It has ended.")]),
+    "subagent": Case(
+        [SUBAGENT, text("Sent.", when="Write a.txt."), text("Seen.", when="Look.", delay=1), text("It has seen.")]
+    ),
     "denied": Case([tool("Write", file_path="${cwd}/a.txt", content="hi"), text("I could not.")], mode="default"),
     "unauthorized": Case([status(401, "invalid x-api-key", times=9)]),
     "forbidden": Case([status(403, "no access", times=9)]),

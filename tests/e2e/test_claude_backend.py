@@ -369,6 +369,24 @@ async def test_an_agent_that_stays_after_its_result_keeps_its_success(
     assert (end.ending, end.text, b.left()) == (Ending.DONE, "Done.", [])
 
 
+async def test_a_subagent_that_works_on_after_the_result_is_waited_for(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.backends.claude_code.AFTER_RESULT", 0.5)
+    arguments = {"description": "look", "prompt": "Look.", "subagent_type": "general-purpose"}
+    b = bench(
+        tool("Task", **arguments, run_in_background=True),
+        text("Sent.", when="Do it."),
+        {"when": "Look.", "delay": 2, **tool("Write", file_path="${cwd}/a.txt", content="hi")},
+        text("Seen.", when="Look."),
+        text("It has seen."),
+    )
+    end = await b.run()
+    assert (end.ending, end.text) == (Ending.DONE, "It has seen."), end
+    assert (b.workspace / "a.txt").exists()
+    assert end.usage.input_tokens == 500
+
+
 async def test_only_what_it_needs_is_in_its_environment(bench: Make) -> None:
     b = bench(tool("Bash", command="env"), text("Done."))
     b.environment |= {"GITHUB_TOKEN": "hub-secret", "CLAUDECODE": "1", "CLAUDE_CODE_SIMPLE": "1"}
