@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from pilot.cli.session import as_path, session_of
-from pilot.cli.show import Id, Json
+from pilot.cli.arguments import id_argument, json_option
+from pilot.cli.session import Session, as_path
 from pilot.domain.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -16,25 +16,16 @@ if TYPE_CHECKING:
     from pilot.domain.task import Project
     from pilot.store import Store
 
-Where = Annotated[
-    str | None, typer.Argument(metavar="[PROJECT]", help="Name or path; none: everything.", show_default=False)
-]
+_where = click.argument("project", metavar="[PROJECT]", required=False)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (cancel, retry, answer, pause, resume):
-        app.command()(command)
-
-
-def cancel(
-    context: typer.Context,
-    ids: Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="Which ones.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
-    json: Json = False,
-) -> int:
+@click.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True, type=click.IntRange(1, 2**63 - 1))
+@click.option("--reason", default="", help="Why, for the record.")
+@json_option
+@click.pass_obj
+def cancel(session: Session, ids: tuple[int, ...], reason: str, json: bool) -> int:
     """End executions; a running agent is ended with all its processes, whoever runs it."""
-    session = session_of(context)
     person = session.person()
 
     async def work(store: Store) -> dict[int, Status | None]:
@@ -64,9 +55,12 @@ def cancel(
     return NotFound.exit_code if None in states.values() else 0
 
 
-def retry(context: typer.Context, id: Id, json: Json = False) -> None:
+@click.command()
+@id_argument
+@json_option
+@click.pass_obj
+def retry(session: Session, id: int, json: bool) -> None:
     """Run an ended execution's task anew; prints the new id."""
-    session = session_of(context)
     new = session.act(lambda store: store.queue.retry(id))
     if json:
         session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
@@ -76,14 +70,13 @@ def retry(context: typer.Context, id: Id, json: Json = False) -> None:
     session.ui.note(f"{new.id} {what}: {new.status}")
 
 
-def answer(
-    context: typer.Context,
-    id: Id,
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What to tell the agent; `-` reads it from stdin.")],
-    json: Json = False,
-) -> None:
-    """Answer an execution that needs a human; it goes on in the same session."""
-    session = session_of(context)
+@click.command()
+@id_argument
+@click.argument("text", metavar="TEXT")
+@json_option
+@click.pass_obj
+def answer(session: Session, id: int, text: str, json: bool) -> None:
+    """Answer an execution that needs a human; it goes on in the same session. TEXT `-` reads stdin."""
     words = sys.stdin.read() if text == "-" else text
     session.act(lambda store: store.queue.answer(id, words, session.person()))
     if json:
@@ -92,15 +85,14 @@ def answer(
         session.ui.line(f"{id} is queued again, with your answer")
 
 
-def pause(
-    context: typer.Context,
-    project: Where = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why; `why` and `status` show it.")] = "",
-    owner: Annotated[str | None, typer.Option("--owner", help="In whose name; default: you.")] = None,
-    json: Json = False,
-) -> None:
+@click.command()
+@_where
+@click.option("--reason", default="", help="Why; `why` and `status` show it.")
+@click.option("--owner", help="In whose name; default: you.")
+@json_option
+@click.pass_obj
+def pause(session: Session, project: str | None, reason: str, owner: str | None, json: bool) -> None:
     """Start nothing new, in one project or at all; what runs goes on."""
-    session = session_of(context)
     whose = owner or session.person()
 
     async def work(store: Store) -> Project | None:
@@ -116,15 +108,14 @@ def pause(
     session.ui.line(f"{found.name if found else 'everything'} is paused; `pilot resume{again}` lifts it")
 
 
-def resume(
-    context: typer.Context,
-    project: Where = None,
-    owner: Annotated[str | None, typer.Option("--owner", help="Lift this owner's pause; default: yours.")] = None,
-    everybody: Annotated[bool, typer.Option("--everybody", help="Lift everybody's pause.")] = False,
-    json: Json = False,
-) -> None:
+@click.command()
+@_where
+@click.option("--owner", help="Lift this owner's pause; default: yours.")
+@click.option("--everybody", is_flag=True, help="Lift everybody's pause.")
+@json_option
+@click.pass_obj
+def resume(session: Session, project: str | None, owner: str | None, everybody: bool, json: bool) -> None:
     """Lift a pause."""
-    session = session_of(context)
     whose = None if everybody else owner or session.person()
 
     async def work(store: Store) -> tuple[Project | None, list[str], list[str]]:

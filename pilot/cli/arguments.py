@@ -7,10 +7,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from pilot.domain.errors import UsageError
 
 if TYPE_CHECKING:
     from pilot.domain.task import Kind
+
+ID = click.IntRange(1, 2**63 - 1)
+id_argument = click.argument("id", metavar="ID", type=ID)
+json_option = click.option("--json", is_flag=True, help="One JSON document.")
 
 MAX_PROMPT = 1 << 20
 _POINTERS = ("@cmd:", "@file:", "@doc:", "@url:", "@git:", "@gh:")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from pilot.cli.session import Session, as_path, session_of
+from pilot.cli.arguments import json_option
+from pilot.cli.session import Session, as_path
 from pilot.cli.ui import ago
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.text import one_line
@@ -22,35 +23,35 @@ if TYPE_CHECKING:
 _EVERY = 0.5  # seconds between looks of those that follow
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("list")(list_)
-    app.command()(status)
-    app.command()(events)
-
-
+@click.command("list")
+@click.option("--status", multiple=True, metavar="STATUS", help="Only these; may be repeated.")
+@click.option("--project", "-p", help="Only this project's.")
+@click.option("--source", help="Only tasks from there: github, cli, …")
+@click.option("--task-id", help="Only this task's.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
+@click.option("--cursor", help="Go on where the last page ended.")
+@click.option("--all", "everything", is_flag=True, help="All that ended, too.")
+@json_option
+@click.pass_obj
 def list_(
-    context: typer.Context,
-    status: Annotated[
-        list[str] | None, typer.Option("--status", metavar="STATUS", help="Only these; may be repeated.")
-    ] = None,
-    project: Annotated[str | None, typer.Option("--project", "-p", help="Only this project's.")] = None,
-    source: Annotated[str | None, typer.Option("--source", help="Only tasks from there: github, cli, …")] = None,
-    task_id: Annotated[str | None, typer.Option("--task-id", help="Only this task's.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="So many at most.")] = 100,
-    cursor: Annotated[str | None, typer.Option("--cursor", help="Go on where the last page ended.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All that ended, too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    session: Session,
+    status: tuple[str, ...],
+    project: str | None,
+    source: str | None,
+    task_id: str | None,
+    limit: int,
+    cursor: str | None,
+    everything: bool,
+    json: bool,
 ) -> None:
     """Executions: the open ones, and the last 20 that ended."""
     from pilot.store.glance import answer
 
-    session = session_of(context)
     with session.history() as history:
         project_id = None if project is None else project_named(history, project).id
         found, following = answer(
             history.executions(
-                statuses=_statuses(status or []),
+                statuses=_statuses(status),
                 project_id=project_id,
                 source=source,
                 task_id=task_id,
@@ -94,7 +95,7 @@ def when(session: Session, at: int | None, now: int) -> str:
     return ago(at, now) if session.ui.terminal else rfc3339(at) or ""
 
 
-def _statuses(words: list[str]) -> list[Status]:
+def _statuses(words: Sequence[str]) -> list[Status]:
     from pilot.domain.execution import Status
 
     names = [name.strip() for word in words for name in word.split(",")]
@@ -115,15 +116,14 @@ def project_named(history: History, named: str) -> Project:
     return found
 
 
-def status(
-    context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it again every second, until Ctrl-C.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
-) -> None:
+@click.command()
+@click.option("--watch", "-w", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@json_option
+@click.pass_obj
+def status(session: Session, watch: bool, json: bool) -> None:
     """Counts, what runs since when, projects, parked backends, nodes."""
     from pilot.store.glance import answer
 
-    session = session_of(context)
     with session.history() as history:
         while True:
             document = answer(history.status(session.now()))
@@ -190,22 +190,27 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
         ui.line(f"node {node['id']}: {node['kind']}, {node['state']} since {node['started_at']}, pid {node['pid']}")
 
 
+@click.command()
+@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
+@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only these, e.g. trigger.refused.")
+@click.option("--execution", type=int, metavar="ID", help="Only this execution's.")
+@click.option("--after", type=click.IntRange(0, 2**63 - 1), metavar="ID", help="Only those behind this event.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
+@click.option("--json", is_flag=True, help="One JSON document; with -f one a line.")
+@click.pass_obj
 def events(
-    context: typer.Context,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    kind: Annotated[
-        list[str] | None, typer.Option("--type", metavar="TYPE", help="Only these, e.g. trigger.refused.")
-    ] = None,
-    execution: Annotated[int | None, typer.Option("--execution", help="Only this execution's.")] = None,
-    after: Annotated[int | None, typer.Option("--after", metavar="ID", help="Only those behind this event.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="So many at most.")] = 100,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
+    session: Session,
+    follow: bool,
+    types: tuple[str, ...],
+    execution: int | None,
+    after: int | None,
+    limit: int,
+    json: bool,
 ) -> None:
     """The event log: the last 100, or those behind an id."""
     from pilot.store.glance import answer
 
-    session = session_of(context)
-    types = _event_types(kind or [])
+    _check_types(types)
     with session.history() as history:
         found = answer(history.events(after=after, types=types, execution=execution, limit=limit))
         if json and not follow:
@@ -228,7 +233,7 @@ def events(
             found = answer(history.events(after=last, types=types, execution=execution, limit=500))
 
 
-def _event_types(words: list[str]) -> list[str]:
+def _check_types(words: Sequence[str]) -> None:
     from difflib import get_close_matches
 
     from pilot.domain.events import EventType
@@ -238,7 +243,6 @@ def _event_types(words: list[str]) -> list[str]:
             near = get_close_matches(word, list(EventType))
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EventType)}"
             raise UsageError(f"{word!r} is no event type; {hint}")
-    return words
 
 
 def event_document(event: Event) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import codecs
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from pilot.cli.session import Session, known, session_of
-from pilot.cli.show import Id
+from pilot.cli.arguments import id_argument
+from pilot.cli.session import Session, known
 from pilot.domain.text import for_terminal
 
 if TYPE_CHECKING:
@@ -22,23 +22,17 @@ _PROTOCOL = "raw"
 _QUIET = frozenset({"stderr", "result", "pilot"})
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(logs)
-
-
-def logs(
-    context: typer.Context,
-    id: Id,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the execution has ended.")] = False,
-    attempt: Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt's.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="The bytes as the agent wrote them, protocol included.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="One JSON document; with -f one a line.")] = False,
-) -> None:
+@click.command()
+@id_argument
+@click.option("--follow", "-f", is_flag=True, help="Go on until the execution has ended.")
+@click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only this attempt's.")
+@click.option("--raw", is_flag=True, help="The bytes as the agent wrote them, protocol included.")
+@click.option("--json", is_flag=True, help="One JSON document; with -f one a line.")
+@click.pass_obj
+def logs(session: Session, id: int, follow: bool, attempt: int | None, raw: bool, json: bool) -> None:
     """What an execution's agents wrote. Survives restarts of the daemon."""
     from pilot.store.glance import answer
 
-    session = session_of(context)
     with session.history() as history:
         known(answer(history.execution(id)), id)
         if json and not follow:

@@ -2,91 +2,124 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
-from pilot.cli import act, lists, logs, show, work
 from pilot.cli.codes import table
-from pilot.cli.session import Session, session_of
+from pilot.cli.session import Session
 from pilot.cli.ui import ReaderGone, Ui
 from pilot.domain.errors import ConfigError, NotFound, PilotError
 
+_COMMANDS = {
+    "init": "begin:init",
+    "doctor": "doctor:doctor",
+    "config": "settings:config",
+    "serve": "work:serve",
+    "run": "work:run",
+    "enqueue": "work:enqueue",
+    "list": "lists:list_",
+    "show": "show:show",
+    "why": "show:why",
+    "logs": "logs:logs",
+    "events": "lists:events",
+    "status": "lists:status",
+    "cancel": "act:cancel",
+    "retry": "act:retry",
+    "answer": "act:answer",
+    "pause": "act:pause",
+    "resume": "act:resume",
+    "backend": "backends:backend",
+    "db": "db:db",
+    "version": "main:version",
+    "help": "main:help_",
+}
 
-def build() -> typer.Typer:
-    """The whole command tree. What a command needs is imported when it runs."""
-    app = typer.Typer(
-        rich_markup_mode=None,  # plain help needs no rich, which takes as long to load as all the rest
-        pretty_exceptions_enable=False,
-        add_completion=True,
-        invoke_without_command=True,
-        epilog="Exit codes: `pilot help exit-codes`.",
-        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    )
-    app.callback()(root)
-    for family in (work, lists, show, logs, act):
-        family.register(app)
-    app.command()(version)
-    app.command("help")(help_)
-    return app
+
+class _Commands(click.Group):
+    """Commands that are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"pilot.cli.{module}"), name)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], _COMMANDS, n=1)
+            ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
 
-def root(
-    context: typer.Context,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="This pilot.yaml (else $PILOT_CONFIG, ./pilot.yaml, …)."),
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks, and more in the logs.")] = False,
-    version_wanted: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    epilog="Exit codes: `pilot help exit-codes`.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="This pilot.yaml (else $PILOT_CONFIG, ./pilot.yaml, …).",
+)
+@click.option("--debug", is_flag=True, help="Tracebacks, and more in the logs.")
+@click.option("--version", "wants_version", is_flag=True, help="Print the version.")
+@click.pass_context
+def root(context: click.Context, config: Path | None, debug: bool, wants_version: bool) -> None:
     """Tickets in, finished changes out: one at a time per repository, nothing lost, nothing done twice."""
-    session = session_of(context)
+    session: Session = context.obj
     session.config = config
     session.debug = debug
-    if version_wanted:
-        version(context)
-        raise typer.Exit
+    if wants_version:
+        context.invoke(version, json=False)
+        context.exit()
     if context.invoked_subcommand is None:
         session.ui.line(context.get_help())
 
 
-def version(
-    context: typer.Context, json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False
-) -> None:
+@click.command()
+@click.option("--json", is_flag=True, help="One JSON document.")
+@click.pass_obj
+def version(session: Session, json: bool) -> None:
     """Print the version."""
     from pilot import __version__
 
-    session = session_of(context)
     if json:
         session.ui.document({"version": __version__, "python": sys.version.split()[0]})
     else:
         session.ui.line(f"pilot {__version__}")
 
 
-def help_(
-    context: typer.Context,
-    topic: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND|exit-codes]", show_default=False)] = None,
-) -> None:
+@click.command("help")
+@click.argument("topic", metavar="[COMMAND|exit-codes]", nargs=-1)
+@click.pass_context
+def help_(context: click.Context, topic: tuple[str, ...]) -> None:
     """Help on a command, or on exit codes."""
-    session = session_of(context)
-    parent = context.parent
-    if topic == ["exit-codes"]:
+    session: Session = context.obj
+    if topic == ("exit-codes",):
         session.ui.line(table())
-    elif parent is not None:
-        command = parent.command
-        inner = parent
-        for word in topic or ():
-            found = getattr(command, "commands", {}).get(word)
-            if found is None:
-                raise NotFound(f"no command {' '.join(topic or ())!r}; `pilot --help` lists them")
-            inner = type(inner)(found, info_name=word, parent=inner, obj=session)
-            command = found
-        session.ui.line(inner.get_help())
+        return
+    inner = context.find_root()
+    for word in topic:
+        command = inner.command.get_command(inner, word) if isinstance(inner.command, click.Group) else None
+        if command is None:
+            raise NotFound(f"no command {' '.join(topic)!r}; `pilot --help` lists them")
+        inner = click.Context(command, parent=inner, info_name=word)
+    session.ui.line(inner.get_help())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,18 +130,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reconfigure is not None:  # a title that the terminal's encoding lacks is no reason to stop
             reconfigure(errors="replace")
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    ui = Ui(sys.stdout, sys.stderr, os.environ, json="--json" in own)
-    session = Session(ui, os.environ)
+    session = Session(Ui(sys.stdout, sys.stderr, os.environ, json="--json" in own), os.environ)
     try:
-        code = build()(_hoisted(arguments), prog_name="pilot", standalone_mode=False, obj=session)
-        ui.flush()
+        code = root(_hoisted(arguments), prog_name="pilot", standalone_mode=False, obj=session)
+        session.ui.flush()
     except ReaderGone:
-        _hush()
+        # Nothing more for a reader that has left, not even at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         return 130
     except Exception as error:  # noqa: BLE001  the last border: everything ends as one line and a code
-        return _failed(session, error, own)
+        return _failed(session, error)
     return code if isinstance(code, int) else 0
 
 
@@ -128,33 +161,29 @@ def _hoisted(arguments: list[str]) -> list[str]:
     return front + rest + arguments[end:]
 
 
-def _failed(session: Session, error: Exception, arguments: Sequence[str]) -> int:
+def _failed(session: Session, error: Exception) -> int:
     if session.debug:
         import traceback
 
         session.ui.note(traceback.format_exc())
     match error:
         case ConfigError():
-            session.ui.failure("ConfigError", str(error), error.exit_code, "`pilot config check` checks again")
+            hint = "`pilot config check` checks again"
+            session.ui.failure("ConfigError", str(error), error.exit_code, hint)
             return error.exit_code
         case PilotError():
             session.ui.failure(type(error).__name__, str(error), error.exit_code)
             return error.exit_code
-    message = getattr(error, "format_message", None)  # what typer raises for a command line it can't read
-    if message is not None:
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        session.ui.failure("UsageError", message(), 2, f"`pilot {command} --help`".replace("  ", " "))
-        return 2
-    if type(error).__name__ == "Abort":
-        return 130
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx is not None else "pilot"
+            session.ui.failure("UsageError", error.format_message(), 2, f"`{path} --help` says how")
+            return 2
+        case click.ClickException():
+            session.ui.failure("UsageError", error.format_message(), 2)
+            return 2
     hint = "" if session.debug else "this is a bug; the same command with --debug shows where"
     session.ui.failure("InternalError", f"{type(error).__name__}: {error}", 1, hint)
     return 1
-
-
-def _hush() -> None:
-    """Nothing more for a reader that has left, not even at the interpreter's end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

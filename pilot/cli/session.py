@@ -13,8 +13,6 @@ from pilot.cli.ui import Ui
 from pilot.domain.errors import NotFound
 
 if TYPE_CHECKING:
-    import typer
-
     from pilot.config.load import Loaded
     from pilot.config.locate import Located
     from pilot.domain.execution import Execution
@@ -81,12 +79,6 @@ class Session:
             return getpass.getuser()
         except (OSError, KeyError):
             return "the terminal"
-
-
-def session_of(context: typer.Context) -> Session:
-    """The session that `main` put into the context."""
-    session: Session = context.obj
-    return session
 
 
 def as_path(named: str) -> str:

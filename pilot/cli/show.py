@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from pilot.cli.session import Session, known, session_of
+from pilot.cli.arguments import id_argument, json_option
+from pilot.cli.session import Session, known
 from pilot.cli.ui import ago, lasted
 from pilot.domain.text import for_terminal, one_line, tail
 
@@ -16,21 +17,15 @@ if TYPE_CHECKING:
     from pilot.domain.ports import Why
     from pilot.store.history import Asked, Attempt
 
-Id = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The execution's id.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(show)
-    app.command()(why)
-
-
-def show(context: typer.Context, id: Id, json: Json = False) -> None:
+@click.command()
+@id_argument
+@json_option
+@click.pass_obj
+def show(session: Session, id: int, json: bool) -> None:
     """One execution: state, attempts, gates, question, what to do next."""
     from pilot.store.glance import answer
 
-    session = session_of(context)
     with session.history() as history:
         execution = known(answer(history.execution(id)), id)
         document = answer(history.document(execution))
@@ -180,12 +175,15 @@ def _hints(session: Session, execution: Execution, questions: Sequence[Asked]) -
         session.ui.line("  " + "\n  ".join(hints), "dim")
 
 
-def why(context: typer.Context, id: Id, json: Json = False) -> None:
+@click.command()
+@id_argument
+@json_option
+@click.pass_obj
+def why(session: Session, id: int, json: bool) -> None:
     """Why an execution is not running, and what happens next."""
     from pilot.store.documents import why_document
     from pilot.store.glance import answer
 
-    session = session_of(context)
     with session.history() as history:
         execution = known(answer(history.execution(id)), id)
         reasons = answer(history.why(id, session.now()))

@@ -3,71 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from pilot.cli import arguments
 from pilot.cli.codes import exit_code
-from pilot.cli.session import Session, session_of
-from pilot.cli.show import Json
-from pilot.domain.errors import UsageError
+from pilot.cli.session import Session
 from pilot.domain.text import for_terminal, one_line
 
 if TYPE_CHECKING:
     from pilot.app.direct import Progress
     from pilot.domain.execution import Execution
 
-Project = Annotated[
-    str | None,
-    typer.Option("--project", "-p", metavar="PROJECT", help="By name or path; default: where one stands."),
-]
-TaskId = Annotated[str | None, typer.Option("--task-id", metavar="R", help="The task's name outside, such as GH-46.")]
+_NUMBER = click.IntRange(0, 1_000_000)
+_project = click.option("--project", "-p", metavar="PROJECT", help="By name or path; default: where one stands.")
+_task_id = click.option("--task-id", metavar="R", help="The task's name outside, such as GH-46.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    for command in (serve, run, enqueue):
-        app.command()(command)
-
-
-def serve(
-    context: typer.Context,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = None,
-) -> None:
+@click.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="0: any that is free.")
+@click.pass_obj
+def serve(session: Session, host: str | None, port: int | None) -> None:
     """Run the dispatcher and the HTTP server until SIGTERM; what runs then is drained."""
     import asyncio
 
     from pilot import app
 
-    session = session_of(context)
     loaded = session.loaded()
     _logs(session, "INFO")
     asyncio.run(app.serve(loaded, host=host, port=port))
 
 
+@click.command()
+@click.argument("prompt", metavar="[PROMPT|-]", required=False)
+@_project
+@click.option("--file", metavar="F", type=click.Path(path_type=Path), help="Read the prompt from a file.")
+@click.option("--backend", metavar="B", help="This agent or profile.")
+@click.option("--model", metavar="M", help="This model.")
+@_task_id
+@click.option("--branch", metavar="B", help="Work on this branch.")
+@click.option("--base", metavar="B", help="Start from this branch.")
+@click.option("--publish", type=click.Choice(["none", "branch", "pull_request"]), help="What to do with it.")
+@click.option("--timeout", metavar="S", help="For the attempt: seconds, or 10m, 1h.")
+@click.option("--attempts", metavar="N", type=click.IntRange(1, 1000), default=1, help="Try so often.")
+@click.option("--no-wait", is_flag=True, help="Give up with 75 when the project is busy.")
+@arguments.json_option
+@click.pass_obj
 def run(
-    context: typer.Context,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT|-]", help="What to do; `-` reads stdin.", show_default=False)
-    ] = None,
-    project: Project = None,
-    file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the prompt from a file.")] = None,
-    backend: Annotated[str | None, typer.Option("--backend", metavar="B", help="This agent or profile.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="This model.")] = None,
-    task_id: TaskId = None,
-    branch: Annotated[str | None, typer.Option("--branch", metavar="B", help="Work on this branch.")] = None,
-    base: Annotated[str | None, typer.Option("--base", metavar="B", help="Start from this branch.")] = None,
-    publish: Annotated[
-        str | None, typer.Option("--publish", metavar="HOW", help="none, branch or pull_request.")
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", metavar="S", help="For the attempt: seconds, or 10m, 1h.")
-    ] = None,
-    attempts: Annotated[int, typer.Option("--attempts", metavar="N", min=1, help="Try so often.")] = 1,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Give up with 75 when the project is busy.")] = False,
-    json: Json = False,
+    session: Session,
+    *,
+    prompt: str | None,
+    project: str | None,
+    file: Path | None,
+    backend: str | None,
+    model: str | None,
+    task_id: str | None,
+    branch: str | None,
+    base: str | None,
+    publish: str | None,
+    timeout: str | None,
+    attempts: int,
+    no_wait: bool,
+    json: bool,
 ) -> int:
     """Do a task here and now, with live progress, when its project's turn comes."""
     import asyncio
@@ -76,9 +75,6 @@ def run(
     from pilot.dispatch.intake import TaskRequest
     from pilot.store.documents import execution_document
 
-    session = session_of(context)
-    if publish not in (None, "none", "branch", "pull_request"):
-        raise UsageError(f"--publish {publish!r}: there are none, branch, pull_request")
     task = TaskRequest(
         prompt=arguments.prompt_from(prompt, file),
         source="cli",
@@ -143,51 +139,56 @@ def _ended(session: Session, execution: Execution) -> None:
     session.ui.line(f"  pilot show {execution.id}", "dim")
 
 
+@click.command()
+@click.argument("prompt", metavar="PROMPT")
+@_project
+@_task_id
+@click.option("--title", help="Default: the prompt's first line.")
+@click.option("--kind", metavar="KIND", default="code", help="build, test, deploy, code, content or plan.")
+@click.option("--priority", metavar="N", type=_NUMBER, default=2, show_default=True, help="Lower goes first.")
+@click.option("--lane", metavar="N", type=_NUMBER, default=0, help="Worker speciality.")
+@click.option("--after", metavar="ID", type=arguments.ID, multiple=True, help="Not before this completed; repeatable.")
+@click.option("--key", metavar="K", help="The same key is the same request, for ever.")
+@click.option("--label", "labels", metavar="L", multiple=True, help="May be repeated.")
+@click.option("--at", metavar="TIME", help="Not before: 2026-12-31T18:00:00Z, or 2h from now.")
+@click.option("--source", metavar="S", default="cli", help="Where the task comes from.")
+@click.option("--payload", metavar="JSON", help="Anything to keep with it.")
+@arguments.json_option
+@click.pass_obj
 def enqueue(
-    context: typer.Context,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to do; `-` reads stdin.")],
-    project: Project = None,
-    task_id: TaskId = None,
-    title: Annotated[str | None, typer.Option("--title", help="Default: the prompt's first line.")] = None,
-    kind: Annotated[
-        str, typer.Option("--kind", metavar="KIND", help="build, test, deploy, code, content or plan.")
-    ] = "code",
-    priority: Annotated[
-        int, typer.Option("--priority", metavar="N", min=0, max=1_000_000, help="Lower goes first.")
-    ] = 2,
-    lane: Annotated[int, typer.Option("--lane", metavar="N", min=0, max=1_000_000, help="Worker speciality.")] = 0,
-    after: Annotated[
-        list[int] | None,
-        typer.Option("--after", metavar="ID", min=1, help="Not before this one completed; may be repeated."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option("--key", metavar="K", help="The same key is the same request, for ever.")
-    ] = None,
-    label: Annotated[list[str] | None, typer.Option("--label", metavar="L", help="May be repeated.")] = None,
-    at: Annotated[
-        str | None, typer.Option("--at", metavar="TIME", help="Not before: 2026-12-31T18:00:00Z, or 2h from now.")
-    ] = None,
-    source: Annotated[str, typer.Option("--source", metavar="S", help="Where the task comes from.")] = "cli",
-    payload: Annotated[str | None, typer.Option("--payload", metavar="JSON", help="Anything to keep with it.")] = None,
-    json: Json = False,
+    session: Session,
+    *,
+    prompt: str,
+    project: str | None,
+    task_id: str | None,
+    title: str | None,
+    kind: str,
+    priority: int,
+    lane: int,
+    after: tuple[int, ...],
+    key: str | None,
+    labels: tuple[str, ...],
+    at: str | None,
+    source: str,
+    payload: str | None,
+    json: bool,
 ) -> None:
-    """Put a task into its project's queue; prints the execution's id."""
+    """Put a task into its project's queue; prints the execution's id. PROMPT `-` reads stdin."""
     import asyncio
 
     from pilot import app
     from pilot.dispatch.intake import TaskRequest
 
-    session = session_of(context)
     request = TaskRequest(
         prompt=arguments.prompt_from(prompt, None),
         title=title,
         task_id=task_id,
         source=source,
         kind=arguments.kind_of(kind),
-        labels=tuple(label or ()),
+        labels=labels,
         priority=priority,
         lane=lane,
-        after=tuple(after or ()),
+        after=after,
         payload=None if payload is None else arguments.json_value(payload, "--payload"),
         available_at=None if at is None else arguments.moment(at, session.now()),
         idempotency_key=key,

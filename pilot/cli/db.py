@@ -1,0 +1,106 @@
+"""`pilot db`: look after the store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pilot.cli import arguments
+from pilot.cli.arguments import json_option
+from pilot.cli.session import Session
+
+
+@click.group()
+def db() -> None:
+    """Look after the store: migrate, check, backup, prune."""
+
+
+@db.command()
+@json_option
+@click.pass_obj
+def migrate(session: Session, json: bool) -> None:
+    """Bring the schema up to this version. Every command does it by itself, too."""
+    import sqlite3
+
+    from pilot.store import sqlite_path
+    from pilot.store.migrate import migrate as bring_up
+    from pilot.store.migrate import newest
+    from pilot.store.sqlite_dialect import translate
+
+    path = sqlite_path(session.located().store_url)
+    _there(path)
+    try:
+        applied = bring_up(path, session.now)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+    if json:
+        session.ui.document({"store": str(path), "applied": applied, "schema": newest("sqlite")})
+        return
+    for name in applied:
+        session.ui.line(f"applied {name}")
+    session.ui.line(f"{path} has schema {newest('sqlite')}{'' if applied else ' already'}")
+
+
+def _there(path: Path) -> None:
+    from pilot.domain.errors import StoreError
+
+    if not path.exists():
+        raise StoreError(f"no database at {path}; `pilot serve`, `pilot run` or `pilot enqueue` makes one")
+
+
+@db.command()
+@json_option
+@click.pass_obj
+def check(session: Session, json: bool) -> int:
+    """Read the whole store and say what is wrong; exit 1 when something is."""
+    from pilot.store import sqlite_path
+    from pilot.store.upkeep import AUDITS
+    from pilot.store.upkeep import check as audit
+
+    path = sqlite_path(session.located().store_url)
+    findings = audit(path)
+    if json:
+        found = [{"check": finding.check, "detail": finding.detail} for finding in findings]
+        session.ui.document({"store": str(path), "ok": not findings, "findings": found})
+    elif findings:
+        for finding in findings:
+            session.ui.line(f"{finding.check}: {finding.detail}", "red")
+        session.ui.note(
+            "Keep a copy of the file as it is, then restore a backup made with `pilot db backup`, "
+            "or move the file away to start empty."
+        )
+    else:
+        session.ui.line(f"{path} is sound: pages, keys and {len(AUDITS)} promises")
+    return 1 if findings else 0
+
+
+@db.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def backup(session: Session, file: Path, json: bool) -> None:
+    """Copy the store, whole and consistent, into a new file; also while `serve` runs."""
+    from pilot.store import sqlite_path
+    from pilot.store.upkeep import backup as copy
+
+    size = copy(sqlite_path(session.located().store_url), file)
+    if json:
+        session.ui.document({"file": str(file.absolute()), "bytes": size})
+    else:
+        session.ui.line(f"{file}: {size:,} bytes")
+        session.ui.note("To restore it: stop every pilot, and put it in the place of the store's file.")
+
+
+@db.command()
+@click.option("--older-than", metavar="TIME", default="90d", show_default=True, help="What ended longer ago: 12h, 30d.")
+@json_option
+@click.pass_obj
+def prune(session: Session, older_than: str, json: bool) -> None:
+    """Remove executions that ended long ago, with their output and events. Never open ones."""
+    before = session.now() - arguments.milliseconds(older_than, "--older-than")
+    removed = session.act(lambda store: store.queue.prune(before))
+    if json:
+        session.ui.document({"removed": removed})
+    else:
+        session.ui.line(f"removed {removed:,} executions that ended more than {older_than} ago")
