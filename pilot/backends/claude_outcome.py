@@ -165,7 +165,7 @@ def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, 
 
 
 def _without_result(returncode: int | None, stderr: str, oom: bool) -> Outcome:
-    words = one_line(stderr.strip().rpartition("\n\n")[2] or stderr, _SHOWN)
+    words = one_line(tail(stderr.strip(), _SHOWN), _SHOWN + 10)
     excerpt = tail(f"exit={returncode}\n{stderr}".strip())
     if _NO_SESSION.search(stderr):
         return session_lost(words)

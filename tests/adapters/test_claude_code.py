@@ -78,7 +78,8 @@ def test_a_turn_begun_by_a_background_task_is_part_of_the_run() -> None:
         record.read(line)
         ended.append(record.ended)
 
-    assert [ended.index(True), ended[-2:]] == [5, [False, True]]  # over, begun again, over
+    over_then_begun_again = [*[False] * 5, True, True, True, False, False, True]
+    assert ended == over_then_begun_again
     end = outcome(record, 0, "")
     assert (end.ending, end.text) == (Ending.DONE, "It has ended.")
     assert end.usage == Usage(300, 60, 0.003)  # of both turns, though the last result's own usage is one turn's

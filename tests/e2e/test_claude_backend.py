@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pilot.backends.claude_code import ClaudeCode
+from pilot.backends.claude_code import AFTER_RESULT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.outcome import Ending, FailureClass, Outcome
 from pilot.domain.ports import AgentRequest, OutputKind
@@ -103,7 +103,10 @@ Make = Callable[..., Bench]
 async def test_a_success_writes_its_file_and_knows_what_it_cost(bench: Make) -> None:
     b = bench({"text": "I write it.", **tool("Write", file_path="${cwd}/a.txt", content="hi")}, text("All done."))
 
+    started = time.monotonic()
     end = await b.run(b.request("Write a.txt.", new_session_id=(session := str(uuid.uuid4()))))
+
+    assert time.monotonic() - started < AFTER_RESULT, "the CLI should exit by itself, at the end of its input"
 
     assert end.ending is Ending.DONE, end
     assert (b.workspace / "a.txt").read_text() == "hi"
