@@ -1,0 +1,216 @@
+"""What an attempt says, on its way into the journal: in order, in pieces, bounded, and late rather than lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+
+from pilot.domain.errors import Busy, StoreError
+from pilot.domain.execution import Execution
+from pilot.domain.ports import Journal, OutputKind
+
+PIECE = 64 << 10
+"""Bytes of one stored piece, at most."""
+FLUSH = 256 << 10
+"""Bytes that are written without waiting for more."""
+INTERVAL = 0.2
+"""Seconds until whatever there is gets written."""
+HIGH = 1 << 20
+"""Bytes not yet written at which who speaks has to wait."""
+LIMIT = 64 << 20
+"""Bytes of one attempt; what comes after is left out, but for the end."""
+END = 1 << 20
+"""Bytes of the end that are kept all the same: a failure's reason stands there."""
+_PATIENCE = 60.0
+"""Seconds for a store that can't write (a full disk, a lock) to come back."""
+
+_STREAMS = frozenset({OutputKind.STDOUT, OutputKind.STDERR})
+"""Kinds that are one flow of bytes; the pieces of the others stay apart unless they end with a newline."""
+
+
+class Recorder:
+    """Implements `ports.Emit` for one attempt. A context manager: leaving it writes what is left.
+
+    Raises `LeaseLost` (or `StoreError`, when the store stays away) from `output` as soon as a write has failed;
+    `broken` is set then, for who waits in silence.
+    """
+
+    def __init__(
+        self, journal: Journal, execution: Execution, *, limit: int = LIMIT, end: int = END, interval: float = INTERVAL
+    ) -> None:
+        self.broken = asyncio.Event()
+        self.session_id: str | None = None
+        self._journal = journal
+        self._execution = execution
+        self._limit = limit
+        self._end = end
+        self._interval = interval
+        self._error: Exception | None = None
+        self._runs: list[tuple[OutputKind, list[bytes]]] = []
+        self._size = 0
+        self._taken = 0
+        self._left_out = 0
+        self._late: deque[tuple[OutputKind, bytes]] = deque()
+        self._late_size = 0
+        self._news = asyncio.Event()
+        self._full = asyncio.Event()
+        self._room = asyncio.Event()
+        self._writing = False
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self._activity = self._loop.time()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Recorder:
+        self._writer = asyncio.create_task(self._write())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+        if error is None:
+            self._check()
+
+    @property
+    def idle(self) -> float:
+        """Seconds since the last sign of life; none while it is the store that others wait for."""
+        return 0.0 if self._writing else self._loop.time() - self._activity
+
+    async def output(self, kind: OutputKind, data: bytes) -> None:
+        """See `Emit.output`."""
+        if self._error is not None:
+            raise self._error
+        self._activity = self._loop.time()
+        if not data:
+            return
+        room = self._limit - self._taken
+        if len(data) <= room and not self._late:
+            self._take(kind, data)
+        else:
+            if room > 0:
+                self._take(kind, data[:room])
+            self._take_late(kind, data[max(room, 0) :])
+        while self._size >= HIGH and self._error is None:
+            self._room.clear()
+            await self._room.wait()
+        self._check()
+
+    async def session(self, session_id: str) -> None:
+        """See `Emit.session`."""
+        self._activity = self._loop.time()
+        await self._journal.note(self._execution, session_id=session_id)
+        self.session_id = session_id
+
+    def touch(self) -> None:
+        """A sign of life from pilot itself."""
+        self._activity = self._loop.time()
+
+    async def say(self, words: str) -> None:
+        """A note of pilot's own."""
+        await self.output(OutputKind.PILOT, words.rstrip("\n").encode(errors="replace") + b"\n")
+
+    async def close(self) -> None:
+        """Write all that is left. Cancelled, it gives up; a failure is kept for `output` to raise."""
+        writer = self._writer
+        if writer is None:
+            return
+        if self._late:
+            if self._left_out:
+                words = f"… {self._left_out:,} bytes of output left out …\n".encode()
+                self._runs.append((OutputKind.PILOT, [words]))
+            self._runs += [(kind, [data]) for kind, data in self._late]
+            self._late.clear()
+        self._closing = True
+        self._news.set()
+        self._full.set()
+        try:
+            await asyncio.wait([writer])
+        finally:
+            writer.cancel()
+            await asyncio.wait([writer])
+        self._writer = None
+
+    def _take(self, kind: OutputKind, data: bytes) -> None:
+        self._taken += len(data)
+        self._size += len(data)
+        last, chunks = self._runs[-1] if self._runs else (None, [])
+        if last is kind and (kind in _STREAMS or chunks[-1].endswith(b"\n")):
+            chunks.append(data)
+        else:
+            self._runs.append((kind, [data]))
+        self._news.set()
+        if self._size >= FLUSH:
+            self._full.set()
+
+    def _take_late(self, kind: OutputKind, data: bytes) -> None:
+        self._left_out += max(len(data) - self._end, 0)
+        data = data[-self._end :]
+        self._late.append((kind, data))
+        self._late_size += len(data)
+        while (over := self._late_size - self._end) > 0:
+            first, oldest = self._late.popleft()
+            cut = min(over, len(oldest))
+            self._late_size -= cut
+            self._left_out += cut
+            if cut < len(oldest):
+                self._late.appendleft((first, oldest[cut:]))
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _write(self) -> None:
+        while self._runs or not self._closing:
+            await self._news.wait()
+            if not self._closing:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._interval):
+                        await self._full.wait()
+            runs, self._runs, self._size = self._runs, [], 0
+            self._full.clear()
+            if not self._closing:
+                self._news.clear()
+            self._writing = True
+            try:
+                await self._store([piece for kind, chunks in runs for piece in _pieces(kind, chunks)])
+            except Exception as error:  # noqa: BLE001  the border between two tasks: raised where it is waited for
+                self._error = error
+                self.broken.set()
+                return
+            finally:
+                self._writing = False
+                self._activity = self._loop.time()
+                self._room.set()
+
+    async def _store(self, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
+        until = self._loop.time() + _PATIENCE
+        pause = 0.1
+        while pieces:
+            try:
+                await self._journal.write(self._execution, pieces)
+            except (StoreError, Busy):
+                if self._loop.time() + pause > until:
+                    raise
+            else:
+                return
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def _pieces(kind: OutputKind, chunks: Sequence[bytes]) -> Iterator[tuple[OutputKind, bytes]]:
+    """Pieces of at most `PIECE` bytes, never cut inside a character."""
+    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    start = 0
+    while len(data) - start > PIECE:
+        end = start + PIECE
+        for _ in range(3):
+            if data[end] & 0xC0 != 0x80:
+                break
+            end -= 1
+        yield kind, data[start:end]
+        start = end
+    yield kind, data[start:] if start else data
