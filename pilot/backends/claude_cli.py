@@ -37,7 +37,12 @@ DEFAULTS = {
     "DISABLE_AUTOUPDATER": "1",
     # the CLI's own ten retries take three minutes in which nobody knows why; admission knows better when
     "CLAUDE_CODE_MAX_RETRIES": "2",
+    # what one ticket has it remember would steer the next one that is worked on in the same folder
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+    "CLAUDE_CODE_DISABLE_CRON": "1",
 }
+NOT_HERE = ("EnterWorktree", "ExitWorktree", "ScheduleWakeup")
+"""Tools that would take the work out of its workspace, or wait for somebody to wake a process that has ended."""
 FORCED = {
     # else `@/any/file` in an issue puts that file into the prompt
     "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
@@ -54,6 +59,7 @@ def arguments(settings: ClaudeCodeSettings, request: AgentRequest, session: str,
     """
     argv = [settings.command, "-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
     argv += ["--setting-sources", "user", "--strict-mcp-config", "--permission-mode", settings.permission_mode]
+    argv.append(f"--disallowedTools={','.join(NOT_HERE)}")
     argv += ["--resume" if resume else "--session-id", session]
     if model := request.model or settings.model:
         argv.append(f"--model={model}")

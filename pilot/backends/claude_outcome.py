@@ -169,10 +169,11 @@ def _without_result(returncode: int | None, stderr: str, oom: bool) -> Outcome:
     excerpt = tail(f"exit={returncode}\n{stderr}".strip())
     if _NO_SESSION.search(stderr):
         return session_lost(words)
-    if returncode == -signal.SIGKILL and oom:
+    killer = _killer(returncode)
+    if killer is signal.SIGKILL and oom:
         return failed(FailureClass.OOM, "the agent was killed by the kernel for want of memory", excerpt=excerpt)
-    if returncode is not None and returncode < 0:
-        return failed(FailureClass.AGENT, f"the agent was killed by {_signal(-returncode)}", excerpt=excerpt)
+    if killer is not None:
+        return failed(FailureClass.AGENT, f"the agent was killed by {killer.name}", excerpt=excerpt)
     if failure := _by_text(stderr, _BY_STDERR):
         return failed(failure, words, excerpt=excerpt)
     exited = "did not exit" if returncode is None else f"exited with {returncode}"
@@ -187,11 +188,10 @@ def _by_text(words: str, table: tuple[tuple[re.Pattern[str], FailureClass], ...]
     return next((failure for pattern, failure in table if pattern.search(words)), None)
 
 
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _killer(returncode: int | None) -> signal.Signals | None:
+    """The signal that ended it: shells, and the CLI itself, say 128 + N where the system says -N."""
+    number = 0 if returncode is None else -returncode if returncode < 0 else returncode - 128
+    return signal.Signals(number) if number in set(signal.Signals) else None
 
 
 def _words(result: Event) -> str:

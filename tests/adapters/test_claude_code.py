@@ -184,11 +184,14 @@ def test_an_agent_that_stays_after_its_result_has_succeeded() -> None:
 
 
 def test_no_result_is_a_failure_whatever_the_exit_status() -> None:
-    for code, words in ((0, "exited with 0"), (1, "exited with 1"), (None, "did not exit"), (-9, "SIGKILL")):
+    for code, words in (
+        (0, "exited with 0"), (1, "exited with 1"), (None, "did not exit"), (-9, "SIGKILL"), (143, "SIGTERM"),
+    ):  # fmt: skip
         end = outcome(Record(), code, "")
         assert end.failure is FailureClass.AGENT
         assert words in end.detail
     assert outcome(Record(), -9, "", oom=True).failure is FailureClass.OOM
+    assert outcome(Record(), 137, "", oom=True).failure is FailureClass.OOM
     assert outcome(Record(), 143, "", oom=True).failure is FailureClass.AGENT
 
 
@@ -360,7 +363,7 @@ def test_the_account_is_handed_on_and_nothing_else() -> None:
     assert given == {
         "PATH": "/bin", "M": "1", "ANTHROPIC_API_KEY": "key", "CLAUDE_CONFIG_DIR": "/c",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_MAX_RETRIES": "2",
-        "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+        "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1", "CLAUDE_CODE_DISABLE_CRON": "1", "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
     }  # fmt: skip
     cloud = child_environment(ClaudeCodeSettings(), {}, environ | {"CLAUDE_CODE_USE_BEDROCK": "1"}, root=False)
     assert cloud["AWS_SECRET_ACCESS_KEY"] == "no"

@@ -67,14 +67,13 @@ def run(tmp_path: Path) -> Callable[..., Any]:
 
 async def test_an_interrupt_is_asked_for_before_any_signal(run: Callable[..., Any], tmp_path: Path) -> None:
     seen = Seen()
-    deaf = """
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
+    polite = """
 for line in sys.stdin:
     if json.loads(line)["request"] == {"subtype": "interrupt"}:
+        time.sleep(0.3)  # a signal now would be the end of it
         open("interrupted", "w").close()
 """
-    task = asyncio.create_task(run(deaf, seen))
+    task = asyncio.create_task(run(polite, seen))
     await asyncio.wait_for(seen.began.wait(), 10)
 
     started = time.monotonic()
@@ -83,7 +82,7 @@ for line in sys.stdin:
         await task
 
     assert (tmp_path / "workspace/interrupted").exists()
-    assert time.monotonic() - started < 4, "a signal's turn comes after 5 s"
+    assert time.monotonic() - started < 4, "it exits at the end of its input"
 
 
 async def test_bytes_that_are_no_text_come_through(run: Callable[..., Any]) -> None:

@@ -398,6 +398,9 @@ async def test_only_what_it_needs_is_in_its_environment(bench: Make) -> None:
     assert f"HOME={b.environment['HOME']}" in shown
     assert "hub-secret" not in shown
     assert "CLAUDE_CODE_SIMPLE" not in shown
+    offered = {tool["name"] for tool in b.server.agent_requests[0].body["tools"]}
+    assert {"Bash", "Write"} <= offered
+    assert not offered & {"ScheduleWakeup", "CronCreate", "EnterWorktree"}
 
 
 async def test_doctor_finds_it_or_says_what_to_do(bench: Make, tmp_path: Path) -> None:
