@@ -111,7 +111,7 @@ _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{12,}|\d+", re.IGNORECASE)
 def mark_of(outcome: Outcome) -> str:
     """A fingerprint by which two failures count as identical: numbers, hashes and times left out."""
     evidence = _VARYING.sub("#", outcome.excerpt or outcome.detail)
-    return hashlib.sha256(f"{outcome.failure}\n{evidence}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{outcome.failure}\n{evidence}".encode(errors="replace")).hexdigest()[:16]
 
 
 def settle(

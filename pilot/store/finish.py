@@ -214,7 +214,7 @@ def _usage(outcome: Outcome) -> list[float | None]:
     # An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known.
     usage = outcome.usage
     figures = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
-    return [None if n is None or not (math.isfinite(n) and 0 <= n < _LARGE) else n for n in figures]
+    return [n if n is not None and 0 <= n < _LARGE else None for n in figures]
 
 
 def _question_row(finish: Finish) -> list[object]:

@@ -1,0 +1,33 @@
+"""What all tests share: no test sees the developer's own home, tokens or agents' settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# One profile for all: an example that is slow on a loaded machine is no failure, and a failure says how to repeat it.
+settings.register_profile("pilot", deadline=None, print_blob=True, database=None)
+settings.load_profile("pilot")
+
+_FOREIGN = ("CLAUDE", "ANTHROPIC_", "OPENAI_", "GEMINI_", "PILOT_", "GITHUB_", "GH_", "LINEAR_", "TELEGRAM_", "GIT_")
+
+
+@pytest.fixture(autouse=True)
+def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in tuple(os.environ):
+        if name.upper().startswith(_FOREIGN):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.getbasetemp() / "home"
+    home.mkdir(exist_ok=True)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def repository_root() -> Path:
+    """Where this checkout stands."""
+    return Path(__file__).parent.parent

@@ -1,0 +1,207 @@
+"""The auditor: what must be true of a store at any moment, read with nothing but SQL.
+
+It knows nothing of how the queue does its work, so that a mistake there can't hide here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pilot.domain.execution import TRANSITIONS, Status
+from pilot.store.database import Database, Row
+
+_OPEN = "('blocked', 'queued', 'running', 'needs_human')"
+
+# Each finds the rows that break a promise; the text is filled with their columns.
+_PROMISES: tuple[tuple[str, str], ...] = (
+    (
+        "slot {1} of project {0} runs {2} executions",
+        "SELECT project_id, slot, count(*) FROM executions WHERE status = 'running' GROUP BY 1, 2 HAVING count(*) > 1",
+    ),
+    (
+        "project {0} says that {1} run, but {2} do",
+        "SELECT p.id, p.running, count(e.id) FROM projects p "
+        "LEFT JOIN executions e ON e.project_id = p.id AND e.status = 'running' "
+        "GROUP BY p.id, p.running HAVING p.running <> count(e.id)",
+    ),
+    (
+        "project {0} runs {1}, more than its {2}",
+        "SELECT p.id, count(*), p.max_running FROM executions e JOIN projects p ON p.id = e.project_id "
+        "WHERE e.status = 'running' GROUP BY p.id, p.max_running HAVING count(*) > p.max_running",
+    ),
+    (
+        "task {1} of project {0} is open {2} times",
+        f"SELECT project_id, task_id, count(*) FROM executions WHERE status IN {_OPEN} "
+        "GROUP BY 1, 2 HAVING count(*) > 1",
+    ),
+    (
+        "idempotency key {1} of project {0} was used {2} times",
+        "SELECT project_id, idempotency_key, count(*) FROM executions WHERE idempotency_key IS NOT NULL "
+        "GROUP BY 1, 2 HAVING count(*) > 1",
+    ),
+    (
+        "execution {0} is {1} and waits for {2}, but {3} have not completed",
+        "SELECT e.id, e.status, e.deps_left, count(p.id) FROM executions e "
+        "LEFT JOIN dependencies d ON d.execution_id = e.id "
+        "LEFT JOIN executions p ON p.id = d.depends_on AND p.status <> 'completed' "
+        "WHERE e.status <> 'cancelled' GROUP BY e.id, e.status, e.deps_left HAVING e.deps_left <> count(p.id)",
+    ),
+    (
+        "execution {0} is {1} with {2} to wait for",
+        "SELECT id, status, deps_left FROM executions "
+        "WHERE (status = 'blocked') <> (deps_left > 0) AND status <> 'cancelled'",
+    ),
+    (
+        "execution {0} waits for {1}, which is {2}",
+        "SELECT e.id, p.id, p.status FROM executions e JOIN dependencies d ON d.execution_id = e.id "
+        "JOIN executions p ON p.id = d.depends_on WHERE e.status = 'blocked' AND p.status IN ('failed', 'cancelled')",
+    ),
+    (
+        "execution {0} is waited for, and does not know",
+        "SELECT DISTINCT p.id FROM dependencies d JOIN executions p ON p.id = d.depends_on "
+        "JOIN executions e ON e.id = d.execution_id WHERE p.has_dependents = 0 AND e.status = 'blocked'",
+    ),
+    (
+        "execution {0} is {1}, but its end is {2}",
+        "SELECT id, status, finished_at FROM executions "
+        "WHERE (status IN ('completed', 'failed', 'cancelled')) <> (finished_at IS NOT NULL)",
+    ),
+    (
+        "execution {0} is {1}, but has slot {2}, node {3}, lease {4}",
+        "SELECT id, status, slot, node, lease_until FROM executions WHERE (status = 'running') <> (slot IS NOT NULL) "
+        "OR (status = 'running') <> (node IS NOT NULL) OR (status = 'running') <> (lease_until IS NOT NULL)",
+    ),
+    (
+        "execution {0} is {1}, and somebody still wants it ended",
+        "SELECT id, status FROM executions WHERE cancel_requested = 1 AND status <> 'running'",
+    ),
+    (
+        "execution {0} is {1}, but in the index of what may be claimed",
+        "SELECT id, status FROM executions WHERE due = 1 AND status NOT IN ('queued', 'running')",
+    ),
+    (
+        "execution {0} is {1} without a reason",
+        "SELECT id, status FROM executions WHERE status IN ('needs_human', 'failed', 'cancelled') AND reason IS NULL",
+    ),
+    (
+        "execution {0} had {1} attempts, but {2} rows up to number {3}",
+        "SELECT e.id, e.attempt, count(a.number), max(a.number) FROM executions e "
+        "LEFT JOIN attempts a ON a.execution_id = e.id GROUP BY e.id, e.attempt "
+        "HAVING e.attempt <> count(a.number) OR e.attempt <> coalesce(max(a.number), 0)",
+    ),
+    (
+        "attempt {1} of execution {0} is open: {2}; the execution is {3}",
+        "SELECT e.id, a.number, a.finished_at IS NULL, e.status FROM executions e "
+        "JOIN attempts a ON a.execution_id = e.id "
+        "WHERE (a.finished_at IS NULL) <> (e.status = 'running' AND a.number = e.attempt)",
+    ),
+    (
+        "execution {0} has fence {1}, its attempt {2}",
+        "SELECT e.id, e.fence, a.fence FROM executions e "
+        "JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt WHERE a.fence <> e.fence",
+    ),
+    (
+        "fence {1} of project {0} was given out {2} times",
+        "SELECT e.project_id, a.fence, count(*) FROM attempts a JOIN executions e ON e.id = a.execution_id "
+        "GROUP BY 1, 2 HAVING count(*) > 1",
+    ),
+    (
+        "project {0} gave out fence {2}, beyond its own {1}",
+        "SELECT p.id, p.fence, max(a.fence) FROM projects p JOIN executions e ON e.project_id = p.id "
+        "JOIN attempts a ON a.execution_id = e.id GROUP BY p.id, p.fence HAVING max(a.fence) > p.fence",
+    ),
+    (
+        "execution {0}: attempt {1} has fence {2}, the one before {3}",
+        "SELECT a.execution_id, a.number, a.fence, b.fence FROM attempts a "
+        "JOIN attempts b ON b.execution_id = a.execution_id AND b.number = a.number - 1 WHERE a.fence <= b.fence",
+    ),
+    (
+        "execution {0} is {1}, but asks {2} questions",
+        "SELECT e.id, e.status, count(*) FROM executions e "
+        "JOIN questions q ON q.execution_id = e.id AND q.answered_at IS NULL "
+        "GROUP BY e.id, e.status HAVING e.status <> 'needs_human' OR count(*) > 1",
+    ),
+    (
+        "output of execution {0}, attempt {1}: {2} pieces up to number {3}",
+        "SELECT execution_id, attempt, count(*), max(seq) FROM output GROUP BY 1, 2 HAVING count(*) <> max(seq)",
+    ),
+)
+
+# Before its first event an execution is nothing; what `cancel` asks and a loss tells change no state.
+_AFTER = {
+    "execution.started": Status.RUNNING,
+    "execution.requeued": Status.QUEUED,
+    "execution.unblocked": Status.QUEUED,
+    "execution.asked": Status.NEEDS_HUMAN,
+    "execution.answered": Status.QUEUED,
+    "execution.completed": Status.COMPLETED,
+    "execution.failed": Status.FAILED,
+    "execution.cancelled": Status.CANCELLED,
+}
+
+
+@dataclass
+class Past:
+    """What earlier audits of the same store saw, and time must not undo."""
+
+    final: dict[int, Row] = field(default_factory=dict)
+    attempts: dict[int, int] = field(default_factory=dict)
+    fences: dict[int, int] = field(default_factory=dict)
+
+
+async def audit(database: Database, past: Past | None = None) -> list[str]:
+    """Every broken promise in words; none is an empty list. With `past`, also what may never change again."""
+    found = []
+    for words, sql in _PROMISES:
+        found += [words.format(*row) for row in await database.read(sql)]
+    found += [line async for line in _events(database)]
+    if past is not None:
+        found += [line async for line in _against(database, past)]
+    return found
+
+
+async def _events(database: Database) -> AsyncIterator[str]:
+    told: dict[int, Status] = {}
+    rows = await database.read("SELECT execution_id, type, data FROM events WHERE execution_id IS NOT NULL ORDER BY id")
+    for id, type, data in rows:
+        before = told.get(id)
+        if type == "execution.queued":
+            if before is not None:
+                yield f"execution {id} was queued twice"
+            told[id] = Status(json.loads(data)["status"])
+        elif type in _AFTER:
+            after = _AFTER[type]
+            if before is None or after not in TRANSITIONS[before]:
+                yield f"execution {id} was {before} and became {after}"
+            told[id] = after
+    for id, status in await database.read("SELECT id, status FROM executions"):
+        if told.get(id) != status:
+            yield f"execution {id} is {status}; its events say {told.get(id)}"
+
+
+async def _against(database: Database, past: Past) -> AsyncIterator[str]:
+    rows = await database.read("SELECT * FROM executions WHERE finished_at IS NOT NULL")
+    final: dict[int, Row] = {row[0]: row for row in rows}
+    for id, row in past.final.items():
+        if id in final and final[id] != row:
+            yield f"execution {id} had ended and has changed: {_changes(row, final[id])}"
+    open_again = await database.read(f"SELECT id, status FROM executions WHERE status IN {_OPEN}")
+    for id, status in open_again:
+        if id in past.final:
+            yield f"execution {id} had ended and is {status}"
+    past.final = final
+    for id, attempt in await database.read("SELECT id, attempt FROM executions"):
+        if attempt < past.attempts.get(id, 0):
+            yield f"execution {id} had {past.attempts[id]} attempts and has {attempt}"
+        past.attempts[id] = attempt
+    for id, fence in await database.read("SELECT id, fence FROM projects"):
+        if fence < past.fences.get(id, 0):
+            yield f"project {id} had fence {past.fences[id]} and has {fence}"
+        past.fences[id] = fence
+
+
+def _changes(before: Iterable[Any], after: Iterable[Any]) -> str:
+    return ", ".join(f"{a!r} -> {b!r}" for a, b in zip(before, after, strict=True) if a != b)
