@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,14 @@ class Dispatcher:
         self._lease = int(self._limits.lease * 1000)
         self._attempts = Attempts(queue, runner, clock, jitter, rules)
         self._turns = Turns(self._limits.max_running)
-        self._leases = Leases(queue, node.id, self._lease, self._attempts.runs)
+        self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs)
         self._recovery = Recovery(queue, node, clock, alive, end_processes, every=min(15.0, self._limits.lease / 4))
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._signal = asyncio.Event()
         self._tokens: set[str] = set()
         self._draining = asyncio.Event()
-        self._forced = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._started = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
@@ -88,7 +88,12 @@ class Dispatcher:
 
     async def __aenter__(self) -> Dispatcher:
         self._main = asyncio.create_task(self.run())
-        await self.started(self._main)
+        try:
+            await self.started(self._main)
+        except BaseException:
+            self._main.cancel()
+            await asyncio.gather(self._main, return_exceptions=True)
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -152,9 +157,9 @@ class Dispatcher:
         self._draining.set()
 
     def force(self) -> None:
-        """End what runs at once; it goes back to the queue, uncounted."""
+        """End what runs at once; it goes back to the queue, uncounted. Again: without any grace."""
         self._draining.set()
-        self._forced.set()
+        self._hurry.set()
 
     async def run(self) -> None:
         """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards."""
@@ -176,55 +181,59 @@ class Dispatcher:
                 loop.result()
         finally:
             leave()
-            await self._stop(loops)
+            await self._in_full(self._stop(loops))
 
     async def _draining_wait(self) -> None:
         await self._draining.wait()
+
+    async def _in_full(self, stopping: Coroutine[Any, Any, None]) -> None:
+        """Await it to its end: a cancellation meanwhile hurries it, for it must not leave an agent behind."""
+        task = asyncio.create_task(stopping)
+        cancelled = False
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True
+                self.force()
+        if cancelled:
+            raise asyncio.CancelledError
+        task.result()
 
     async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
         self._draining.set()
         heartbeat, others = loops[:1], loops[1:]
         for loop in others:
             loop.cancel()
+        draining = asyncio.create_task(self._queue.drain_node(self._node.id))
+        await self._end_workers()
+        for loop in heartbeat:
+            loop.cancel()
+        await asyncio.gather(draining, *loops, return_exceptions=True)
         with contextlib.suppress(PilotError):
-            await self._queue.drain_node(self._node.id)
-        try:
-            await self._drain_workers()
-        finally:
-            for loop in heartbeat:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
-            with contextlib.suppress(PilotError):
-                await self._queue.leave(self._node.id)
+            await self._queue.leave(self._node.id)
 
-    async def _drain_workers(self) -> None:
-        """Let what runs end for `drain_timeout`, then interrupt it; a forced stop interrupts at once."""
+    async def _end_workers(self) -> None:
+        """Let what runs end for `drain_timeout`, then interrupt it; each `force` interrupts it at once."""
         for worker in self._workers.values():
             worker.wake()
-        forced = asyncio.create_task(self._forced.wait())
         idle = asyncio.create_task(self._idle())
-        try:
-            await asyncio.wait({forced, idle}, timeout=self._limits.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            hurried = self._forced.is_set()
-            for run in tuple(self._attempts.runs.values()):
-                run.stop(Stop.SHUTDOWN)
-            while self._attempts.runs:
-                await asyncio.wait({forced, idle}, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-                if self._forced.is_set() and not hurried:
-                    hurried = True
-                    for run in tuple(self._attempts.runs.values()):
-                        run.stop(Stop.SHUTDOWN)
-            for task in tuple(self._tasks):
-                task.cancel()
-            forced.cancel()
-            idle.cancel()
-            await asyncio.gather(forced, idle, *self._tasks, return_exceptions=True)
+        grace: float | None = self._limits.drain_timeout
+        while not idle.done():
+            hurry = asyncio.create_task(self._hurry.wait())
+            await asyncio.wait({idle, hurry}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            hurry.cancel()
+            self._hurry.clear()
+            if not idle.done():
+                grace = None
+                for run in tuple(self._attempts.runs.values()):
+                    run.stop(Stop.SHUTDOWN)
+                for task in tuple(self._tasks):
+                    task.cancel()  # whatever claims, or waits for a turn; one that runs something waits for that
 
     async def _idle(self) -> None:
-        while self._attempts.runs:
-            await asyncio.wait([run.task for run in self._attempts.runs.values()])
-            await asyncio.sleep(0.01)  # the end of a run is still to be written
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _tell(self, tokens: Collection[str]) -> None:
         self._tokens |= set(tokens)
@@ -233,7 +242,7 @@ class Dispatcher:
     async def _watch(self) -> None:
         """Turn signals, and the timers behind them, into woken workers."""
         loop = asyncio.get_running_loop()
-        swept = 0.0
+        swept = -SWEEP
         due: int | None = None
         while True:
             with contextlib.suppress(TimeoutError):
@@ -243,14 +252,16 @@ class Dispatcher:
             tokens, self._tokens = self._tokens, set()
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
-                if full or await self._queue.changed():
+                news = full or await self._queue.changed()
+                if news:
                     tokens |= {str(id) for id in await self._queue.ready(self.projects)}
                     due = await self._queue.next_due()
                     swept = loop.time() if full else swept
-                if tokens and self._attempts.runs:
+                if news or tokens:
                     await self._leases.heed_cancels()
             except PilotError as error:
                 log.error("watch.failed", error=str(error))  # noqa: TRY400
+                swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
             for token in tokens:
                 if token.isdecimal():
@@ -290,5 +301,7 @@ class Dispatcher:
         crashed = not task.cancelled() and task.exception() is not None
         if crashed:
             log.error("worker.crashed", project=worker.project.name, error=repr(task.exception()))
-        if crashed or worker.woken:
-            self._tell({str(project_id)})  # woken between its last look and its end, or restarted after a crash
+            # Restarted, but not in a circle without a pause.
+            asyncio.get_running_loop().call_later(self._limits.poll_interval, self._tell, {str(project_id)})
+        elif worker.woken:
+            self._tell({str(project_id)})  # woken between its last look and its end

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import structlog
 
 from pilot.dispatch.run import Run, Stop
-from pilot.domain.errors import PilotError
-from pilot.domain.execution import Execution
-from pilot.domain.ports import Clock, Held, Node
+from pilot.domain.errors import LeaseLost, PilotError
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, Outcome
+from pilot.domain.policy import Settlement
+from pilot.domain.ports import Clock, Finish, Held, Node
 
 log = structlog.get_logger()
+SELF_FENCE = 0.6
+"""Part of the lease after which runs are ended if it could not be renewed; the rest is theirs to end in."""
 
 
 class LeaseQueue(Protocol):
@@ -46,6 +51,14 @@ class LeaseQueue(Protocol):
         """Open the backends whose time has come."""
         ...
 
+    async def get(self, id: int) -> Execution:
+        """See `ports.Queue.get`."""
+        ...
+
+    async def finish(self, finish: Finish) -> Execution | None:
+        """See `ports.Queue.finish`."""
+        ...
+
 
 @dataclass(slots=True)
 class Leases:
@@ -58,22 +71,36 @@ class Leases:
     queue: LeaseQueue
     node: str
     lease: int
+    clock: Clock
     runs: Mapping[int, Run]
+    _unheld: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
     async def run(self) -> None:
-        """Every third of the lease, for ever."""
+        """Every third of the lease, sooner after a failure, for ever."""
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
-        while True:
-            await asyncio.sleep(self.lease / 3000)
-            try:
-                await self.renew()
-                renewed = loop.time()
-            except PilotError as error:
-                log.error("heartbeat.failed", error=str(error))  # noqa: TRY400
-                if loop.time() - renewed > self.lease / 1000 * 0.6:
-                    for run in tuple(self.runs.values()):
-                        run.stop(Stop.LOST, "the lease could not be renewed")
+        period, limit = self.lease / 3000, self.lease / 1000 * SELF_FENCE
+        pause, fence = period, loop.call_later(limit, self._fence)
+        try:
+            while True:
+                await asyncio.sleep(pause)
+                asked = loop.time()
+                try:
+                    # A store that does not answer is as bad as one that says no.
+                    async with asyncio.timeout(limit):
+                        await self.renew()
+                except (PilotError, TimeoutError) as error:
+                    log.error("heartbeat.failed", error=str(error) or "no answer")  # noqa: TRY400
+                    pause = period / 4
+                else:
+                    # From before the statement: the lease may have begun then.
+                    fence.cancel()
+                    pause, fence = period, loop.call_at(asked + limit, self._fence)
+        finally:
+            fence.cancel()
+
+    def _fence(self) -> None:
+        for run in tuple(self.runs.values()):
+            run.stop(Stop.LOST, "the lease could not be renewed")
 
     async def renew(self) -> None:
         """Once; also brings the cancels."""
@@ -87,6 +114,22 @@ class Leases:
                     run.stop(Stop.LOST, "the lease went to another node")
             elif mine.cancel_requested and run.stopped is None:
                 run.stop(Stop.CANCEL)
+        # A claim that no run stands for (self-fenced, crashed, half-known) would be renewed for ever. Seen twice,
+        # since one may be on its way from the store.
+        unheld = frozenset((h.id, h.fence) for h in held.values() if h.id not in self.runs)
+        for id, fence in unheld & self._unheld:
+            await self._give_back(id, fence)
+        self._unheld = unheld
+
+    async def _give_back(self, id: int, fence: int) -> None:
+        execution = await self.queue.get(id)
+        if execution.status is not Status.RUNNING or execution.fence != fence:
+            return
+        log.warning("execution.unheld", execution=id, project=execution.project, fence=fence)
+        outcome = Outcome(ending=Ending.INTERRUPTED, detail="its run ended without a result")
+        settlement = Settlement(to=Status.QUEUED, reason=outcome.detail, available_at=self.clock(), keep_session=True)
+        with contextlib.suppress(LeaseLost):
+            await self.queue.finish(Finish(execution=execution, outcome=outcome, settlement=settlement))
 
     async def heed_cancels(self) -> None:
         """End what people want ended."""
@@ -119,7 +162,7 @@ class Recovery:
             await asyncio.sleep(self.every)
             try:
                 await self.once()
-            except PilotError as error:
+            except (PilotError, OSError) as error:
                 log.error("recovery.failed", error=str(error))  # noqa: TRY400
 
     async def once(self) -> list[Execution]:
@@ -132,12 +175,18 @@ class Recovery:
             await self.queue.expire_parks()
             await self.queue.recover((), "", frozenset())  # direct runs whose process is gone
             return []
+        fences: set[tuple[int, int]] = set()
         for execution in lost:
             # First its processes, then its row: a repository is free only when nobody works in it any more.
-            ended = await self.end_processes(execution.id, execution.fence)
+            try:
+                ended = await self.end_processes(execution.id, execution.fence)
+            except OSError as error:  # too little of the machine left to tell who lives: the next sweep may
+                log.error("recovery.delayed", execution=execution.id, error=str(error))  # noqa: TRY400
+                dead = [node for node in dead if node != execution.node]
+                continue
+            fences.add((execution.id, execution.fence))
             log.warning("execution.lost", execution=execution.id, node=execution.node, processes_ended=len(ended))
-        fences = frozenset((execution.id, execution.fence) for execution in lost)
-        taken = await self.queue.recover(dead, "its process is gone", fences)
+        taken = await self.queue.recover(dead, "its process is gone", frozenset(fences))
         await self.queue.expire_parks()
         return taken
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
 import structlog
 
 from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
-from pilot.domain.execution import Execution, Status
+from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
 from pilot.domain.policy import RULES, Rule, settle
 from pilot.domain.ports import Clock, Finish, Runner
 
 log = structlog.get_logger()
+PATIENCE = 8
+"""Tries (about 20 s) after which a result that the store does not take may be what is wrong, not the disk."""
 
 
 class Stop(StrEnum):
@@ -62,12 +65,19 @@ class Attempts:
     rules: Mapping[FailureClass, Rule] = field(default_factory=lambda: RULES)
     runs: dict[int, Run] = field(default_factory=dict)
 
-    async def carry_out(self, execution: Execution, next_lease: Callable[[], int | None]) -> Execution | None:
-        """One attempt, from claimed to settled; the project's next claim if `next_lease()` asks for it then."""
+    async def carry_out(
+        self, execution: Execution, next_lease: Callable[[], int | None], *, begin: bool = True
+    ) -> Execution | None:
+        """One attempt, from claimed to settled; the project's next claim if `next_lease()` asks for it then.
+
+        `begin` off: give the claim back as it came, for a node that was told to stop while it claimed.
+        """
         facts = log.bind(execution=execution.id, project=execution.project, task=execution.task_id)
         facts.info("attempt.started", attempt=execution.attempt, fence=execution.fence, backend=execution.backend)
-        task = asyncio.ensure_future(self.runner(execution))
+        task = asyncio.create_task(self._run(execution))
         run = self.runs[execution.id] = Run(execution, task)
+        if not begin:
+            run.stop(Stop.SHUTDOWN)
         try:
             outcome = await self._outcome(run)
             if outcome is None:
@@ -84,6 +94,10 @@ class Attempts:
             if self.runs.get(execution.id) is run:
                 del self.runs[execution.id]
 
+    async def _run(self, execution: Execution) -> Outcome:
+        # A task of its own even for a runner that raises before its first await.
+        return await self.runner(execution)
+
     async def _outcome(self, run: Run) -> Outcome | None:
         """The runner's value; None when nothing may be written."""
         try:
@@ -96,6 +110,8 @@ class Attempts:
             outcome = run.task.result()
         except asyncio.CancelledError:
             outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown")
+            if run.stopped is None:  # nobody asked for it: a bug, which must count, or it would run for ever
+                outcome = failed(FailureClass.UNKNOWN, "the attempt cancelled itself")
         except LeaseLost:
             return None
         except WorkspaceError as error:
@@ -111,25 +127,36 @@ class Attempts:
             return None
         if run.stopped is Stop.CANCEL and not done:
             return Outcome(ending=Ending.CANCELLED, detail=run.reason or "cancelled", session_id=outcome.session_id)
+        if run.stopped is Stop.SHUTDOWN and outcome.failure is not None and self._counts(outcome.failure):
+            # An agent that is being ended may say that it failed; a shutdown costs nothing.
+            return replace(outcome, ending=Ending.INTERRUPTED, failure=None, detail="shutdown")
         return outcome
+
+    def _counts(self, failure: FailureClass) -> bool:
+        return self.rules.get(failure, RULES[failure]).counts
 
     async def _write(self, run: Run, finish: Finish, next_lease: Callable[[], int | None]) -> Execution | None:
         """Write the end, however long the disk is full or locked: the lease is what limits it."""
-        pause = 0.2
+        pause, tries = 0.2, 0
         while True:
-            asked = Finish(
-                execution=finish.execution,
-                outcome=finish.outcome,
-                settlement=finish.settlement,
-                next_lease=None if finish.settlement.to is Status.RUNNING else next_lease(),
-            )
             try:
-                return await self.queue.finish(asked)
+                return await self.queue.finish(replace(finish, next_lease=next_lease()))
             except LeaseLost:
                 raise
-            except (StoreError, Busy) as error:
-                log.error("finish.delayed", execution=finish.execution.id, error=str(error))  # noqa: TRY400
+            except Exception as error:  # the border: whatever it is, the slot must become free again
+                log.error("finish.delayed", execution=finish.execution.id, error=repr(error))  # noqa: TRY400
                 if run.stopped is Stop.LOST:
                     raise LeaseLost(f"execution {finish.execution.id}: {error}") from error
+                tries += 1
+                if not isinstance(error, StoreError | Busy) or tries >= PATIENCE:
+                    with contextlib.suppress(StoreError, Busy):
+                        return await self.queue.finish(self._refused(finish.execution, error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
+
+    def _refused(self, execution: Execution, error: Exception) -> Finish:
+        """The end of an attempt whose own result can't be stored."""
+        detail = f"its result could not be stored: {type(error).__name__}: {error}"
+        outcome = failed(FailureClass.INFRA, detail)
+        settlement = settle(execution, outcome, now=self.clock(), jitter=self.jitter(), rules=self.rules)
+        return Finish(execution=execution, outcome=outcome, settlement=settlement)

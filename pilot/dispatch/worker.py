@@ -57,6 +57,7 @@ class ProjectWorker:
         self._linger = linger
         self._retry_claim = retry_claim
         self._wake = asyncio.Event()
+        self._refused = False
         self._lanes: set[asyncio.Task[None]] = set()
 
     @property
@@ -86,7 +87,7 @@ class ProjectWorker:
                     lane = asyncio.create_task(self._serve(execution), name=f"execution {execution.id}")
                     self._lanes.add(lane)
                     lane.add_done_callback(self._lane_ended)
-                if not await self._woken():
+                if not await self._woken() or not (self._admitting() or self.busy):
                     return
         finally:
             while self._lanes:
@@ -95,14 +96,14 @@ class ProjectWorker:
     async def _woken(self) -> bool:
         """Wait for work; False after a long silence with nothing running."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._linger):
+            async with asyncio.timeout(self._retry_claim if self._refused else self._linger):
                 await self._wake.wait()
-        return self.woken or self.busy
+        return self.woken or self.busy or self._refused
 
     async def _next(self) -> Execution | None:
         """A claim together with the turn to run it, or neither."""
         await self._turns.take()
-        execution = None
+        execution, self._refused = None, False
         try:
             if self._admitting():
                 found = await self._queue.claim(
@@ -111,7 +112,7 @@ class ProjectWorker:
                 execution = found[0] if found else None
         except (StoreError, Busy) as error:
             log.error("claim.failed", project=self.project.name, error=str(error))  # noqa: TRY400
-            asyncio.get_running_loop().call_later(self._retry_claim, self.wake)
+            self._refused = True
         finally:
             if execution is None:
                 self._turns.give_back()
@@ -122,7 +123,8 @@ class ProjectWorker:
         execution: Execution | None = first
         try:
             while execution is not None:
-                execution = await self._attempts.carry_out(execution, self._next_lease)
+                # What was claimed while the node was told to stop goes back as it came.
+                execution = await self._attempts.carry_out(execution, self._next_lease, begin=self._admitting())
         finally:
             self._turns.give_back()
 
