@@ -25,7 +25,10 @@ _where = click.argument("project", metavar="[PROJECT]", required=False)
 @json_option
 @click.pass_obj
 def cancel(session: Session, ids: tuple[int, ...], reason: str, json: bool) -> int:
-    """End executions; a running agent is ended with all its processes, whoever runs it."""
+    """End executions, and the agents of running ones.
+
+    An agent is ended with all its processes, also when another process runs it.
+    """
     person = session.person()
 
     async def work(store: Store) -> dict[int, Status | None]:
@@ -76,7 +79,10 @@ def retry(session: Session, id: int, json: bool) -> None:
 @json_option
 @click.pass_obj
 def answer(session: Session, id: int, text: str, json: bool) -> None:
-    """Answer an execution that needs a human; it goes on in the same session. TEXT `-` reads stdin."""
+    """Answer an execution that needs a human.
+
+    It goes on in the same session. TEXT `-` reads stdin.
+    """
     words = sys.stdin.read() if text == "-" else text
     session.act(lambda store: store.queue.answer(id, words, session.person()))
     if json:
@@ -92,7 +98,10 @@ def answer(session: Session, id: int, text: str, json: bool) -> None:
 @json_option
 @click.pass_obj
 def pause(session: Session, project: str | None, reason: str, owner: str | None, json: bool) -> None:
-    """Start nothing new, in one project or at all; what runs goes on."""
+    """Start nothing new, in one project or at all.
+
+    What runs goes on.
+    """
     whose = owner or session.person()
 
     async def work(store: Store) -> Project | None:

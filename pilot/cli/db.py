@@ -21,32 +21,18 @@ def db() -> None:
 @click.pass_obj
 def migrate(session: Session, json: bool) -> None:
     """Bring the schema up to this version. Every command does it by itself, too."""
-    import sqlite3
-
     from pilot.store import sqlite_path
-    from pilot.store.migrate import migrate as bring_up
     from pilot.store.migrate import newest
-    from pilot.store.sqlite_dialect import translate
+    from pilot.store.upkeep import bring_up
 
     path = sqlite_path(session.located().store_url)
-    _there(path)
-    try:
-        applied = bring_up(path, session.now)
-    except sqlite3.Error as error:
-        raise translate(error, path) from error
+    applied = bring_up(path, session.now)
     if json:
         session.ui.document({"store": str(path), "applied": applied, "schema": newest("sqlite")})
         return
     for name in applied:
         session.ui.line(f"applied {name}")
     session.ui.line(f"{path} has schema {newest('sqlite')}{'' if applied else ' already'}")
-
-
-def _there(path: Path) -> None:
-    from pilot.domain.errors import StoreError
-
-    if not path.exists():
-        raise StoreError(f"no database at {path}; `pilot serve`, `pilot run` or `pilot enqueue` makes one")
 
 
 @db.command()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @json_option
 @click.pass_obj
 def show(session: Session, id: int, json: bool) -> None:
-    """One execution: state, attempts, gates, question, what to do next."""
+    """One execution: state, attempts, gates, question."""
     from pilot.store.glance import answer
 
     with session.history() as history:

@@ -45,6 +45,10 @@ class Ui:
         """A line of data, or several."""
         self._write(self._out, self.styled(for_terminal(text), style))
 
+    def marked(self, mark: str, style: str, text: str) -> None:
+        """A line of data behind a coloured mark."""
+        self._write(self._out, f"{self.styled(mark, style)} {for_terminal(text)}")
+
     def text(self, text: str) -> None:
         """Data as it comes, without a newline of its own."""
         self._write(self._out, for_terminal(text), end="", flush=True)

@@ -26,7 +26,11 @@ _task_id = click.option("--task-id", metavar="R", help="The task's name outside,
 @click.option("--port", type=click.IntRange(0, 65535), help="0: any that is free.")
 @click.pass_obj
 def serve(session: Session, host: str | None, port: int | None) -> None:
-    """Run the dispatcher and the HTTP server until SIGTERM; what runs then is drained."""
+    """Run dispatcher and HTTP server until SIGTERM.
+
+    What runs then may end within dispatcher.drain_timeout; a second signal interrupts it at once. SIGHUP reloads
+    the configuration.
+    """
     import asyncio
 
     from pilot import app
@@ -68,7 +72,10 @@ def run(
     no_wait: bool,
     json: bool,
 ) -> int:
-    """Do a task here and now, with live progress, when its project's turn comes."""
+    """Do a task here and now, with live progress.
+
+    It waits for its project's turn. Ctrl-C cancels it.
+    """
     import asyncio
 
     from pilot import app
@@ -173,7 +180,10 @@ def enqueue(
     payload: str | None,
     json: bool,
 ) -> None:
-    """Put a task into its project's queue; prints the execution's id. PROMPT `-` reads stdin."""
+    """Put a task into its project's queue; prints its id.
+
+    PROMPT `-` reads stdin. The same open task, or the same key, gives the id that stands for it.
+    """
     import asyncio
 
     from pilot import app

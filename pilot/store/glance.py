@@ -16,7 +16,7 @@ from pilot.domain.errors import StoreError
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows
 from pilot.store.history import History
 from pilot.store.migrate import check, inspect, migrate, newest
-from pilot.store.sqlite_dialect import BUSY_TIMEOUT, FAILURES, SqliteDialect, configure, translate
+from pilot.store.sqlite_dialect import BUSY_TIMEOUT, FAILURES, NO_DATABASE, SqliteDialect, configure, translate
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def _connect(path: Path, clock: Callable[[], int]) -> sqlite3.Connection:
 def glance(path: Path, clock: Callable[[], int]) -> Iterator[History]:
     """The history of the store in this file. Raises `StoreError` when there is none, `StoreRefused` as opening does."""
     if not path.exists():
-        raise StoreError(f"no database at {path}; `pilot serve`, `pilot run` or `pilot enqueue` makes one")
+        raise StoreError(NO_DATABASE.format(path=path))
     database = Glance(path, clock)
     try:
         yield History(database)

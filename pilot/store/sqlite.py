@@ -18,6 +18,7 @@ from pilot.store.signals import FifoSignals
 from pilot.store.sqlite_dialect import (
     BUSY_TIMEOUT,
     FAILURES,
+    NO_DATABASE,
     UNSTORABLE,
     SqliteDialect,
     blames_item,
@@ -232,7 +233,7 @@ async def open_sqlite(path: Path, clock: Callable[[], int], *, create: bool = Tr
 def _prepare(path: Path, clock: Callable[[], int], create: bool) -> None:
     if not path.exists():
         if not create:
-            raise StoreError(f"no database at {path}; `pilot serve` or `pilot enqueue` makes one")
+            raise StoreError(NO_DATABASE.format(path=path))
         _make_file(path)
     try:
         migrate(path, clock)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pilot.domain.errors import Busy, PilotError, StoreError, StoreRefused, UsageError
 
 BUSY_TIMEOUT = 5_000  # ms
+NO_DATABASE = "no database at {path}; `pilot serve`, `pilot run` or `pilot enqueue` makes one"
 UNSTORABLE = (OverflowError, UnicodeEncodeError)
 """What Python raises for a parameter that SQLite can't hold: a number beyond 64 bits, a lone surrogate."""
 FAILURES = (sqlite3.Error, *UNSTORABLE)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pilot.domain.errors import StoreError, UsageError
-from pilot.store.migrate import inspect
+from pilot.store.migrate import inspect, migrate
 from pilot.store.records import OPEN_STATUSES
-from pilot.store.sqlite_dialect import BUSY_TIMEOUT, configure, translate
+from pilot.store.sqlite_dialect import BUSY_TIMEOUT, NO_DATABASE, configure, translate
 
 SHOWN = 20
 """So many examples of one sort of finding are named."""
@@ -83,6 +83,21 @@ AUDITS = {
         SELECT id || ' is ' || status || ', and has no end' FROM executions
         WHERE status IN ('completed', 'failed', 'cancelled') AND finished_at IS NULL""",
 }
+
+
+def sqlite_version() -> tuple[int, int, int]:
+    """Of the library that this Python uses."""
+    return sqlite3.sqlite_version_info
+
+
+def bring_up(path: Path, clock: Callable[[], int]) -> list[str]:
+    """Migrate the file to the newest schema; the names of the migrations that were applied."""
+    if not path.exists():
+        raise StoreError(NO_DATABASE.format(path=path))
+    try:
+        return migrate(path, clock)
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
 
 
 def check(path: Path) -> list[Finding]:
@@ -154,7 +169,7 @@ def _sync(target: Path) -> None:
 @contextmanager
 def _open(path: Path) -> Iterator[sqlite3.Connection]:
     if not path.exists():
-        raise StoreError(f"no database at {path}; `pilot serve`, `pilot run` or `pilot enqueue` makes one")
+        raise StoreError(NO_DATABASE.format(path=path))
     try:
         uri = f"{path.absolute().as_uri()}?mode=rw"
         timeout = BUSY_TIMEOUT / 1000
