@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pilot.domain.errors import LeaseLost
@@ -12,7 +12,7 @@ from pilot.store.database import Database, Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
 _FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", "input_hash")
-_NOTES = Table(id="bigint", number="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"))
+_NOTES = Table(id="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"))
 _CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
 
 
@@ -42,7 +42,7 @@ class SqlJournal:
         own = ", ".join(f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha"))
         self._attempt = f"""
             UPDATE attempts SET phase = coalesce(n.phase, attempts.phase), {own} FROM {_NOTES.of(dialect, "n")}
-            WHERE attempts.execution_id = n.id AND attempts.number = n.number AND attempts.fence = n.fence"""
+            WHERE attempts.execution_id = n.id AND attempts.fence = n.fence"""
         self._standing = _standing(dialect)
 
     async def note(self, execution: Execution, **facts: str | None) -> None:
@@ -58,15 +58,14 @@ class SqlJournal:
 
     def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[Exception | None]]:
         # One row per claim: of two that meet in one group, an update would take either and lose the other.
-        claims: dict[tuple[int, int, int], dict[str, str]] = {}
+        claims: dict[tuple[int, int], dict[str, str]] = {}
         for n in notes:
-            told = claims.setdefault((n.execution.id, n.execution.attempt, n.execution.fence), {})
+            told = claims.setdefault((n.execution.id, n.execution.fence), {})
             told.update({name: fact for name, fact in n.facts.items() if fact is not None})
-        items = _NOTES.rows([*claim, told.get("phase"), *map(told.get, _FACTS)] for claim, told in claims.items())
-        rows = yield Statement(self._note, {"items": items})
-        mine = set(rows)
+        rows = yield Statement(self._note, {"items": _rows(claims)})
+        mine = {(id, fence): claims[id, fence] for id, fence in rows}
         if mine:
-            yield Statement(self._attempt, {"items": items})
+            yield Statement(self._attempt, {"items": _rows(mine)})
         return [None if (n.execution.id, n.execution.fence) in mine else _lost(n.execution) for n in notes]
 
     def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
@@ -101,6 +100,10 @@ class SqlJournal:
                 many=values,
             )
         return [None if n in standing else _lost(w.execution) for n, w in enumerate(writes)]
+
+
+def _rows(claims: Mapping[tuple[int, int], Mapping[str, str]]) -> str:
+    return _NOTES.rows([*claim, told.get("phase"), *map(told.get, _FACTS)] for claim, told in claims.items())
 
 
 def _standing(dialect: Dialect) -> str:

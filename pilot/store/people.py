@@ -58,12 +58,14 @@ class Cancel:
 
     def __call__(self, requests: Sequence[CancelRequest], now: int) -> Generator[Step, Rows, list[Status | Exception]]:
         """The state afterwards: `cancelled`, `running` (asked to end), or the final state it had already."""
-        items = _ASKED.rows((request.id, request.words) for request in requests)
-        by = {request.id: request.by for request in requests}
+        first: dict[int, CancelRequest] = {}
+        for request in requests:
+            first.setdefault(request.id, request)
+        items = _ASKED.rows((request.id, request.words) for request in first.values())
         ended = yield Statement(self._end, {"now": now, "items": items})
         asked = yield Statement(self._ask, {"items": items})
         events = [event(EventType.CANCELLED, id, project, reason=reason) for id, project, _, reason in ended] + [
-            event(EventType.CANCEL_ASKED, id, project, by=by[id]) for id, project in asked
+            event(EventType.CANCEL_ASKED, id, project, by=first[id].by) for id, project in asked
         ]
         if events:
             yield events_statement(self._dialect, now, events)
@@ -79,7 +81,7 @@ class Cancel:
         yield Notify({str(project) for _, project, *_ in ended} | ({"cancel"} if asked else set()))
         rows = yield Statement(
             f"SELECT id, status FROM executions WHERE id IN {ids_of(self._dialect)}",
-            {"ids": ids(by)},
+            {"ids": ids(first)},
         )
         after = {id: Status(status) for id, status in rows}
         return [
