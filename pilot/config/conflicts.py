@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from pilot.config.document import Path
+from pilot.config.document import KeyPath
 from pilot.config.executor import BUILT_IN, PLUGINS
 
-Conflict = tuple[Path, str]
+Conflict = tuple[KeyPath, str]
 
 
 def suggestion(word: str, known: Sequence[str]) -> str:
@@ -30,7 +30,7 @@ def conflicts(settings: object) -> list[Conflict]:
     names: dict[str, int] = {}
     places: dict[object, int] = {}
     for index, project in enumerate(_list(_get(settings, "projects"))):
-        where: Path = ("projects", index)
+        where: KeyPath = ("projects", index)
         name, path, url = (_get(project, key) for key in ("name", "path", "url"))
         if isinstance(name, str) and names.setdefault(name, index) != index:
             found.append(((*where, "name"), f"'{name}' is the name of projects.{names[name]} already"))
@@ -48,7 +48,7 @@ def conflicts(settings: object) -> list[Conflict]:
     return found
 
 
-def _gates(where: Path, gates: object) -> Iterator[Conflict]:
+def _gates(where: KeyPath, gates: object) -> Iterator[Conflict]:
     seen: dict[str, int] = {}
     for index, gate in enumerate(_list(gates)):
         name = _get(gate, "name")
@@ -56,7 +56,7 @@ def _gates(where: Path, gates: object) -> Iterator[Conflict]:
             yield (*where, index, "name"), f"'{name}' is the name of gates.{seen[name]} already"
 
 
-def _executor(where: Path, executor: object, base: object) -> Iterator[Conflict]:
+def _executor(where: KeyPath, executor: object, base: object) -> Iterator[Conflict]:
     """Of one executor; `base` is the one that it lies over, None for the global one itself."""
     profiles = {**_mapping(_get(base, "profiles")), **_mapping(_get(executor, "profiles"))}
 
@@ -65,7 +65,7 @@ def _executor(where: Path, executor: object, base: object) -> Iterator[Conflict]
         default = ["gemini"] if kind == "acp" else []
         return next((value for value in said if value is not None), default)
 
-    def check(at: Path, use: object, known: Mapping[str, object], profile: object = None) -> Iterator[Conflict]:
+    def check(at: KeyPath, use: object, known: Mapping[str, object], profile: object = None) -> Iterator[Conflict]:
         if not isinstance(use, str):
             return
         if use in known:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from pilot.config.document import MAX_BYTES, Document, Problem, Scalar, Unreadable, parse
+from pilot.config.document import Document, Problem, Table
+from pilot.config.parse import MAX_BYTES, Unreadable, parse
 from pilot.domain.errors import ConfigError
 
 DATABASE = "pilot.db"
@@ -58,9 +59,13 @@ class Source:
     def read(self, only: Sequence[str] = ()) -> Document:
         """The tree, with `${VAR}` put in. Raises `ConfigError` where there is none to be had."""
         try:
-            return parse(self.text, self.expand, only)
+            document = parse(self.text, self.expand, only)
         except Unreadable as error:
             raise _refused(error.problem.render(self.name)) from None
+        if not isinstance(document.data, Table | None):
+            problem = Problem(*document.place, (), "expected keys with values, such as `projects:`")
+            raise _refused(problem.render(self.name))
+        return document
 
     def expand(self, text: str) -> tuple[str, list[str]]:
         """A scalar with `${VAR}`, `${VAR:-default}` and `$$` replaced, and what is wrong with them."""
@@ -97,14 +102,13 @@ def locate(config: Path | None, environ: Mapping[str, str]) -> Located:
     problems = [problem for problem in document.problems if problem.path[:1] in ((), ("state_dir",), ("store",))]
     given: dict[str, str] = {}
     for key, check in (("state_dir", state_dir_problem), ("store", store_problem)):
-        node, line, column = document.find((key,))
-        if node is document.root or (isinstance(node, Scalar) and node.broken):
+        spot = document.find((key,))
+        if not spot.exact or (spot.odd and spot.odd.broken):
             continue
-        value = node.value if isinstance(node, Scalar) and isinstance(node.value, str) else None
-        if what := check(value):
-            problems.append(Problem(line, column, (key,), what))
-        elif value:
-            given[key] = value
+        if what := check(spot.value):
+            problems.append(Problem(spot.line, spot.column, (key,), what))
+        else:
+            given[key] = spot.value
     if problems:
         raise ConfigError([problem.render(source.name) for problem in problems])
     state_dir = source.place(given.get("state_dir") or default_state_dir(environ))
@@ -206,16 +210,17 @@ def default_state_dir(environ: Mapping[str, str]) -> str:
     return environ.get("PILOT_HOME") or "~/.pilot"
 
 
-def state_dir_problem(text: str | None) -> str:
+def state_dir_problem(text: object) -> str:
     """Why this can't be a directory's name, or nothing."""
-    return "" if text and "\0" not in text else "expected a directory's path, as text"
+    return "" if isinstance(text, str) and text and "\0" not in text else "expected a directory's path, as text"
 
 
-def store_problem(text: str | None) -> str:
+def store_problem(text: object) -> str:
     """Why this can't be a store, or nothing."""
-    if text is not None and (text == "sqlite" or re.match(r"postgresql://[^/]*/.|sqlite:///.", text)):
+    known = r"sqlite|sqlite:///[^\0]+|postgresql://[^/\0]*/[^\0]+"
+    if isinstance(text, str) and re.fullmatch(known, text):
         return ""
-    if text is not None and text.startswith("postgres://"):
+    if isinstance(text, str) and text.startswith("postgres://"):
         return "write postgresql:// for postgres://"
     return "expected sqlite, sqlite:////path/pilot.db, or postgresql://user@host/db"
 
@@ -235,6 +240,8 @@ def ensure_state_dir(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.stat()
+    except FileExistsError:
+        raise _refused(f"state_dir {path}: a file is in its way; set another state_dir") from None
     except OSError as error:
         raise _refused(f"state_dir {path}: can't be made: {error.strerror}") from None
     if status.st_uid != os.geteuid():

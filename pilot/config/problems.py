@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from pilot.config.conflicts import suggestion
-from pilot.config.document import Document, Listing, Node, Path, Problem, Scalar, Table, Trap, resolve
-from pilot.config.fields import DurationMark, format_duration
+from pilot.config.document import Document, KeyPath, Listing, Problem, Spot, Table, Trap, resolve
+from pilot.config.durations import format_duration
+from pilot.config.fields import DurationMark
 
 _EXPECTED = {
     "string_type": "text",
@@ -34,15 +35,20 @@ def problems_of(errors: Sequence[ErrorDetails], document: Document, model: type[
     """One problem per error. Values are told only where they can't be secrets."""
     for error in errors:
         path = tuple(key for key in error["loc"] if key != "[key]")
-        node, line, column = document.find(path)
-        if error["type"] == "missing":
-            node, line, column = document.find(path[:-1])
-        if isinstance(node, Scalar) and node.broken:
-            continue  # its variable is what is wrong, and is told already
-        yield Problem(line, column, path, _what(error, path, node, model))
+        spot = document.find(path)
+        yield from problem_at(spot, path, _what(error, path, spot, model))
 
 
-def _what(error: ErrorDetails, path: Path, node: Node | None, model: type[BaseModel]) -> str:
+def problem_at(spot: Spot, path: KeyPath, what: str) -> Iterator[Problem]:
+    """What is wrong with a value: nothing when its variable is, for that is told already."""
+    odd = spot.odd
+    if odd and odd.variable:
+        what = what.replace(f"'{spot.value}'", f"'{odd.source}'")
+    if not (odd and odd.broken):
+        yield Problem(spot.line, spot.column, path, what)
+
+
+def _what(error: ErrorDetails, path: KeyPath, spot: Spot, model: type[BaseModel]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     annotation, field = walk(model, path)
     if kind == "extra_forbidden":
@@ -51,10 +57,10 @@ def _what(error: ErrorDetails, path: Path, node: Node | None, model: type[BaseMo
     if kind == "missing":
         return f"is missing: {field.description}" if field and field.description else "is missing"
     if kind in _EXPECTED:
-        hint = _hint(kind, node, secret=annotation is SecretStr)
-        return f"expected {_EXPECTED[kind]}, got {_got(node)}{hint}"
+        hint = _hint(kind, spot, secret=annotation is SecretStr)
+        return f"expected {_EXPECTED[kind]}, got {_got(spot)}{hint}"
     if kind in ("literal_error", "enum"):
-        return _choice(str(context.get("expected", "")), node)
+        return _choice(str(context.get("expected", "")), spot)
     if kind in _LIMITS:
         word, key = _LIMITS[kind]
         limit = context.get(key)
@@ -63,61 +69,65 @@ def _what(error: ErrorDetails, path: Path, node: Node | None, model: type[BaseMo
     if kind == "too_short":
         return "must not be empty"
     message = error["msg"]
-    return message + _trap(node) if kind == "duration" else message
+    return message + _trap(spot.value) if kind == "duration" else message
 
 
-def _choice(expected: str, node: Node | None) -> str:
+def _choice(expected: str, spot: Spot) -> str:
     names = [name.strip("' ") for name in expected.replace(" or ", ", ").split(",")]
-    if isinstance(node, Scalar) and isinstance(node.value, str) and not node.variable:
-        return f"'{node.value}' is not one of {', '.join(names)}{suggestion(node.value, names)}"
-    return f"expected one of {', '.join(names)}, got {_got(node)}{_hint('string_type', node)}"
+    if isinstance(spot.value, str) and not _from_variable(spot):
+        return f"'{spot.value}' is not one of {', '.join(names)}{suggestion(spot.value, names)}"
+    return f"expected one of {', '.join(names)}, got {_got(spot)}{_hint('string_type', spot)}"
 
 
-def _got(node: Node | None) -> str:
-    if isinstance(node, Table):
-        return "keys with values"
-    if isinstance(node, Listing):
-        return "a list"
-    if not isinstance(node, Scalar):
-        return "nothing"
-    if node.variable:
-        return f"what {node.source} stands for" if node.value is not None else f"nothing: {node.source} is empty"
-    match node.value:
+def _from_variable(spot: Spot) -> bool:
+    return spot.odd is not None and spot.odd.variable
+
+
+def _got(spot: Spot) -> str:
+    if spot.odd is not None and spot.odd.variable:
+        source = spot.odd.source
+        return f"nothing: {source} is empty" if spot.value is None else f"what {source} stands for"
+    match spot.value:
         case None:
             return "nothing"
         case bool():
-            return "true" if node.value else "false"
+            return "true" if spot.value else "false"
         case int() | float() | Trap():
             return "a number"
         case "":
             return "empty text"
-        case _:
+        case str():
             return "text"
+        case Listing():
+            return "a list"
+        case _:
+            return "keys with values"
 
 
-def _hint(kind: str, node: Node | None, *, secret: bool = False) -> str:
+def _hint(kind: str, spot: Spot, *, secret: bool = False) -> str:
     """What to write in its place, where that is plain."""
-    if not isinstance(node, Scalar) or node.variable:
+    value = spot.value
+    if _from_variable(spot) or isinstance(value, (Table, Listing)):
         return ""
-    value, source = node.value, node.source
     if value is None:
         return " (give it a value, or remove the key)"
     if kind in ("string_type", "path") and not isinstance(value, str):
+        source = value.text if isinstance(value, Trap) else spot.odd.source if spot.odd else str(value).lower()
         means = f"{source} is {str(value).lower()} in YAML; " if isinstance(value, bool) else ""
         return " (quote it)" if secret else f' ({means}quote it: "{source}")'
     if isinstance(value, Trap):
-        return _trap(node)
+        return _trap(value)
     if kind == "tuple_type":
         return " (write [a, b], or lines that begin with -)"
     bare = isinstance(value, str) and not isinstance(resolve(value), str)
     return " (write it without quotes)" if bare and kind in ("int_type", "float_type", "bool_type") else ""
 
 
-def _trap(node: Node | None) -> str:
+def _trap(value: object) -> str:
     """Why an unquoted value that looks like a number is none."""
-    if not isinstance(node, Scalar) or not isinstance(node.value, Trap):
+    if not isinstance(value, Trap):
         return ""
-    source = node.source
+    source = value.text
     if ":" in source:
         return f" ({source} is a number in base 60 in YAML 1.1)"
     if re.fullmatch(r"[-+]?0[0-7]+", source):
@@ -125,7 +135,7 @@ def _trap(node: Node | None) -> str:
     return f" ({source} is a number in some versions of YAML only: write its digits out)"
 
 
-def walk(model: type[BaseModel], path: Path) -> tuple[Any, FieldInfo | None]:
+def walk(model: type[BaseModel], path: KeyPath) -> tuple[Any, FieldInfo | None]:
     """The type of the value that a path leads to, None where there is none, and the last field on the way."""
     here: Any = model
     field: FieldInfo | None = None

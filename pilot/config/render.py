@@ -13,7 +13,8 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from pilot.config.fields import DURATION_PATTERN, DurationMark, Section, format_duration
+from pilot.config.durations import DURATION_PATTERN, format_duration
+from pilot.config.fields import DurationMark, Section
 from pilot.config.schema import ProfileSettings, ProjectSettings, RetryRuleSettings, RetrySettings, Settings
 from pilot.domain.outcome import FailureClass
 
