@@ -89,4 +89,4 @@ def prune(session: Session, older_than: str, json: bool) -> None:
     if json:
         session.ui.document({"removed": removed})
     else:
-        session.ui.line(f"removed {removed:,} executions that ended more than {older_than} ago")
+        session.ui.line(f"removed {removed:,} execution{'' if removed == 1 else 's'}, ended over {older_than} ago")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
@@ -41,6 +40,8 @@ def doctor(session: Session, json: bool) -> int:
 
     Each line says what to do; the exit code is 1 when something is wrong.
     """
+    import asyncio
+
     checks = asyncio.run(_all(session))
     failed = any(check.ok is False for check in checks)
     if json:
@@ -101,6 +102,8 @@ def _sqlite() -> Check:
 
 
 async def _git() -> Check:
+    import asyncio
+
     wanted = ".".join(map(str, _GIT))
     remedy = f"install git {wanted} or newer"
     try:

@@ -47,11 +47,12 @@ def list_(
     """Executions: the open ones, and the last 20 that ended."""
     from pilot.store.glance import answer
 
+    statuses = _statuses(status)
     with session.history() as history:
         project_id = None if project is None else project_named(history, project).id
         found, following = answer(
             history.executions(
-                statuses=_statuses(status),
+                statuses=statuses,
                 project_id=project_id,
                 source=source,
                 task_id=task_id,

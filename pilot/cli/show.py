@@ -53,7 +53,7 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
     if execution.finished_at is not None:
         took = execution.finished_at - (execution.started_at or execution.finished_at)
         times.append(f"ended {ago(execution.finished_at, now)} ago, took {lasted(took)}")
-    outcome = f", {execution.outcome}" if execution.outcome else ""
+    outcome = f", {execution.outcome}" if execution.outcome not in (None, str(execution.status)) else ""
     tokens = [f"{n:,} {name}" for n, name in _tokens(execution) if n is not None]
     if execution.cost_usd is not None:
         tokens.append(f"${execution.cost_usd:.4f}")

@@ -130,7 +130,7 @@ class _Progress:
 
 def _ended(session: Session, execution: Execution) -> None:
     """What came of it, in a few lines."""
-    outcome = f" ({execution.outcome})" if execution.outcome else ""
+    outcome = f" ({execution.outcome})" if execution.outcome not in (None, str(execution.status)) else ""
     session.ui.line(f"{execution.id} {execution.status}{outcome}", "bold")
     session.ui.fields(
         [
