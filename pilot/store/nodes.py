@@ -10,7 +10,7 @@ from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome, Question
 from pilot.domain.policy import MAX_LOSSES, Settlement
 from pilot.domain.ports import Finish, Held, Node
-from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
 from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
@@ -119,6 +119,7 @@ class Nodes:
         finishes = [_taken_back(e, loss, now) for e in lost]
         if finishes:
             yield from self._finish.end(finishes, now, lost=not loss.left)
+            yield Notify({str(execution.project_id) for execution in lost})
         orphans = yield Statement(self._orphans, {"now": now, "items": names})
         if orphans:
             reason = "the `pilot run` that asked for it has ended"

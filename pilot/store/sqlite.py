@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -245,8 +246,7 @@ def _make_file(path: Path) -> None:
     # Made empty with its final mode before SQLite opens it: its own files (-wal, -shm) take over that mode.
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        pass  # another process was quicker; never open a database file by hand
+        with contextlib.suppress(FileExistsError):  # another process was quicker; never open a database file by hand
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except OSError as error:
         raise StoreError(f"can't make {path}: {error.strerror}") from error

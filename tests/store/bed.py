@@ -49,13 +49,14 @@ def task(project: Project, task_id: str, **more: Any) -> Task:
 class Bed:
     """One open store under test, with its clock."""
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, prefix: str = "T") -> None:
         self.store = store
         self.queue = store.queue
         self.journal = store.journal
         self.database = store.database
         self.clock = clock
         self.past = Past()
+        self._prefix = prefix
         self._tasks = 0
 
     async def project(self, name: str = "api", max_running: int = 1) -> Project:
@@ -71,7 +72,7 @@ class Bed:
     async def put(self, project: Project, task_id: str | None = None, **more: Any) -> int:
         """The id of a new execution."""
         self._tasks += 1
-        enqueued = await self.queue.enqueue(task(project, task_id or f"T-{self._tasks}", **more))
+        enqueued = await self.queue.enqueue(task(project, task_id or f"{self._prefix}-{self._tasks}", **more))
         assert not enqueued.duplicate
         return enqueued.id
 

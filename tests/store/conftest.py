@@ -39,4 +39,4 @@ async def store(url: str, clock: Clock) -> AsyncIterator[Bed]:
 async def other(url: str, store: Bed, clock: Clock) -> AsyncIterator[Bed]:
     """The same store, opened a second time: another process, as far as the database can tell."""
     async with open_store(url, clock=clock) as opened:
-        yield Bed(opened, clock)
+        yield Bed(opened, clock, prefix="U")
