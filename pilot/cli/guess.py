@@ -14,7 +14,7 @@ AGENTS = {"claude-code": "claude", "opencode": "opencode", "codex": "codex", "ac
 """Backend by the program whose presence speaks for it, the likeliest first."""
 
 _MAX = 1 << 20  # bytes of a file that is looked into
-_GITHUB = re.compile(r"github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
+_GITHUB = re.compile(r"(?:\S*[@/])?github\.com[:/]([\w.-]+)/([\w.-]+?)(?:\.git)?/?")
 _TARGET = re.compile(r"^([A-Za-z][\w-]*)\s*:(?!=)", re.MULTILINE)
 
 
@@ -59,8 +59,8 @@ def _git(root: Path, *args: str) -> str:
 
 
 def _github(url: str) -> str | None:
-    found = _GITHUB.search(url)
-    return f"{found[1]}/{found[2]}" if found and found.end() == len(url) else None
+    found = _GITHUB.fullmatch(url)
+    return f"{found[1]}/{found[2]}" if found else None
 
 
 def _base(root: Path) -> str | None:
