@@ -117,13 +117,19 @@ def locate(config: Path | None, environ: Mapping[str, str]) -> Located:
 
 def find(config: Path | None, environ: Mapping[str, str]) -> Source:
     """The first of `--config`, `$PILOT_CONFIG`, `./pilot.yaml` and the user's own; none is no error."""
-    here = Path.cwd()
-    named = config or (Path(environ["PILOT_CONFIG"]) if environ.get("PILOT_CONFIG") else None)
-    if named is not None:
-        path = here / named.expanduser()
-        if not path.exists():
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise _refused("the working directory has been removed: cd to another one") from None
+    if named := str(config or "") or environ.get("PILOT_CONFIG"):
+        path = here / os.path.expanduser(named)  # noqa: PTH111
+        try:
+            path.stat()
+        except FileNotFoundError:
             origin = "--config" if config else "$PILOT_CONFIG"
-            raise _refused(f"{path}: no such file, named by {origin}; `pilot init` writes one")
+            raise _refused(f"{path}: no such file, named by {origin}; `pilot init` writes one") from None
+        except OSError:
+            pass  # opening it says why
         return _source(path, here, environ)
     xdg = environ.get("XDG_CONFIG_HOME") or ""
     own = Path(xdg) if Path(xdg).is_absolute() else Path(home(environ), ".config")
@@ -132,7 +138,7 @@ def find(config: Path | None, environ: Mapping[str, str]) -> Source:
         own / "pilot" / "pilot.yaml",
         Path(home(environ), ".pilot", "pilot.yaml"),
     ):
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110  unlike Path.exists, no error where one may not look
             return _source(path, here, environ, found=True)
     return Source(None, "pilot.yaml", "", here, environ, environ)
 
@@ -202,12 +208,16 @@ def read_env(text: str) -> tuple[dict[str, str], list[int]]:
 
 def home(environ: Mapping[str, str]) -> str:
     """$HOME, else what the user database says."""
-    return environ.get("HOME") or str(Path.home())
+    try:
+        return environ.get("HOME") or str(Path.home())
+    except RuntimeError:
+        raise _refused("there is no home directory: set HOME") from None
 
 
 def default_state_dir(environ: Mapping[str, str]) -> str:
     """Where the state is when the file does not say."""
-    return environ.get("PILOT_HOME") or "~/.pilot"
+    named = environ.get("PILOT_HOME") or "~/.pilot"
+    return named if named.startswith("~") else os.path.abspath(named)  # noqa: PTH100
 
 
 def state_dir_problem(text: object) -> str:

@@ -53,7 +53,7 @@ def parse(text: str, expand: Expand, only: Collection[str] = ()) -> Document:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         context = f" ({error.context})" if error.context else ""
-        if "flow" in context and "${" in text.split("\n")[line - 1]:
+        if "flow" in context and "${" in "".join(text.split("\n")[max(0, line - 2) : line]):
             context = " (in { } or [ ], a ${…} needs quotes)"
         raise Unreadable(Problem(line, column, (), f"not YAML: {error.problem}{context}")) from None
     except yaml.reader.ReaderError as error:

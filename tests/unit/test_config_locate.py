@@ -95,6 +95,7 @@ def test_a_file_that_is_named_has_to_be_there(here: Path) -> None:
         ("", {}, "home/.pilot", "sqlite:///{root}/home/.pilot/pilot.db"),
         ("", {"PILOT_HOME": "~/s"}, "home/s", "sqlite:///{root}/home/s/pilot.db"),
         ("state_dir: ~/t", {"PILOT_HOME": "/s"}, "home/t", "sqlite:///{root}/home/t/pilot.db"),
+        ("", {"PILOT_HOME": "s 1%"}, "work/s 1%", "sqlite:///{root}/work/s%201%25/pilot.db"),
         ("state_dir: st", {}, "conf/st", "sqlite:///{root}/conf/st/pilot.db"),
         ("state_dir: ${D}/x", {"D": "st"}, "conf/st/x", "sqlite:///{root}/conf/st/x/pilot.db"),
         ("store: sqlite:///p.db", {}, "home/.pilot", "sqlite:///{root}/conf/p.db"),
@@ -185,10 +186,22 @@ def test_what_is_no_file_or_too_large_is_refused(here: Path) -> None:
 
 
 def test_variables_come_from_the_environment_then_from_dot_env(here: Path) -> None:
-    write(here / "pilot.yaml", "state_dir: /${A}/${B}/${C:-c}/$$D/$E\n")
+    write(here / "pilot.yaml", "state_dir: /${A}/${B}/${C:-c}/${F:-f}/$$D/$E\n")
     write(here / ".env", "A=file\nB=file\n").chmod(0o600)
 
-    assert locate(None, environ(here, A="real")).state_dir == Path("/real/file/c/$D/$E")
+    assert locate(None, environ(here, A="real", F="")).state_dir == Path("/real/file/c/f/$D/$E")
+
+
+def test_a_place_that_can_not_be_looked_at_is_passed_by(here: Path) -> None:
+    env = {"HOME": "/dev/null", "XDG_CONFIG_HOME": "/" + "x" * 300}
+
+    assert locate(None, env).config_path is None
+
+
+def test_a_working_directory_that_is_gone_is_told(here: Path) -> None:
+    here.rmdir()
+
+    assert refusal(None, environ(here)) == "the working directory has been removed: cd to another one"
 
 
 def test_dot_env_is_read_as_shells_and_others_write_it() -> None:
