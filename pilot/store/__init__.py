@@ -7,14 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from pilot.domain.errors import UsageError
-from pilot.domain.ports import Clock
-from pilot.store.database import Database
-from pilot.store.history import History
-from pilot.store.journal import SqlJournal
-from pilot.store.queue import SqlQueue
+
+if TYPE_CHECKING:
+    from pilot.domain.ports import Clock
+    from pilot.store.database import Database
+    from pilot.store.history import History
+    from pilot.store.journal import SqlJournal
+    from pilot.store.queue import SqlQueue
 
 __all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
 
@@ -46,6 +49,10 @@ def sqlite_path(url: str) -> Path:
 @asynccontextmanager
 async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True) -> AsyncIterator[Store]:
     """Open a store by its URL, its schema brought up to date. Raises `StoreError` and `StoreRefused`."""
+    # Here, so that a command that only reads doesn't load all that writes.
+    from pilot.store.history import History
+    from pilot.store.journal import SqlJournal
+    from pilot.store.queue import SqlQueue
     from pilot.store.sqlite import open_sqlite
 
     database = await open_sqlite(sqlite_path(url), clock, create=create)
