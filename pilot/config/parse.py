@@ -24,6 +24,7 @@ Expand = Callable[[str], tuple[str, Sequence[str]]]
 """Scalar text to its text with variables put in, and what is wrong with it."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C where there is one: ten times as fast
+_LARGE = 64 * 1024  # from here on, not parsing at all is worth not seeing that it could not be
 _KEY_TEXT = "a key has to be text, not a list or another mapping"
 
 
@@ -40,10 +41,12 @@ def parse(text: str, expand: Expand, only: Collection[str] = ()) -> Document:
 
     Raises `Unreadable` for syntax, and for what is too big or too deep.
     """
+    if only and len(text) > _LARGE and not any(word in text for word in (*only, "<<", "\\")):
+        return Document()
     builder = _Builder(expand)
     events = yaml.parse(text, Loader=_LOADER)
     try:
-        for event in _skim(events, {*only, "<<"}) if only else events:
+        for event in _skim(events, only) if only else events:
             builder.take(event)
     except Unreadable:
         if only:  # an alias of something that was left out, perhaps
@@ -69,19 +72,23 @@ def _packed(event: yaml.Event) -> int:
 
 
 def _skim(events: Iterable[yaml.Event], only: Collection[str]) -> Iterator[yaml.Event]:
-    """The events without the values of other keys at the top."""
+    """The events without the values of other keys at the top, and no further than all of them are there."""
     depth, at_key, keep = 0, True, True
+    missing = set(only)
     for event in events:
         starts = isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth == 1 and at_key:
-            keep = not isinstance(event, yaml.ScalarEvent) or event.value in only
+            keep = not isinstance(event, yaml.ScalarEvent) or event.value in (*only, "<<")
             at_key = False
+            missing.discard(getattr(event, "value", ""))
         elif depth == 1 and not starts:
             at_key = True
         if depth == 0 or keep:
             yield event
         depth += starts
+        if at_key and not missing:
+            return
 
 
 @dataclass(slots=True)
@@ -160,6 +167,8 @@ class _Builder:
         if frame is not None and isinstance(frame.value, Table) and frame.key is None:
             raise self._stop(event, _KEY_TEXT)
         value = Listing() if isinstance(event, yaml.SequenceStartEvent) else Table()
+        if frame is None:
+            self.document.data, self.document.mark = value, _packed(event)
         self._frames.append(_Frame(value, _packed(event), event.anchor))
         self._count(event, 1, 0)
 

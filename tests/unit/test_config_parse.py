@@ -122,6 +122,22 @@ def test_a_merge_at_the_top_counts_when_only_some_keys_are_read() -> None:
     assert read("x: &x {store: y}\n<<: *x\n", "store").data["store"] == "y"
 
 
+def test_reading_some_keys_ends_with_the_last_of_them() -> None:
+    assert read("a: {b: 1}\nstore: x\nstate_dir: y\nb: [", "store", "state_dir").data == {
+        "store": "x",
+        "state_dir": "y",
+    }
+
+
+def test_a_large_file_without_these_keys_is_not_read_for_them() -> None:
+    text = "projects:\n" + "- {name: a, path: b}\n" * 10_000
+
+    assert read(text, "store", "state_dir").data is None
+    assert read(f"{text}store: y\n", "store").data == {"store": "y"}
+    assert read(f'{text}"sto\\x72e": y\n', "store").data == {"store": "y"}
+    assert read(f"x: &x {{store: y}}\n{text}<<: *x\n", "store").data["store"] == "y"
+
+
 def test_keys_that_come_twice_or_are_no_text_are_all_told() -> None:
     document = read("a: 1\nb: {c: 1, c: 2}\na: 2\non: 3\n7: 4\n<<: 5\n")
 
