@@ -1,0 +1,182 @@
+"""SQLite's plans: every statement the queue runs goes by an index, so that a million ended rows cost nothing.
+
+The statements are not copied here: a whole life of a store is run, and what its connections executed is explained.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pilot.domain.ports import OutputKind
+from pilot.store import open_store
+from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task
+
+LARGE = ("executions", "attempts", "events", "output", "dependencies", "questions", "outbox")
+# Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
+SMALL = ("executions_node", "executions_lease", "executions_later", "executions_slot", "executions_reserved")
+
+
+async def life(bed: Bed) -> None:
+    """Each operation at least once, with every statement it can run."""
+    queue, clock = bed.queue, bed.clock
+    api, web = await bed.project("api", 2), await bed.project("web")
+    await bed.node("n1")
+    first = await bed.put(api, idempotency_key="k")
+    await queue.enqueue(task(api, "other", idempotency_key="k"))
+    await queue.enqueue(task(api, "T-1"))
+    child = await bed.put(web, after=(first,))
+    await bed.put(web, after=(child,))
+    await bed.put(web, available_at=clock.now + MINUTE)
+    execution = await bed.take(api)
+    await bed.journal.note(execution, phase="x", session_id="s")
+    await bed.journal.write(execution, [(OutputKind.TEXT, b"x")])
+    await queue.heartbeat("n1", HOUR)
+    await queue.cancels("n1")
+    await queue.held_by(["n1"])
+    await queue.finish(asked(execution, "?"))
+    await queue.answer(first, "yes", "me")
+    await queue.finish(again(await bed.take(api), at=clock.now))
+    await queue.finish(limited(await bed.take(api), clock.now + MINUTE))
+    await queue.next_due()
+    clock.tick(2 * MINUTE)
+    await queue.expire_parks()
+    await queue.ready()
+    await queue.finish(done(await bed.take(api), next_lease=HOUR))
+    await queue.finish(broken(await bed.take(web)))  # cancels what waited for it
+    parent = await bed.put(api)
+    await bed.put(api, after=(parent,))
+    await queue.cancel(parent, "me")
+    await queue.retry(parent)
+    running = await bed.take(api)
+    await queue.cancel(running.id, "me")
+    await queue.finish(interrupted(running))
+    await bed.node("run-1")
+    await bed.put(api, reserved_for="run-1")
+    await bed.take(web)
+    await queue.recover(["run-1"], "gone")
+    await queue.leave("n1")
+    await queue.nodes()
+    await queue.pause(api.id, "me", "")
+    await queue.resume(api.id)
+    clock.tick(HOUR)
+    await queue.prune(clock.now)
+
+
+def statements(trace: Iterable[str]) -> list[str]:
+    """What was executed, each once, with its values left in."""
+    found: dict[str, str] = {}
+    for sql in trace:
+        if re.match(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)", sql):
+            shape = re.sub(r"'(?:[^']|'')*'|\b\d+\b", "?", sql)
+            found.setdefault(shape, sql)
+    return list(found.values())
+
+
+@pytest.fixture
+async def executed(tmp_path: Path) -> tuple[list[str], Path]:
+    """The statements of a whole life, and the file they ran on."""
+    path = tmp_path / "pilot.db"
+    trace: list[str] = []
+
+    def listen(connection: sqlite3.Connection) -> None:
+        connection.set_trace_callback(trace.append)
+
+    async with open_store(f"sqlite:///{path}", clock=(clock := Clock())) as store:
+        bed = Bed(store, clock)
+        await bed.project()
+        for connection in (store.database._writer, store.database._reader):  # type: ignore[attr-defined]
+            await connection.call(listen)
+        await life(bed)
+    return statements(trace), path
+
+
+def plans(path: Path, sqls: Iterable[str]) -> list[tuple[str, list[str]]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return [(sql, [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]) for sql in sqls]
+
+
+def names_of_large_tables(sql: str) -> set[str]:
+    """How the statement calls them: their own names and their aliases."""
+    found = set()
+    for table in LARGE:
+        if re.search(rf"\b{table}\b", sql):
+            found.add(table)
+        words = "WHERE|SET|JOIN|ON|ORDER|GROUP|USING|SELECT|VALUES|LEFT|LIMIT|UNION"
+        found |= set(re.findall(rf"\b{table}\s+(?:AS\s+)?(?!(?:{words})\b)(\w+)", sql))
+    return found
+
+
+def walks(sql: str, plan: Iterable[str]) -> list[str]:
+    """Steps that look at every row of a table that grows."""
+    large = names_of_large_tables(sql)
+    found = []
+    for step in plan:
+        match = re.match(r"SCAN (\w+)(?: USING (?:COVERING )?INDEX (\w+))?", step)
+        if match and match[1] in large and match[2] not in SMALL:
+            found.append(step)
+        if "AUTOMATIC" in step:
+            found.append(step)
+    return found
+
+
+async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path]) -> None:
+    sqls, path = executed
+
+    found = [(step, sql) for sql, plan in plans(path, sqls) for step in walks(sql, plan)]
+
+    assert len(sqls) > 40
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("what", "index"),
+    [
+        (r"SELECT h\.project_id, h\.fence", "executions_ready (project_id=?)"),
+        (r"SELECT h\.project_id, h\.fence", "executions_slot (project_id=? AND slot=?)"),
+        (r"WITH RECURSIVE walk", "executions_ready (project_id>?)"),
+        (r"WITH RECURSIVE walk", "executions_ready (project_id=?)"),
+        (r"UPDATE executions SET due = 1", "executions_later (available_at<?)"),
+        (r"SELECT min\(t\)", "executions_later"),
+        (r"UPDATE executions SET lease_until", "executions_node (node=?)"),
+        (r"SELECT id FROM executions WHERE status = 'running' AND node", "executions_node (node=?)"),
+        (r"SELECT .* FROM executions\s+WHERE status = 'running' AND \(lease_until", "executions_"),
+        (r"SELECT e\.id, e\.reserved_for", "executions_reserved"),
+        (
+            r"SELECT id FROM executions e WHERE e\.status IN",
+            "executions_ended (status=? AND finished_at>? AND finished_at<?)",
+        ),
+        (r"SELECT k\.n, .*idempotency_key = k\.idempotency_key\s*$", "executions_idempotency (project_id=? AND"),
+        (r"SELECT k\.n, .* UNION ALL", "executions_open_task (project_id=? AND task_id=?)"),
+        (r"UPDATE executions SET\s+status = f\.status", "INTEGER PRIMARY KEY (rowid=?)"),
+        (r"UPDATE executions SET status = 'running'", "INTEGER PRIMARY KEY (rowid=?)"),
+        (r"UPDATE executions SET deps_left", "dependencies_on (depends_on=?)"),
+        (r"UPDATE executions SET session_id", "INTEGER PRIMARY KEY (rowid=?)"),
+        (r"UPDATE attempts SET finished_at", "PRIMARY KEY (execution_id=? AND number=?)"),
+        (r"UPDATE questions", "questions_open (execution_id=?)"),
+        (r"DELETE FROM events", "events_execution (execution_id=?)"),
+    ],
+)
+async def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], what: str, index: str) -> None:
+    sqls, path = executed
+    wanted = [sql for sql in sqls if re.match(rf"\s*{what}", sql, re.DOTALL)]
+    assert wanted, f"nothing like {what} was run"
+
+    for sql, plan in plans(path, wanted):
+        assert any(index in step for step in plan), (sql, plan)
+
+
+async def test_the_test_can_fail(executed: tuple[list[str], Path]) -> None:
+    sqls, path = executed
+    with closing(sqlite3.connect(path)) as connection:
+        for index in ("executions_ready", "executions_later", "executions_reserved"):
+            connection.execute(f"DROP INDEX {index}")
+
+    found = [step for sql, plan in plans(path, sqls) for step in walks(sql, plan)]
+
+    assert found != []
