@@ -26,7 +26,7 @@ _QUIET = frozenset({"stderr", "result", "pilot"})
 @id_argument
 @click.option("--follow", "-f", is_flag=True, help="Go on until the execution has ended.")
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Only this attempt's.")
-@click.option("--raw", is_flag=True, help="The bytes as the agent wrote them, protocol included.")
+@click.option("--raw", is_flag=True, help="The bytes as the agent wrote them (not on a terminal).")
 @click.option("--json", is_flag=True, help="One JSON document; with -f one a line.")
 @click.pass_obj
 def logs(session: Session, id: int, follow: bool, attempt: int | None, raw: bool, json: bool) -> None:

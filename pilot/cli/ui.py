@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from pilot.domain.text import for_terminal, one_line
@@ -54,7 +55,10 @@ class Ui:
         self._write(self._out, for_terminal(text), end="", flush=True)
 
     def raw(self, data: bytes) -> None:
-        """Bytes as they were, for whoever asked for just that and sends them to a file or a pipe."""
+        """Bytes as they were, into a file or a pipe; a terminal gets them as text, like all others."""
+        if self.terminal:
+            self.text(data.decode(errors="replace"))
+            return
         try:
             self._out.flush()
             self._out.buffer.write(data)
@@ -84,11 +88,11 @@ class Ui:
 
     def note(self, text: str = "") -> None:
         """Talk: on stderr, so that data stays clean."""
-        self._write(self._err, for_terminal(text), flush=True)
+        self._talk(for_terminal(text))
 
     def warn(self, text: str) -> None:
         """Something that a person should know, though the command goes on."""
-        self._write(self._err, f"{self._mark('warning', 'yellow')}: {for_terminal(text)}", flush=True)
+        self._talk(f"{self._mark('warning', 'yellow')}: {for_terminal(text)}")
 
     def failure(self, kind: str, message: str, exit_code: int, hint: str = "") -> None:
         """Why the command failed: one line (a list of problems: one each), and one document with `--json`."""
@@ -99,11 +103,11 @@ class Ui:
         lines = [f"{self._mark('error', 'red')}: {first}", *(f"       {line}" for line in more)]
         if hint:
             lines.append(f"       {for_terminal(hint)}")
-        self._write(self._err, "\n".join(lines), flush=True)
+        self._talk("\n".join(lines))
 
     def failure_line(self, message: str) -> None:
         """One of several things failed, and the command goes on with the others."""
-        self._write(self._err, f"{self._mark('error', 'red')}: {one_line(message, 500)}", flush=True)
+        self._talk(f"{self._mark('error', 'red')}: {one_line(message, 500)}")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], gives: int = -1) -> None:
         """Rows as aligned columns on a terminal, tab-separated without a heading in a pipe.
@@ -150,6 +154,11 @@ class Ui:
 
     def _mark(self, text: str, style: str) -> str:
         return f"{_STYLES[style]}{text}{_RESET}" if self._colour_err else text
+
+    def _talk(self, text: str) -> None:
+        # Work goes on when nobody listens any more: a closed terminal, `2>&1 | head`.
+        with suppress(OSError, ValueError):
+            print(text, file=self._err, flush=True)
 
     @staticmethod
     def _write(stream: TextIO, text: str, end: str = "\n", *, flush: bool = False) -> None:

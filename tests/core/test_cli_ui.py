@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot.cli import arguments
-from pilot.cli.ui import Ui, ago, fit, lasted, width
+from pilot.cli.ui import ReaderGone, Ui, ago, fit, lasted, width
 from pilot.domain.errors import UsageError
 
 NOW = 1_800_000_000_000
@@ -45,6 +45,26 @@ def test_everything_printed_is_harmless() -> None:
     for text in (out.getvalue(), err.getvalue()):
         assert text
         assert not {"\x1b", "\x07", "\x9b", "\r", "\u202e"} & set(text)
+
+
+def test_talk_that_nobody_hears_stops_nothing() -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    voice = Ui(Gone(), Gone(), {})
+
+    voice.note("progress")
+    voice.failure("Kind", "oh", 1)
+    with pytest.raises(ReaderGone):
+        voice.line("data")
+
+
+def test_raw_bytes_are_text_on_a_terminal() -> None:
+    voice, out, _ = ui()
+    voice.raw(b"\x1b[2Ja\xff\n")
+
+    assert out.getvalue() == "a\ufffd\n"
 
 
 @pytest.mark.parametrize(
