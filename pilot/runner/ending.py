@@ -115,10 +115,6 @@ async def end_family(family: Family, patience: Patience, short: float) -> list[i
             for one in alive:
                 send(one, signal.SIGKILL)
             await _gone(alive, patience, 0.5)
-    if family.root:  # else its members may be children that somebody here waits for
-        for pid, ticks in family.known.items():
-            if pid != family.root:
-                reap(pid, ticks)
     if family.dead and is_subreaper():
         loop.call_later(_UNWAITED, _reap_all, family.dead)
     return [one.pid for one in alive if _lives(one)]

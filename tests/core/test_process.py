@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -16,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from pilot.runner import proctree
+from pilot.runner.ending import Patience, end_family
 from pilot.runner.process import MARKER, Line, Process, end_marked, running
-from pilot.runner.proctree import is_alive, look, marker_of, start_ticks
+from pilot.runner.proctree import Family, Seen, is_alive, look, marker_of, start_ticks
 
 ENV = {"PATH": os.environ["PATH"]}
 PY = sys.executable
@@ -173,14 +175,14 @@ async def test_a_grandchild_that_holds_the_pipes_delays_nothing(marker: str) -> 
 
 
 async def test_what_was_written_is_read_to_the_end_by_a_slow_reader_too(marker: str) -> None:
-    code = "import os\nif os.fork(): os.write(1, b'y' * 900_000); os._exit(0)\nimport time; time.sleep(60)"
+    code = "import os\nif os.fork(): os.write(1, b'y' * 1_900_000); os._exit(0)\nimport time; time.sleep(60)"
     async with running(py(code), cwd="/", env=ENV, marker=marker) as process:
         await process.wait()
         await asyncio.sleep(0.5)  # longer than what is left to a grandchild
         size = 0
         async for _, data in process.chunks():
             size += len(data)
-    assert size == 900_000
+    assert size == 1_900_000
 
 
 async def test_a_grandchild_that_writes_for_ever_does_not_keep_the_output_open(marker: str) -> None:
@@ -428,6 +430,16 @@ async def test_no_descendant_survives(marker: str, tmp_path: Path, how: str, sta
     assert not is_alive(pid, ticks)
 
 
+async def test_a_stopped_descendant_gets_its_chance_to_end_in_order(marker: str, tmp_path: Path) -> None:
+    where, last = tmp_path / "pid", tmp_path / "last-words"
+    stopped = f"trap 'echo bye > {last}; exit' TERM; echo $$ > {where}; kill -STOP $$; while :; do sleep 1; done"
+    argv = ["sh", "-c", 'setsid sh -c "$1" & wait', "sh", stopped]
+    async with running(argv, cwd="/", env=ENV, marker=marker, grace=20):
+        pid = await pid_in(where)
+        await until(lambda: (seen := look(pid)) and seen.state == "T")
+    assert last.read_text() == "bye\n"
+
+
 async def test_another_run_with_the_same_marker_goes_on(marker: str) -> None:
     async with running(["sleep", "60"], cwd="/", env=ENV, marker=marker) as longer:
         async with running(["true"], cwd="/", env=ENV, marker=marker) as process:
@@ -627,6 +639,23 @@ async def test_a_machine_out_of_files_refuses_and_still_ends_what_runs(marker: s
     assert "Too many open files" in run.stdout.splitlines()
     assert run.stdout.splitlines()[-1] == "-2"
     assert marked(marker) == []
+
+
+async def test_a_look_that_failed_is_not_taken_for_nobody(marker: str) -> None:
+    class Poor(Family):
+        fails = 3
+
+        def scan(self) -> list[Seen]:
+            self.fails -= 1
+            if self.fails >= 0:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().scan()
+
+    async with running(["sleep", "60"], cwd="/", env=ENV, marker=marker) as process:
+        family = Poor(lambda value: value.startswith(marker))
+        assert await end_family(family, Patience(), 1.0) == []
+        assert list(family.known) == [process.pid]
+        assert await process.wait() == -signal.SIGTERM
 
 
 async def test_without_proc_the_group_is_ended(marker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
