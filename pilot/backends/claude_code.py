@@ -51,13 +51,19 @@ class _Run:
 
 
 class ClaudeCode:
-    """Runs `claude` (the Backend port). `environ` is pilot's own environment, `root` whether it runs as root."""
+    """Runs `claude` (the Backend port).
+
+    `environ` is pilot's own environment: what reaches the model is handed on from it (`claude_cli.ACCOUNT`,
+    `CLOUDS`), so that an operator need not name a key in `executor.environment`. `environment` is what agents
+    get by that setting; only `check` uses it, a run has its own. `root`: whether pilot runs as root.
+    """
 
     def __init__(
         self,
         settings: ClaudeCodeSettings,
         *,
         environ: Mapping[str, str],
+        environment: Mapping[str, str] | None = None,
         name: str = "claude-code",
         root: bool | None = None,
     ) -> None:
@@ -67,6 +73,9 @@ class ClaudeCode:
             settings = settings.model_copy(update={"command": absolute})
         self._settings = settings
         self._environ = environ
+        if environment is None:
+            environment = {key: environ[key] for key in ("PATH", "HOME", "LANG") if key in environ}
+        self._environment = environment
         self._name = name
         self._root = os.geteuid() == 0 if root is None else root
 
@@ -156,11 +165,12 @@ class ClaudeCode:
 
     async def check(self) -> list[Check]:
         """For doctor: found, version, an account in sight, and what it means to run as root."""
-        path = shutil.which(self._settings.command, path=self._environ.get("PATH"))
+        child = child_environment(self._settings, self._environment, self._environ, root=self._root)
+        path = shutil.which(self._settings.command, path=child.get("PATH"))
         if path is None:
             remedy = "npm install -g @anthropic-ai/claude-code, or set executor.claude-code.command"
             return [Check(self._name, False, f"{self._settings.command} is not on PATH", remedy)]
-        checks = [await self._version(path), self._account()]
+        checks = [await self._version(path, child), self._account(child)]
         if self._root and bypasses(self._settings):
             checks.append(
                 Check(
@@ -172,13 +182,12 @@ class ClaudeCode:
             )
         return checks
 
-    async def _version(self, path: str) -> Check:
-        environment = child_environment(self._settings, self._base(), self._environ, root=self._root)
+    async def _version(self, path: str, child: Mapping[str, str]) -> Check:
         said = ""
         try:
             async with (
                 asyncio.timeout(CHECK_TIMEOUT),
-                running([path, "--version"], cwd="/", env=environment, marker="doctor", grace=0.2) as process,
+                running([path, "--version"], cwd="/", env=child, marker="doctor", grace=0.2) as process,
             ):
                 async for line in process.lines():
                     said = said or one_line(line.data.decode(errors="replace"))
@@ -189,15 +198,12 @@ class ClaudeCode:
             return Check(self._name, False, f"{path} can't be run: {error.strerror or error}")
         return Check(self._name, code == 0, f"{said or 'no version'} ({path})")
 
-    def _base(self) -> dict[str, str]:
-        return {key: self._environ[key] for key in ("PATH", "HOME", "LANG") if key in self._environ}
-
-    def _account(self) -> Check:
+    def _account(self, child: Mapping[str, str]) -> Check:
         name = f"{self._name} account"
         for key in KEYS:
-            if self._environ.get(key):
+            if child.get(key):
                 return Check(name, True, f"by {key}")
-        home = self._environ.get("CLAUDE_CONFIG_DIR") or str(Path(self._environ.get("HOME", "/")) / ".claude")
+        home = child.get("CLAUDE_CONFIG_DIR") or str(Path(child.get("HOME", "/")) / ".claude")
         if (Path(home) / ".credentials.json").is_file():
             return Check(name, True, f"logged in ({home})")
         return Check(name, None, "no key and no login seen", "run `claude` once and log in, or set ANTHROPIC_API_KEY")

@@ -417,6 +417,10 @@ async def test_doctor_finds_it_or_says_what_to_do(bench: Make, tmp_path: Path) -
     (Path(b.environment["CLAUDE_CONFIG_DIR"]) / ".credentials.json").write_text("{}")
     assert [check.ok for check in await b.backend(stranger).check()][:2] == [True, True]
 
+    own = {name: stranger[name] for name in ("PATH", "HOME")} | {"ANTHROPIC_AUTH_TOKEN": "t"}
+    settings = ClaudeCodeSettings(command=claude_binary())
+    assert "ANTHROPIC_AUTH_TOKEN" in (await ClaudeCode(settings, environ={}, environment=own).check())[1].detail
+
     (missing,) = await b.backend(command="no-such-claude").check()
     assert (missing.ok, "npm install" in missing.remedy) == (False, True)
 
