@@ -80,11 +80,16 @@ def verdict(result: GateResult) -> str:
 
 def judge(results: Sequence[GateResult]) -> Outcome | None:
     """The failure that the first red required gate is; None when nothing stands in the way."""
-    red = next((result for result in results if result.required and not result.passed), None)
-    if red is None:
+    if all(result.passed or not result.required for result in results):
         return None
+    red = first_red(results)
     failure = _CLASSES.get(red.kind, FailureClass.TEST)
     return failed(failure, f"gate {red.name} is {verdict(red)}", excerpt=red.tail)
+
+
+def first_red(results: Sequence[GateResult]) -> GateResult:
+    """The first required gate that is red; there has to be one."""
+    return next(result for result in results if result.required and not result.passed)
 
 
 async def _say(emit: Emit, words: str) -> None:

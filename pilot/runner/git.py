@@ -161,6 +161,10 @@ class Git:
         """The same git, for the run with that marker."""
         return replace(self, marker=marker)
 
+    def over_network(self) -> Git:
+        """The same git, that may talk to other machines with the user's keys."""
+        return replace(self, network=True)
+
     async def run(
         self, *args: str, stdin: bytes = b"", ok: Collection[int] = (0,), timeout: float | None = None
     ) -> Done:

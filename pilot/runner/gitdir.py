@@ -29,9 +29,9 @@ Refs = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What pilot writes into a git directory. `objects` is where the objects are that it does not have itself."""
+    """What pilot writes into a git directory. `objects`: where those are that it does not have itself."""
 
-    objects: Path
+    objects: Path | None = None
     sha256: bool = False
     exclude: bytes = b""
     shallow: bytes = b""
@@ -138,8 +138,8 @@ def _quoted(text: str) -> str:
     return f'"{plain}"'
 
 
-def _alternates(objects: Path) -> bytes:
-    return os.fsencode(objects) + b"\n"
+def _alternates(objects: Path | None) -> bytes:
+    return b"" if objects is None else os.fsencode(objects) + b"\n"
 
 
 def _keep_written(path: Path, data: bytes) -> None:

@@ -73,7 +73,7 @@ class Recorder:
     ) -> None:
         await self.close()
         if error is None:
-            self._check()
+            self.check()
 
     @property
     def idle(self) -> float:
@@ -97,7 +97,7 @@ class Recorder:
         while self._size >= HIGH and self._error is None:
             self._room.clear()
             await self._room.wait()
-        self._check()
+        self.check()
 
     async def session(self, session_id: str) -> None:
         """See `Emit.session`."""
@@ -159,7 +159,8 @@ class Recorder:
             if cut < len(oldest):
                 self._late.appendleft((first, oldest[cut:]))
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise what a write has met."""
         if self._error is not None:
             raise self._error
 

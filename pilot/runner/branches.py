@@ -1,0 +1,128 @@
+"""On which branch an execution works, and from where: decided once, before anything is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pilot.config.schema import ProjectSettings
+from pilot.domain.errors import WorkspaceError
+from pilot.domain.execution import Execution
+from pilot.domain.outcome import FailureClass
+from pilot.domain.text import one_line, ref_name
+from pilot.runner.pristine import Pristine, seen_ref
+from pilot.runner.source import Branches, Source, is_branch_name
+
+PREFIX = "pilot/"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """`seen`: the branch's commit in the project now, None when there is no such branch yet."""
+
+    branch: str
+    base_name: str
+    base: str
+    seen: str | None
+    start: str
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Chooses for one execution. `stands_ok`: a work tree that may stand on the branch (`in_place`)."""
+
+    source: Source
+    pristine: Pristine
+    branches: Branches
+    project: ProjectSettings
+    execution: Execution
+    stands_ok: str | None = None
+
+    async def start(self) -> Start:
+        """Branch and start. Raises `WorkspaceError`, class `conflict`, when the branch is not to be had."""
+        options = self.execution.options
+        wanted = options.get("base") or self.project.base
+        base_name, base = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
+        named = options.get("branch")
+        if named is not None:
+            return self._named(str(named), base_name, base)
+        branch, seen = await self._own()
+        return Start(branch, base_name, base, seen, base)
+
+    def _named(self, branch: str, base_name: str, base: str) -> Start:
+        """The task says on which branch: it goes on there, or makes it."""
+        if not is_branch_name(branch):
+            raise _conflict(f"{one_line(branch)!r} can't be the name of a branch")
+        local = self.branches.local.get(branch)
+        if local is not None:
+            self._check_free(branch)
+            return Start(branch, branch, local.sha, local.sha, local.sha, named=True)
+        self._check_possible(branch)
+        remote = self.branches.remote.get(branch) if self.source.url is not None else None
+        if remote is not None:
+            return Start(branch, branch, remote, None, remote, named=True)
+        return Start(branch, base_name, base, None, base, named=True)
+
+    async def _own(self) -> tuple[str, str | None]:
+        """`pilot/TASK`, or beside it where another task has that name; and where it is now."""
+        task, id = self.execution.task_id, self.execution.id
+        first = f"{PREFIX}{ref_name(task)}"
+        beside = f"{PREFIX}{ref_name(task).replace('/', '-')}-{id}"
+        if self.execution.branch is not None and is_branch_name(self.execution.branch):
+            first = self.execution.branch
+        if first not in self.branches.local:
+            if self._in_the_way(first):
+                first = beside
+                self._check_possible(first)
+            return first, getattr(self.branches.local.get(first), "sha", None)
+        owner = await self._owner(first)
+        if owner == "other":
+            return beside, getattr(self.branches.local.get(beside), "sha", None)
+        if owner == "nobody":
+            raise _conflict(
+                f"branch {first} in {self.source.where} is not as pilot left it, or is not pilot's at all; "
+                f"rename or delete it (git branch -m), or name another one for this task"
+            )
+        self._check_free(first)
+        return first, self.branches.local[first].sha
+
+    async def _owner(self, branch: str) -> str:
+        """Whose a branch is, by where pilot left it: this task's, another task's, or nobody's pilot knows."""
+        sha = self.branches.local[branch].sha
+        if sha == self.execution.head_sha and branch == self.execution.branch:
+            return "own"
+        known = await self.pristine.refs("seen/", "head/")
+        if known.get(seen_ref(self.execution.task_id, branch)) == sha:
+            return "own"
+        return "other" if sha in known.values() else "nobody"
+
+    def _check_free(self, branch: str) -> None:
+        place = self.branches.local[branch].checked_out
+        if place and place != self.stands_ok:
+            raise _conflict(
+                f"branch {branch} is checked out in {place}; switch that checkout to another one (git switch -)"
+            )
+
+    def _in_the_way(self, branch: str) -> str | None:
+        """A branch that keeps this one from existing: git keeps branches as files in directories."""
+        parts = branch.split("/")
+        above = ("/".join(parts[:n]) for n in range(1, len(parts)))
+        below = (name for name in self.branches.local if name.startswith(branch + "/"))
+        return next((name for name in above if name in self.branches.local), next(below, None))
+
+    def _check_possible(self, branch: str) -> None:
+        other = self._in_the_way(branch)
+        if other is not None:
+            raise _conflict(
+                f"branch {branch} can't be made in {self.source.where} beside branch {other}; rename that one"
+            )
+
+
+def _plain(name: str) -> str:
+    if not name or not name.isprintable() or name.startswith("-"):
+        raise _conflict(f"{one_line(name)!r} can't be the name of a branch to start from")
+    return name
+
+
+def _conflict(words: str) -> WorkspaceError:
+    return WorkspaceError(FailureClass.CONFLICT, words)

@@ -1,0 +1,139 @@
+"""One attempt, from claimed to its outcome: workspace, set-up, prompt, agent, commit, preserve, gates, repairs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pilot.config.executor import ExecutorSettings
+from pilot.config.schema import ProjectSettings
+from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
+from pilot.domain.execution import Execution
+from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
+from pilot.domain.policy import mark_of
+from pilot.domain.ports import Backend, Journal
+from pilot.runner.attempt import Attempt
+from pilot.runner.gates import first_red
+from pilot.runner.record import Recorder
+from pilot.runner.workspace import Workspaces
+
+
+class AttemptRunner:
+    """Implements `ports.Runner`. Settings are looked up for each execution, so that a reload counts at once.
+
+    What is raised: `CancelledError`, the work kept; `LeaseLost` and other errors of the store. All else is an
+    outcome.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: Callable[[Execution], ProjectSettings],
+        backend: Callable[[Execution], Backend],
+        executor: Callable[[Execution], ExecutorSettings],
+        workspaces: Workspaces,
+        journal: Journal,
+        state_dir: Path,
+        store_id: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self._project = project
+        self._backend = backend
+        self._executor = executor
+        self._workspaces = replace(workspaces, state_dir=state_dir, store_id=store_id)
+        self._journal = journal
+        self._store_id = store_id
+        self._environ = os.environ if environ is None else environ
+
+    async def __call__(self, execution: Execution) -> Outcome:
+        """See `ports.Runner`."""
+        try:
+            backend = self._backend(execution)
+        except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
+            return failed(FailureClass.INVALID_CONFIG, f"backend {execution.backend} can't be used: {error}")
+        async with Recorder(self._journal, execution) as recorder:
+            attempt = self._attempt(execution, backend, recorder)
+            try:
+                return await self._carried_out(attempt)
+            except asyncio.CancelledError:
+                await attempt.rescue()
+                raise
+            finally:
+                attempt.leave()
+
+    async def release_workspace(self, execution: Execution, *, keep: bool) -> bool:
+        """Give up an execution's workspace; whether it is gone. One with work that is nowhere else stays."""
+        ws = await self._workspaces.find(self._project(execution), execution)
+        return ws is not None and await self._workspaces.release(ws, keep=keep)
+
+    async def _carried_out(self, attempt: Attempt) -> Outcome:
+        """The steps, and what became of them as a value."""
+        try:
+            await attempt.open()
+            outcome = attempt.ended(await self._judged(attempt, await attempt.work()))
+            await attempt.step("finish")
+            await self._released(attempt, outcome)
+        except WorkspaceError as error:
+            return attempt.ended(failed(error.failure, str(error), excerpt=error.excerpt))
+        except (LeaseLost, StoreError, Busy):
+            raise
+        except OSError as error:
+            return attempt.ended(failed(FailureClass.INFRA, f"{type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001  a bug of ours must neither lose the work nor end the worker
+            await attempt.rescue()
+            return attempt.ended(failed(FailureClass.UNKNOWN, f"{type(error).__name__}: {error}"))
+        return outcome
+
+    async def _judged(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        """The work is preserved first, then judged; a red gate goes back to the agent as long as that may help."""
+        repairs = attempt.project.gate_repairs
+        red: Outcome | None = None
+        while True:
+            if outcome.ending is Ending.QUESTION or attempt.goes_on(outcome):
+                await attempt.keep()
+                return outcome
+            before = attempt.snapshot
+            snapshot = await attempt.commit()
+            await attempt.preserve(snapshot)
+            if outcome.ending is Ending.FAILED:
+                return outcome
+            if not snapshot.changed:
+                return replace(outcome, ending=Ending.NO_CHANGE)
+            if red is not None and before is not None and before.tree == snapshot.tree:
+                return red  # the repair repaired nothing
+            last, red = red, await attempt.check(snapshot)
+            if red is None:
+                return replace(outcome, ending=Ending.DONE, delivered=True)
+            red = replace(red, text=outcome.text)
+            if repairs == 0 or attempt.time_is_up or (last is not None and mark_of(last) == mark_of(red)):
+                return red
+            repairs -= 1
+            outcome = await attempt.repair(first_red(attempt.gates))
+
+    async def _released(self, attempt: Attempt, outcome: Outcome) -> None:
+        """What becomes of the workspace, as the project's `keep_workspace` says; whoever goes on needs it."""
+        policy = attempt.project.keep_workspace
+        goes_on = outcome.ending is Ending.QUESTION or attempt.goes_on(outcome)
+        keep = policy == "always" or goes_on or (policy == "on_failure" and outcome.ending is Ending.FAILED)
+        await attempt.release(keep=keep)
+
+    def _attempt(self, execution: Execution, backend: Backend, recorder: Recorder) -> Attempt:
+        executor = self._executor(execution).resolve(execution.backend)
+        wanted = execution.options.get("timeout")
+        seconds = executor.timeout if wanted is None else wanted / 1000
+        return Attempt(
+            execution=execution,
+            project=self._project(execution),
+            executor=executor,
+            backend=backend,
+            workspaces=self._workspaces,
+            journal=self._journal,
+            recorder=recorder,
+            marker=f"{self._store_id}:{execution.id}:{execution.fence}",
+            environment=executor.environment.variables(self._environ),
+            allowed=seconds,
+            deadline=asyncio.get_running_loop().time() + seconds,
+        )

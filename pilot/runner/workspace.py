@@ -1,0 +1,290 @@
+"""Workspaces: made, read, preserved, and given up only when nothing in them is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pilot.config.schema import ProjectSettings
+from pilot.domain.errors import PilotError, WorkspaceError
+from pilot.domain.execution import Execution
+from pilot.domain.outcome import FailureClass
+from pilot.domain.text import one_line
+from pilot.runner.git import Git
+from pilot.runner.making import MODES, Maker, home_of, keep_old
+from pilot.runner.pristine import seen_ref
+from pilot.runner.space import Snapshot, Workspace, load, lock_folder
+from pilot.runner.tree import Tree, pattern, remove_tree
+
+__all__ = ["Snapshot", "Workspace", "Workspaces"]
+
+WIP = "Work in progress"
+_GITLINK = "160000"
+
+
+@dataclass(slots=True)
+class Workspaces:
+    """All workspaces below one state directory. Raises `WorkspaceError` only; a disk's own errors are `infra`."""
+
+    state_dir: Path
+    git: Git = field(default_factory=Git)
+    store_id: str = ""
+
+    async def prepare(self, project: ProjectSettings, execution: Execution) -> Workspace:
+        """The execution's workspace: the one it has, with the work in it, or a new one.
+
+        A new one of an execution that worked before starts from what was preserved of that. The workspace is this
+        process's alone until `close`. The class of what is raised: `conflict` when a person has to put the
+        repository in order, `infra`, `network` or `auth` otherwise.
+        """
+        with _disk():
+            maker = self._maker(project, execution)
+            lock = lock_folder(maker.home)
+            try:
+                ws = await maker.prepare()
+            except BaseException:
+                os.close(lock)
+                raise
+            ws.lock = lock
+            return ws
+
+    async def find(self, project: ProjectSettings, execution: Execution) -> Workspace | None:
+        """The execution's workspace as it is; None when it has none. Not locked."""
+        with _disk():
+            maker = self._maker(project, execution)
+            record = load(maker.home)
+            return maker.opened(record) if record is not None and record.ready else None
+
+    async def set_up(self, ws: Workspace) -> tuple[str, ...]:
+        """Set-up is done: what it made, and git would take for work, is no part of the change from now on."""
+        with _disk():
+            made = await ws.tree.untracked_names()
+            if made:
+                (ws.home / "exclude").write_bytes(os.fsencode("".join(f"{pattern(path)}\n" for path in made)))
+                await MODES[ws.mode].settle(ws, ws.record.head)
+            ws.record.set_up, ws.fresh = True, False
+            ws.save()
+            return tuple(made)
+
+    async def snapshot(self, ws: Workspace, message: str) -> Snapshot:
+        """The work as one commit: the agent's own commits, and what it left over as one more on top of them.
+
+        Not yet in the project's repository. The workspace stands on that commit afterwards, with nothing left over.
+        """
+        with _disk():
+            head, notes = await MODES[ws.mode].head(ws)
+            if head != ws.record.index:
+                await ws.tree.stand_on(head)
+            commit, tree, more = await _committed(ws, ws.tree, head, message)
+            snapshot = await _measured(ws, commit, tree, [*notes, *more])
+            await ws.pristine.put({f"head/{ws.key}": commit, f"base/{ws.key}": ws.record.base})
+            record = ws.record
+            record.head, record.index, record.changed = commit, commit, snapshot.changed
+            ws.save()
+            await MODES[ws.mode].settle(ws, commit)
+            ws.save()
+            return snapshot
+
+    async def preserve(self, ws: Workspace, snapshot: Snapshot) -> None:
+        """Put the snapshot on the branch in the project's own repository; nothing when it changes nothing.
+
+        Compare-and-set against where pilot last saw the branch. Raises `WorkspaceError`, class `conflict`, when
+        somebody else moved it or has it checked out; the work is then kept as `refs/pilot/<execution>`.
+        """
+        if not snapshot.changed and ws.record.preserved is None:
+            return
+        with _disk():
+            record, head = ws.record, snapshot.head_sha
+            branch = await ws.source.branch(ws.branch)
+            now = branch.sha if branch is not None else None
+            if now != head:
+                await ws.source.take(ws.pristine, f"head/{ws.key}", record.base)
+                place = "" if branch is None else branch.checked_out
+                if now != record.seen or (place and place != str(ws.path)):
+                    raise await _kept_aside(ws, head, place)
+                try:
+                    await keep_old(ws, head, now)
+                    await ws.source.move({f"refs/heads/{ws.branch}": (head, now or "")})
+                except WorkspaceError as error:
+                    if error.failure is FailureClass.CONFLICT:
+                        raise await _kept_aside(ws, head, "") from error
+                    raise
+            record.seen = record.preserved = head
+            ws.save()
+            await ws.pristine.put({seen_ref(ws.task_id, ws.branch): head})
+            await _forget_wip(ws)
+
+    async def keep_wip(self, ws: Workspace) -> str | None:
+        """Keep whatever there is as `refs/pilot/wip/<execution>` in the project's repository; its commit, or None.
+
+        Changes neither the branch nor anything in the workspace: for an attempt that will go on.
+        """
+        with _disk():
+            head, _ = await MODES[ws.mode].head(ws)
+            index = ws.home / "wip-index"
+            own = ws.tree.git.index or (ws.source.git_dir / "index")
+            await asyncio.to_thread(shutil.copyfile, own, index)
+            tree = replace(ws.tree, git=replace(ws.tree.git, index=index))
+            if head != ws.record.index:
+                await tree.stand_on(head)
+            commit, kept, _ = await _committed(ws, tree, head, WIP)
+            index.unlink(missing_ok=True)
+            ws.record.head = head
+            if commit == ws.record.preserved or not (await _measured(ws, commit, kept, [])).changed:
+                ws.save()
+                return None
+            await ws.pristine.put({f"wip/{ws.key}": commit, f"wip-head/{ws.key}": head})
+            await ws.source.take(ws.pristine, f"wip/{ws.key}", ws.record.base)
+            await ws.source.move({f"refs/pilot/wip/{ws.execution}": (commit, None)})
+            ws.record.wip, ws.record.changed = commit, True
+            ws.save()
+            return commit
+
+    async def restore(self, ws: Workspace) -> tuple[str, ...]:
+        """Put the files back to the last snapshot; the paths that were different. Ignored files stay.
+
+        In the user's own checkout new files stay, too: they may be the user's.
+        """
+        with _disk():
+            changes = await ws.tree.changes()
+            return await ws.tree.put_back(changes, untracked=ws.mode != "in_place") if changes.any else ()
+
+    async def release(self, ws: Workspace, *, keep: bool) -> bool:
+        """Give the workspace up; whether it is gone. One with work that is nowhere else stays, also without `keep`.
+
+        A checkout (`in_place`) is switched back in any case.
+        """
+        with _disk():
+            mode = MODES[ws.mode]
+            if ws.mode == "in_place":
+                await mode.remove(ws)
+            if keep or not await _is_safe(ws):
+                return False
+            if ws.mode != "in_place":
+                await mode.remove(ws)
+            names = ("base", "head", "wip", "wip-head")
+            known = await ws.pristine.refs(*(f"{name}/{ws.key}" for name in names))
+            await ws.pristine.put(dict.fromkeys(known))
+            ws.close()
+            gone = ws.home.with_name(f".{ws.home.name}.{secrets.token_hex(4)}")
+            ws.home.rename(gone)
+            await asyncio.to_thread(remove_tree, gone)
+            return True
+
+    def _maker(self, project: ProjectSettings, execution: Execution) -> Maker:
+        home = home_of(self.state_dir, self.store_id, execution)
+        return Maker(project, execution, home, self.state_dir, self.store_id, self.git)
+
+
+async def _committed(ws: Workspace, tree: Tree, head: str, message: str) -> tuple[str, str, list[str]]:
+    """Commit and tree of what the files are now, on top of `head` (itself, when nothing is left over)."""
+    changes = await tree.changes()
+    await tree.add(changes)
+    notes = [f"{one_line(path)} is a repository of its own; it is not taken" for path in changes.nested]
+    notes += [f"{one_line(path)} can't be read; it is not taken" for path in changes.unreadable]
+    written = await tree.write()
+    if written == (await _trees(tree.git, head))[0]:
+        return head, written, notes
+    words = (
+        f"{one_line(message, 100)}\n\nPilot-Execution: {ws.execution}\nPilot-Task: {one_line(ws.task_id)}\n"
+    ).encode(errors="replace")
+    done = await tree.git.run("commit-tree", "-p", head, "-F", "-", written, stdin=words)
+    return done.text, written, notes
+
+
+async def _measured(ws: Workspace, commit: str, tree: str, notes: list[str]) -> Snapshot:
+    """What the commit changes, counted from the base."""
+    git = ws.tree.git
+    if tree == (await _trees(git, ws.record.base))[0]:
+        return Snapshot(commit, tree, changed=False, notes=tuple(notes))
+    done = await git.run(
+        "diff-tree", "-r", "-z", "--raw", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv",
+        ws.record.base, commit,
+    )  # fmt: skip
+    files, insertions, deletions = [], 0, 0
+    parts = iter(done.parts)
+    for part in parts:
+        if part.startswith(":"):
+            old, new = part[1:7], part[8:14]
+            path = next(parts)
+            if new == _GITLINK and old != _GITLINK:
+                notes.append(f"{one_line(path)} is a repository of its own, of which only the address was committed")
+            continue
+        added, removed, path = part.split("\t", 2)
+        files.append(path)
+        insertions += int(added) if added.isdigit() else 0
+        deletions += int(removed) if removed.isdigit() else 0
+    return Snapshot(commit, tree, True, tuple(files), insertions, deletions, tuple(notes))
+
+
+async def _trees(git: Git, *commits: str) -> list[str]:
+    done = await git.run("rev-parse", "--verify", *(f"{commit}^{{tree}}" for commit in commits))
+    return done.text.split("\n")
+
+
+async def _kept_aside(ws: Workspace, head: str, place: str) -> WorkspaceError:
+    """The branch can't be moved: keep the work by a name of its own, and say so."""
+    name = str(ws.execution)
+    before = (await ws.source.kept(name)).get(name)
+    await keep_old(ws, head, before)
+    await ws.source.move({f"refs/pilot/{name}": (head, None)})
+    why = (
+        f"is checked out in {place}"
+        if place
+        else "is not where pilot left it: somebody else moved, made or removed it meanwhile"
+    )
+    return WorkspaceError(
+        FailureClass.CONFLICT,
+        f"branch {ws.branch} in {ws.source.where} {why}. The work is kept there as refs/pilot/{name}: take what you "
+        "need from it, free the branch (git switch, git branch -m), and answer to go on",
+    )
+
+
+async def _forget_wip(ws: Workspace) -> None:
+    if ws.record.wip is None:
+        return
+    name = f"wip/{ws.execution}"
+    if (await ws.source.kept(name)).get(name) == ws.record.wip:
+        await ws.source.move({f"refs/pilot/{name}": (None, ws.record.wip)})
+    known = await ws.pristine.refs(f"wip/{ws.key}", f"wip-head/{ws.key}")
+    await ws.pristine.put(dict.fromkeys(known))
+    ws.record.wip = None
+    ws.save()
+
+
+async def _is_safe(ws: Workspace) -> bool:
+    """Whether all that is in a workspace is somewhere else, too."""
+    record = ws.record
+    if any(entry.name.startswith("lost-") for entry in ws.home.iterdir()):
+        return False
+    if record.changed and record.preserved != record.head and record.wip is None:
+        return False
+    if ws.mode == "in_place":
+        return record.former is None
+    mode = MODES[ws.mode]
+    if not mode.intact(ws):
+        return not ws.path.exists()
+    head, _ = await mode.head(ws)
+    kept = record.wip or record.head
+    if kept != record.index:
+        await ws.tree.stand_on(kept)
+    return head == record.head and not (await ws.tree.changes()).any
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    """The disk's own errors, in words."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkspaceError(FailureClass.INFRA, f"the workspace can't be used: {error}") from error
+    except PilotError as error:
+        if isinstance(error, WorkspaceError):
+            raise
+        raise WorkspaceError(FailureClass.CONFLICT, str(error)) from error
