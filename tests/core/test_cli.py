@@ -660,6 +660,12 @@ def test_events_follow_as_json_lines(stage: Path) -> None:
         async def pause(bed: Bed) -> None:
             await bed.queue.pause(0, "ada", "deploy")
 
+        async def other(bed: Bed) -> None:
+            await bed.queue.cancel(5, "ada")
+
+        on(stage, pause)
+        assert json.loads(process.stdout.readline())["data"]["owner"] == "ada"
+        on(stage, other)
         on(stage, pause)
         event = json.loads(process.stdout.readline())
         process.terminate()
