@@ -49,6 +49,11 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE, sh
     return value
 
 
+def prompt(task_id: str, *orders: str) -> str:
+    """A task for the scripted agent: see agents/scripted.py for its orders."""
+    return "\n".join([f"Do {task_id}.", *(order if order.startswith("do ") else f"do: {order}" for order in orders)])
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a command came to. `raw` is stdout as bytes."""
@@ -276,8 +281,7 @@ class Home:
         """A task for the scripted agent, put in as `pilot enqueue` does it, without the start of a process."""
         from pilot import app
 
-        prompt = "\n".join([f"Do {task_id}.", *(o if o.startswith("do ") else f"do: {o}" for o in orders)])
-        request = TaskRequest(prompt=prompt, task_id=task_id, source="cli", **wishes)
+        request = TaskRequest(prompt=prompt(task_id, *orders), task_id=task_id, source="cli", **wishes)
         return asyncio.run(app.enqueue(load(self.file, self.environment), request, project)).id
 
     # What happens
