@@ -32,7 +32,7 @@ def list_(session: Session, json: bool) -> None:
     found: list[dict[str, Any]] = []
     for name in sorted({*known_backends(settings.executor), *used, *parked}):
         try:
-            can = asdict(build(name, used.get(name, settings.executor)).capabilities())
+            can = asdict(build(name, used.get(name, settings.executor), session.environ).capabilities())
         except PilotError:
             can = None
         park = parked.get(name)

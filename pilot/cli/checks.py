@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ async def examine(session: Session) -> list[Check]:
     settings = loaded.settings
     checks += [*_state_dir(settings.state_dir), *_store(session), _port(session, settings)]
     checks += _projects(settings)
-    checks += await _agents(settings)
+    checks += await _agents(settings, session.environ)
     checks.append(_sandbox(settings))
     return checks
 
@@ -224,18 +224,17 @@ def _projects(settings: Settings) -> Iterator[Check]:
         yield Check("projects", True, f"{sound} with a repository on this machine")
 
 
-async def _agents(settings: Settings) -> list[Check]:
-    from pilot.backends import build, known_backends
+async def _agents(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
+    from pilot.backends import build
 
     checks: list[Check] = []
     for name, executor in used_agents(settings):
-        if name not in known_backends(executor):
-            checks.append(Check(name, False, "this version can't drive it", "set executor.type to another"))
-            continue
         try:
-            checks += await build(name, executor).check()
+            checks += await build(name, executor, environ).check()
         except PilotError as error:
-            checks.append(Check(name, False, str(error)))
+            checks.append(
+                Check(f"agent {name}", False, str(error), "set executor.type, or the route's `use`, to another")
+            )
     return checks
 
 
