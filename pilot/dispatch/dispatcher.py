@@ -74,6 +74,7 @@ class Dispatcher:
         self._recovery = Recovery(queue, node, clock, alive, end_processes, every=min(15.0, self._limits.lease / 4))
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._resting: set[int] = set()
         self._signal = asyncio.Event()
         self._tokens: set[str] = set()
         self._draining = asyncio.Event()
@@ -104,8 +105,10 @@ class Dispatcher:
     async def started(self, running: asyncio.Task[None]) -> None:
         """Wait until `running`, which is `run()`, has recovered and admits work; raises what ended it before."""
         waiting = asyncio.create_task(self._started.wait())
-        await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
         if running.done():
             running.result()
 
@@ -250,11 +253,12 @@ class Dispatcher:
                     await self._signal.wait()
             self._signal.clear()
             tokens, self._tokens = self._tokens, set()
+            ready: list[int] = []
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
                 news = full or await self._queue.changed()
                 if news:
-                    tokens |= {str(id) for id in await self._queue.ready(self.projects)}
+                    ready = await self._queue.ready(self.projects)
                     due = await self._queue.next_due()
                     swept = loop.time() if full else swept
                 if news or tokens:
@@ -263,9 +267,9 @@ class Dispatcher:
                 log.error("watch.failed", error=str(error))  # noqa: TRY400
                 swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
-            for token in tokens:
-                if token.isdecimal():
-                    self._wake(int(token))
+            # In the order in which they have waited: it is the order in which they get their turns.
+            for id in dict.fromkeys([*ready, *(int(token) for token in tokens if token.isdecimal())]):
+                self._wake(id)
 
     def _pause(self, due: int | None) -> float:
         if due is None:
@@ -278,7 +282,7 @@ class Dispatcher:
             worker.wake()
             return
         project = self.projects.get(project_id)
-        if project is None or self._draining.is_set():
+        if project is None or self._draining.is_set() or project_id in self._resting:
             return
         worker = self._workers[project_id] = ProjectWorker(
             project,
@@ -302,6 +306,11 @@ class Dispatcher:
         if crashed:
             log.error("worker.crashed", project=worker.project.name, error=repr(task.exception()))
             # Restarted, but not in a circle without a pause.
-            asyncio.get_running_loop().call_later(self._limits.poll_interval, self._tell, {str(project_id)})
+            self._resting.add(project_id)
+            asyncio.get_running_loop().call_later(self._limits.poll_interval, self._rested, project_id)
         elif worker.woken:
             self._tell({str(project_id)})  # woken between its last look and its end
+
+    def _rested(self, project_id: int) -> None:
+        self._resting.discard(project_id)
+        self._tell({str(project_id)})

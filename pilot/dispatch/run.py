@@ -106,7 +106,8 @@ class Attempts:
                 try:
                     await asyncio.wait([run.task])
                 except asyncio.CancelledError:
-                    run.stop(Stop.SHUTDOWN)
+                    if run.stopped is None:
+                        run.stop(Stop.SHUTDOWN)
             outcome = run.task.result()
         except asyncio.CancelledError:
             outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown")
@@ -122,18 +123,23 @@ class Attempts:
         except Exception as error:  # the border: a bug in a backend must not take the worker along
             log.exception("attempt.crashed", execution=run.execution.id)
             outcome = failed(FailureClass.UNKNOWN, f"{type(error).__name__}: {error}")
+        return self._judged(run, outcome)
+
+    def _judged(self, run: Run, outcome: Outcome) -> Outcome | None:
+        """What the outcome means, given why the run was stopped."""
         done = outcome.ending in (Ending.DONE, Ending.NO_CHANGE)
         if run.stopped is Stop.LOST:
             return None
         if run.stopped is Stop.CANCEL and not done:
-            return Outcome(ending=Ending.CANCELLED, detail=run.reason or "cancelled", session_id=outcome.session_id)
-        if run.stopped is Stop.SHUTDOWN and outcome.failure is not None and self._counts(outcome.failure):
+            # What it found out and used up until then stays.
+            return replace(
+                outcome, ending=Ending.CANCELLED, failure=None, question=None, detail=run.reason or "cancelled"
+            )
+        failure = outcome.failure
+        if run.stopped is Stop.SHUTDOWN and failure is not None and self.rules.get(failure, RULES[failure]).counts:
             # An agent that is being ended may say that it failed; a shutdown costs nothing.
             return replace(outcome, ending=Ending.INTERRUPTED, failure=None, detail="shutdown")
         return outcome
-
-    def _counts(self, failure: FailureClass) -> bool:
-        return self.rules.get(failure, RULES[failure]).counts
 
     async def _write(self, run: Run, finish: Finish, next_lease: Callable[[], int | None]) -> Execution | None:
         """Write the end, however long the disk is full or locked: the lease is what limits it."""

@@ -87,11 +87,10 @@ class ProjectWorker:
                     lane = asyncio.create_task(self._serve(execution), name=f"execution {execution.id}")
                     self._lanes.add(lane)
                     lane.add_done_callback(self._lane_ended)
-                if not await self._woken() or not (self._admitting() or self.busy):
+                if not (self._admitting() or self.busy) or not await self._woken():
                     return
         finally:
-            while self._lanes:
-                await _settled(self._lanes)
+            await _settled(self._lanes)
 
     async def _woken(self) -> bool:
         """Wait for work; False after a long silence with nothing running."""
@@ -138,12 +137,15 @@ class ProjectWorker:
             log.error("worker.lane_crashed", project=self.project.name, error=repr(error))
 
 
-async def _settled(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Wait for tasks; cancelled meanwhile, cancel them and wait on: an attempt ends its agent itself."""
-    try:
-        await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        raise
+async def _settled(tasks: set[asyncio.Task[None]]) -> None:
+    """Wait until the set is empty. A cancellation is handed on to the tasks, and raised when they have ended."""
+    cancelled = False
+    while tasks:
+        try:
+            await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            cancelled = True
+            for task in tasks:
+                task.cancel()
+    if cancelled:
+        raise asyncio.CancelledError

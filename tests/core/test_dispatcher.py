@@ -97,6 +97,16 @@ async def test_a_lower_number_goes_first_then_the_older_one(stage: Stage) -> Non
     assert stage.script.order == ["T-2", "T-5", "T-1", "T-3", "T-0", "T-4"]
 
 
+async def test_the_project_that_has_waited_longest_gets_the_first_turn(stage: Stage) -> None:
+    projects = [await stage.project(f"p{n}") for n in range(9)]
+    ids = [await stage.task(project, project.name) for project in reversed(projects)]
+
+    async with stage.dispatcher(limits=Limits(max_running=1, poll_interval=0.05)):
+        await stage.reach(Status.COMPLETED, *ids)
+
+    assert stage.script.order == [project.name for project in reversed(projects)]
+
+
 async def _later(stage: Stage, api: Project) -> int:
     return await stage.task(api, "head", available_at=stage.clock.now + HOUR)
 
