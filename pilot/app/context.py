@@ -106,9 +106,8 @@ class Context:
         return self._backends[key]
 
     def executor(self, execution: Execution) -> ExecutorSettings:
-        """How the execution's agent is run: global, project and profile laid over each other."""
-        own = self.projects[execution.project_id]
-        return self.settings.executor_for(own).resolve(execution.backend)
+        """How the execution's project runs its agents."""
+        return self.settings.executor_for(self.projects[execution.project_id])
 
     def intake(self) -> Intake:
         """The door for tasks."""

@@ -20,6 +20,8 @@ from pilot.domain.ports import NodeKind
 from pilot.runner.proctree import become_subreaper
 
 log = structlog.get_logger()
+HURRY = 2.0
+"""Seconds that a second signal leaves to what runs; who heeds nothing is ended without any grace then."""
 
 
 async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = None) -> None:
@@ -71,6 +73,7 @@ def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded):  # type:
         else:
             log.warning("serve.forced", signal=name)
             dispatcher.force()
+            loop.call_later(HURRY, dispatcher.force)
 
     def hangup() -> None:
         task = asyncio.create_task(_reload(dispatcher, context, loaded))
