@@ -104,7 +104,9 @@ async def _until_started(context: Context, id: int, show: Show, *, wait: bool) -
     said = ""
     while (execution := await context.store.queue.get(id)).status is Status.QUEUED:
         why = await context.store.history.why(id, context.store.database.clock())
-        hold = "; ".join(hold.detail for hold in why.holds) if why is not None else ""
+        # That it is kept for this process is no news to the person in front of it.
+        holds = [hold.detail for hold in why.holds if hold.kind != "reserved"] if why is not None else []
+        hold = "; ".join(holds)
         if hold and not wait:
             await context.store.queue.cancel(id, by="pilot", reason=f"was not to wait: {hold}")
             raise Busy(f"{execution.project} is busy: {hold}")

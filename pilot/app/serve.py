@@ -21,7 +21,7 @@ from pilot.runner.proctree import become_subreaper
 
 log = structlog.get_logger()
 HURRY = 2.0
-"""Seconds that a second signal leaves to what runs; who heeds nothing is ended without any grace then."""
+"""Seconds between the steps in which a second signal ends what runs: asked, ended without grace, left as it is."""
 
 
 async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = None) -> None:
@@ -72,8 +72,11 @@ def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded):  # type:
             dispatcher.drain()
         else:
             log.warning("serve.forced", signal=name)
-            dispatcher.force()
-            loop.call_later(HURRY, dispatcher.force)
+            force()
+
+    def force() -> None:
+        dispatcher.force()
+        loop.call_later(HURRY, force)
 
     def hangup() -> None:
         task = asyncio.create_task(_reload(dispatcher, context, loaded))

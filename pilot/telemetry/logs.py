@@ -5,8 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from enum import Enum
 
 import structlog
+
+
+def _plain(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in event.items()}
 
 
 def configure(*, json: bool = False, level: str = "INFO") -> None:
@@ -24,6 +29,7 @@ def configure(*, json: bool = False, level: str = "INFO") -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            _plain,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer() if json else structlog.processors.format_exc_info,
             renderer,
