@@ -49,11 +49,12 @@ class Lines(AsyncIterator[Line]):
 class Chunks(AsyncIterator[tuple[Stream, bytes]]):
     """The same as raw pieces."""
 
-    def __init__(self, pipes: Pipes) -> None:
+    def __init__(self, pipes: Pipes, gather: float) -> None:
         self._pipes = pipes
+        self._gather = gather
 
     async def __anext__(self) -> tuple[Stream, bytes]:
-        piece = await self._pipes.get(PIPE_SIZE)
+        piece = await self._pipes.get(PIPE_SIZE, self._gather)
         if piece is None:
             raise StopAsyncIteration
         return piece

@@ -17,6 +17,8 @@ PIPE_SIZE = 1 << 20
 HIGH = 1 << 20
 """Bytes taken in and not yet read by anyone at which the child has to wait."""
 LOW = HIGH // 4
+MUCH = 1 << 16
+"""Bytes for which nobody waits for more."""
 DROP = 4 * HIGH
 """Bytes kept for a reader that may still come while the child is being ended; what is over is dropped."""
 SETTLE = 0.2
@@ -39,6 +41,7 @@ class Pipes(asyncio.SubprocessProtocol):
         self._pieces: deque[tuple[Stream, bytes]] = deque()
         self._size = 0
         self._news = asyncio.Event()
+        self._much = asyncio.Event()
         self._open: dict[int, asyncio.ReadTransport] = {}
         self._paused = False
         self._dropping = False
@@ -64,6 +67,8 @@ class Pipes(asyncio.SubprocessProtocol):
         self._pieces.append((NAMES[fd], data))
         self._size += len(data)
         self._news.set()
+        if self._size >= MUCH:
+            self._much.set()
         if self._size > HIGH and not self._dropping:
             self._pause()
         if self.exited.done():
@@ -92,16 +97,19 @@ class Pipes(asyncio.SubprocessProtocol):
 
     # -- the reader's side ------------------------------------------------------------------------------------
 
-    async def get(self, most: int) -> tuple[Stream, bytes] | None:
+    async def get(self, most: int, gather: float = 0.0) -> tuple[Stream, bytes] | None:
         """What came since, at most that many bytes and up to where the stream changes; None at the end.
 
-        Pieces that piled up are joined, so that a reader that is slow gets fewer and larger ones.
+        Pieces that piled up are joined, so that a reader that is slow gets fewer and larger ones. Who had to wait
+        for one waits `gather` seconds for more.
         """
         while not self._pieces:
             if self._over:
                 return None
             self._news.clear()
             await self._news.wait()
+            if gather:
+                await self._more(gather)
         stream, data = self._pieces.popleft()
         if self._pieces and self._pieces[0][0] == stream and len(data) < most:
             more, size = [data], len(data)
@@ -116,6 +124,15 @@ class Pipes(asyncio.SubprocessProtocol):
         if self._paused and self._size <= LOW:
             self._resume()
         return stream, data
+
+    async def _more(self, seconds: float) -> None:
+        self._much.clear()
+        if self._size < MUCH and not self._over:
+            timer = self._loop.call_later(seconds, self._much.set)
+            try:
+                await self._much.wait()
+            finally:
+                timer.cancel()
 
     def drop(self) -> None:
         """From now on a full buffer loses what comes, instead of keeping the child from ending itself."""
@@ -152,6 +169,7 @@ class Pipes(asyncio.SubprocessProtocol):
     def _finish(self) -> None:
         self._over = True
         self._news.set()
+        self._much.set()
         for pipe in self._open.values():
             pipe.pause_reading()
 

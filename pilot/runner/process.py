@@ -68,9 +68,12 @@ class Process:
         """
         return self._lines
 
-    def chunks(self) -> AsyncIterator[tuple[Stream, bytes]]:
-        """The same as raw pieces, as large as they come (up to 1 MiB). Not to be mixed with `lines`."""
-        return Chunks(self._pipes)
+    def chunks(self, gather: float = 0.0) -> AsyncIterator[tuple[Stream, bytes]]:
+        """The same as raw pieces, as large as they come (up to 1 MiB). Not to be mixed with `lines`.
+
+        `gather`: so many seconds after a silence is waited for more, so that short lines become one piece.
+        """
+        return Chunks(self._pipes, gather)
 
     async def write(self, data: bytes) -> None:
         """Send to the programme's input; waits while it does not read.

@@ -94,6 +94,15 @@ def host_id() -> str:
     return f"{socket.gethostname()}/{machine}/{namespace}"
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has killed for want of memory since boot; 0 where nobody counts."""
+    try:
+        counters = (PROC / "vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), 0)
+
+
 def become_subreaper() -> bool:
     """Make this process the parent of every orphan that its children leave. False where the system can't.
 

@@ -20,6 +20,7 @@ from pilot.runner import proctree
 from pilot.runner.ending import Patience, end_family
 from pilot.runner.process import MARKER, Line, Process, end_marked, running
 from pilot.runner.proctree import Family, Seen, is_alive, look, marker_of, start_ticks
+from tests.memory import Peak
 
 ENV = {"PATH": os.environ["PATH"]}
 PY = sys.executable
@@ -53,23 +54,6 @@ def open_files() -> int:
 async def pid_in(path: Path) -> int:
     await until(lambda: path.exists() and path.read_text().endswith("\n"))
     return int(path.read_text())
-
-
-class Peak:
-    """How much the peak of this process's memory rose inside the block, in MB."""
-
-    def __enter__(self) -> Peak:
-        self.before = self._status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.rise = (self._status("VmHWM") - self.before) / 1024
-
-    @staticmethod
-    def _status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 @pytest.fixture
@@ -194,6 +178,21 @@ async def test_a_grandchild_that_writes_for_ever_does_not_keep_the_output_open(m
 async def test_output_that_comes_just_after_the_exit_counts(marker: str) -> None:
     async with running(sh("(sleep 0.05; echo late) & echo early"), cwd="/", env=ENV, marker=marker) as process:
         assert [line.data async for line in process.lines()] == [b"early", b"late"]
+
+
+async def test_lines_that_come_together_are_gathered_into_one_piece(marker: str) -> None:
+    code = "import time\nfor i in range(50): print(i, flush=True); time.sleep(0.001)"
+    async with running(py(code), cwd="/", env=ENV, marker=marker) as process:
+        pieces = [data async for _, data in process.chunks(gather=0.5)]
+    assert b"".join(pieces) == b"".join(b"%d\n" % i for i in range(50))
+    assert len(pieces) == 1
+
+    code = "import os\nfor i in range(3000): os.write(1, b'out\\n'); os.write(2, b'err\\n')"
+    started = time.monotonic()
+    async with running(py(code), cwd="/", env=ENV, marker=marker) as process:
+        kinds = [stream async for stream, data in process.chunks(gather=0.2) for _ in data.splitlines()]
+    assert sorted(kinds) == ["stderr"] * 3000 + ["stdout"] * 3000
+    assert time.monotonic() - started < 20  # not one wait per line, though each is a piece
 
 
 # --- input, environment, start ---------------------------------------------------------------------------------
