@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -74,11 +75,15 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("branch", execution.branch),
             ("commit", execution.head_sha),
             ("delivery", _delivery(execution)),
-            ("workspace", execution.workspace),
+            ("workspace", _there(execution.workspace)),
             ("usage", ", ".join(tokens)),
             ("parent", str(execution.parent) if execution.parent else None),
         ]
     )
+
+
+def _there(path: str | None) -> str | None:
+    return path if path is not None and Path(path).exists() else None
 
 
 def _tokens(execution: Execution) -> list[tuple[int | None, str]]:

@@ -52,15 +52,11 @@ async def why(database: Database, execution: Execution, now: int) -> Why:
         case Status.NEEDS_HUMAN:
             return _why(execution, [await _person(database, execution)], _for_a_person(execution))
         case _:
-            again = (
-                "" if execution.status is Status.COMPLETED else f" `pilot retry {execution.id}` runs it anew."
-            )
+            again = "" if execution.status is Status.COMPLETED else f" `pilot retry {execution.id}` runs it anew."
             return _why(execution, next=f"Nothing: it is {execution.status}.{again}")
 
 
-def _why(
-    execution: Execution, holds: list[Hold] | None = None, next: str = "", position: int | None = None
-) -> Why:
+def _why(execution: Execution, holds: list[Hold] | None = None, next: str = "", position: int | None = None) -> Why:
     return Why(execution.id, str(execution.status), position, tuple(holds or ()), next)
 
 
@@ -105,7 +101,7 @@ def _next(execution: Execution, holds: list[Hold]) -> str:
         case "node":
             return "It starts once a node runs: `pilot serve`."
         case "reserved":
-            return "The direct run that it was made for starts it when its turn comes."
+            return "It is cancelled as soon as a node sees that its direct run is gone."
         case "slot":
             return f"It moves up when {hold.execution} ends."
         case _:
@@ -147,8 +143,7 @@ async def _pauses(database: Database, execution: Execution) -> list[Hold]:
 
 async def _park(database: Database, execution: Execution, now: int) -> list[Hold]:
     rows = await database.read(
-        "SELECT failure, reason, until FROM parks "
-        "WHERE backend = :backend AND (until IS NULL OR until > :now)",
+        "SELECT failure, reason, until FROM parks WHERE backend = :backend AND (until IS NULL OR until > :now)",
         {"backend": execution.backend, "now": now},
     )
     return [
@@ -168,10 +163,13 @@ def _time(execution: Execution, *, due: bool) -> list[Hold]:
 
 async def _nodes(database: Database, execution: Execution, now: int) -> list[Hold]:
     if execution.reserved_for is not None:
-        return [Hold("reserved", f"kept for the direct run {one_line(execution.reserved_for, 80)}")]
-    rows = await database.read(
-        "SELECT state FROM nodes WHERE lease_until > :now AND kind <> 'run'", {"now": now}
-    )
+        # Its own process starts it; something is in the way only when that is gone.
+        alive = await database.read(
+            "SELECT 1 FROM nodes WHERE id = :id AND lease_until > :now", {"id": execution.reserved_for, "now": now}
+        )
+        gone = f"kept for the direct run {one_line(execution.reserved_for, 80)}, which is gone"
+        return [] if alive else [Hold("reserved", gone)]
+    rows = await database.read("SELECT state FROM nodes WHERE lease_until > :now AND kind <> 'run'", {"now": now})
     states = [row[0] for row in rows]
     if any(state == "up" for state in states):
         return []

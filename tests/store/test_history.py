@@ -415,9 +415,12 @@ class TestWhy:
         assert "`pilot serve`" in (await rack.why(1)).next
 
     async def test_kept_for_a_direct_run(self, rack: Rack) -> None:
+        await rack.put("nodes", node("run-77", kind="run", lease_until=NOW + SECOND))
         await rack.execution(1, reserved_for="run-77")
 
-        assert await rack.holds(1) == ["reserved"]
+        assert await rack.holds(1) == []  # its own process starts it
+        assert await rack.holds(1, NOW + SECOND) == ["reserved"]
+        assert "direct run is gone" in (await rack.why(1, NOW + SECOND)).next
 
     async def test_dependencies_that_are_not_done(self, rack: Rack) -> None:
         await rack.execution(1, Status.COMPLETED)
