@@ -175,7 +175,7 @@ class Dispatcher:
                 log.info("execution.recovered", execution=execution.id, project=execution.project)
             loops = [
                 asyncio.create_task(loop())
-                for loop in (self._leases.run, self._recovery.run, self._watch, self._draining_wait)
+                for loop in (self._leases.run, self._watch, self._recovery.run, self._draining_wait)
             ]
             self._tell({"*"})
             self._started.set()
@@ -183,8 +183,10 @@ class Dispatcher:
             for loop in done:
                 loop.result()
         finally:
-            leave()
-            await self._in_full(self._stop(loops))
+            try:
+                await self._in_full(self._stop(loops))
+            finally:
+                leave()
 
     async def _draining_wait(self) -> None:
         await self._draining.wait()
@@ -205,12 +207,13 @@ class Dispatcher:
 
     async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
         self._draining.set()
-        heartbeat, others = loops[:1], loops[1:]
+        # Until the last run has ended its lease is renewed, and a cancel is heeded.
+        lasting, others = loops[:2], loops[2:]
         for loop in others:
             loop.cancel()
         draining = asyncio.create_task(self._queue.drain_node(self._node.id))
         await self._end_workers()
-        for loop in heartbeat:
+        for loop in lasting:
             loop.cancel()
         await asyncio.gather(draining, *loops, return_exceptions=True)
         with contextlib.suppress(PilotError):

@@ -247,3 +247,17 @@ async def test_a_completed_one_stays_completed(stage: Stage) -> None:
         assert await stage.queue.cancel(id, by="ann") is Status.COMPLETED
 
     assert (await stage.row(id)).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize(("limits", "heard"), [(BY_SIGNAL, True), (BY_TIMER, False)], ids=["signal", "timer"])
+async def test_a_cancel_is_heeded_while_the_node_drains(stage: Stage, limits: Limits, heard: bool) -> None:
+    api = await stage.project("api")
+    stage.script.acts["T-0"] = work = Work()
+    id = await stage.task(api, "T-0")
+
+    async with stage.dispatcher(queue=stage.queue if heard else Deaf(stage.queue), limits=limits) as dispatcher:
+        await work.begun.wait()
+        dispatcher.drain()
+        await until(lambda: not dispatcher.accepting)
+        assert await stage.queue.cancel(id, by="ann") is Status.RUNNING
+        await stage.reach(Status.CANCELLED, id)
