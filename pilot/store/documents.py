@@ -64,8 +64,7 @@ def why_document(why: Why) -> Document:
         "status": str(why.status),
         "position": why.position,
         "holds": [
-            {"kind": h.kind, "detail": h.detail, "execution": h.execution, "until": rfc3339(h.until)}
-            for h in why.holds
+            {"kind": h.kind, "detail": h.detail, "execution": h.execution, "until": rfc3339(h.until)} for h in why.holds
         ],
         "next": why.next,
     }

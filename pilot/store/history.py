@@ -94,9 +94,7 @@ class History:
 
     async def execution(self, id: int) -> Execution | None:
         """One execution."""
-        rows = await self._database.read(
-            f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id}
-        )
+        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE id = :id", {"id": id})
         return to_execution(rows[0]) if rows else None
 
     async def executions(

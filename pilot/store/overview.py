@@ -69,8 +69,7 @@ async def _projects(database: Database) -> list[Document]:
 
 async def _parked(database: Database, now: int) -> list[Document]:
     rows = await database.read(
-        "SELECT backend, failure, reason, until, since FROM parks WHERE until IS NULL OR until > :now "
-        "ORDER BY backend",
+        "SELECT backend, failure, reason, until, since FROM parks WHERE until IS NULL OR until > :now ORDER BY backend",
         {"now": now},
     )
     return [

@@ -43,9 +43,7 @@ def page_after(cursor: str) -> Page:
         case ["ended", at, before] if _number(at) and _number(before):
             return Page(ended_at=int(at), ended_before=int(before))
         case _:
-            raise UsageError(
-                f"{cursor[:80]!r} is not a cursor that a list gave out; leave it out to start anew"
-            )
+            raise UsageError(f"{cursor[:80]!r} is not a cursor that a list gave out; leave it out to start anew")
 
 
 def _number(text: str) -> bool:
