@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pilot.cli.arguments import id_argument, json_option
-from pilot.cli.session import Session, as_path
+from pilot.cli.session import Session, spellings
 from pilot.domain.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ def resume(session: Session, project: str | None, owner: str | None, everybody: 
 
 
 async def _project(store: Store, named: str) -> Project:
-    found = await store.history.find_project(named) or await store.history.find_project(as_path(named))
-    if found is None:
-        names = ", ".join(project.name for project in await store.history.projects()) or "none yet"
-        raise NotFound(f"the store knows no project {named!r}; it knows {names}")
-    return found
+    for spelling in spellings(named):
+        if found := await store.history.find_project(spelling):
+            return found
+    names = ", ".join(project.name for project in await store.history.projects()) or "none yet"
+    raise NotFound(f"the store knows no project {named!r}; it knows {names}")

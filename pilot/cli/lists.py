@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pilot.cli.arguments import json_option
-from pilot.cli.session import Session, as_path
+from pilot.cli.session import Session, spellings
 from pilot.cli.ui import ago
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.text import one_line
@@ -110,11 +110,11 @@ def project_named(history: History, named: str) -> Project:
     """The stored project of this name, key or path. Raises `NotFound`."""
     from pilot.store.glance import answer
 
-    found = answer(history.find_project(named)) or answer(history.find_project(as_path(named)))
-    if found is None:
-        names = ", ".join(project.name for project in answer(history.projects())) or "none yet"
-        raise NotFound(f"the store knows no project {named!r}; it knows {one_line(names)}")
-    return found
+    for spelling in spellings(named):
+        if found := answer(history.find_project(spelling)):
+            return found
+    names = ", ".join(project.name for project in answer(history.projects())) or "none yet"
+    raise NotFound(f"the store knows no project {named!r}; it knows {one_line(names)}")
 
 
 @click.command()

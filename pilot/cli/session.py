@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from pilot.cli.ui import Ui
-from pilot.domain.errors import NotFound
+from pilot.domain.errors import NotFound, PilotError
 
 if TYPE_CHECKING:
     from pilot.config.load import Loaded
@@ -81,9 +81,16 @@ class Session:
             return "the terminal"
 
 
-def as_path(named: str) -> str:
-    """A project's path as the store has it, from what somebody typed."""
-    return str(Path(named).expanduser().resolve())
+def spellings(named: str) -> Iterator[str]:
+    """What a project may be known by in the store, from what somebody typed: a name, else a path in any form."""
+    yield named
+    path = Path(named).expanduser()
+    if path.exists():
+        from pilot.runner.identity import repository_key
+
+        with suppress(PilotError, OSError):
+            yield repository_key(path)[0]
+    yield str(path.resolve())
 
 
 def known(execution: Execution | None, id: int) -> Execution:

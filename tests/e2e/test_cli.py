@@ -244,6 +244,18 @@ def test_doctor_knows_that_the_port_is_pilots_own(home: Home) -> None:
     assert (port["status"], "`pilot serve` runs" in port["detail"]) == ("ok", True)
 
 
+def test_a_project_is_known_by_any_path_into_it(home: Home) -> None:
+    web = home.repo("web", {"docs/guide.md": "# Guide"})
+    home.pilot("enqueue", "x", "-p", "web")
+    link = home.root / "link"
+    link.symlink_to(web)
+
+    for named in ("web", str(web), str(link / "docs"), "."):
+        assert home.pilot("list", "-p", named, cwd=web / "docs").out.startswith("1\tqueued")
+    home.pilot("pause", ".", cwd=link)
+    assert "paused" in home.pilot("why", 1).out
+
+
 def test_backends_are_listed(home: Home) -> None:
     home.repo("web")
 
