@@ -25,7 +25,10 @@ from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.ports import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.text import one_line
 from pilot.runner.process import Process, running
+from pilot.runner.proctree import oom_kills
 
+GRACE = 5.0
+"""Seconds for each way of asking it to end: the interrupt, SIGINT, SIGTERM."""
 AFTER_RESULT = 10.0
 """Seconds to exit in after the result: the CLI itself ends background commands 5 s after it."""
 CHECK_TIMEOUT = 5.0
@@ -40,6 +43,7 @@ class _Run:
     stderr: bytearray = field(default_factory=bytearray)
     returncode: int | None = None
     oom: bool = False
+    not_started: OSError | None = None
 
     @property
     def complaint(self) -> str:
@@ -105,30 +109,36 @@ class ClaudeCode:
             return session_lost(f"{one_line(session)} is no session of Claude Code")
         if not resume:
             await emit.session(session)
-        try:
-            run = await self._run(request, emit, session, resume=resume)
-            if not resume and session_in_use(run.record, run.complaint):
-                run = await self._run(request, emit, session, resume=True)
-        except OSError as error:
-            return not_started(self._settings.command, request.workspace, error)
+        run = await self._run(request, emit, session, resume=resume)
+        if not resume and session_in_use(run.record, run.complaint):
+            run = await self._run(request, emit, session, resume=True)
+        if run.not_started is not None:
+            return not_started(self._settings.command, request.workspace, run.not_started)
         return outcome(run.record, run.returncode, run.complaint, oom=run.oom)
 
     async def _run(self, request: AgentRequest, emit: Emit, session: str, *, resume: bool) -> _Run:
-        """Start the CLI once and read it to its end. Raises `OSError` when it can't be started."""
+        """Start the CLI once and read it to its end."""
         run = _Run()
-        oom_kills = _oom_kills()
-        async with running(
-            arguments(self._settings, request, session, resume=resume),
-            cwd=request.workspace,
-            env=child_environment(self._settings, request.environment, self._environ, root=self._root),
-            marker=request.marker,
-            stdin=message(request.prompt),
-            keep_stdin=True,
-            interrupt=_interrupt,
-            line_limit=LINE_LIMIT,
-        ) as process:
-            run.returncode = await self._follow(process, run, emit, session)
-        run.oom = _oom_kills() > oom_kills
+        before, begun = oom_kills(), False
+        try:
+            async with running(
+                arguments(self._settings, request, session, resume=resume),
+                cwd=request.workspace,
+                env=child_environment(self._settings, request.environment, self._environ, root=self._root),
+                marker=request.marker,
+                stdin=message(request.prompt),
+                keep_stdin=True,
+                interrupt=_interrupt,
+                grace=GRACE,
+                line_limit=LINE_LIMIT,
+            ) as process:
+                begun = True
+                run.returncode = await self._follow(process, run, emit, session)
+        except OSError as error:
+            if begun:  # then it is the caller's own
+                raise
+            run.not_started = error
+        run.oom = oom_kills() > before
         return run
 
     async def _follow(self, process: Process, run: _Run, emit: Emit, session: str) -> int | None:
@@ -236,12 +246,3 @@ def _is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
-
-
-def _oom_kills() -> int:
-    """How many processes the kernel has killed for memory; 0 where nobody counts."""
-    try:
-        counters = Path("/proc/vmstat").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)

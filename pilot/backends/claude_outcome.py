@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from pilot.backends.claude_events import Event, Record, as_event, as_list, as_text
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage, failed
-from pilot.domain.text import one_line, tail
+from pilot.domain.text import clean, for_terminal, one_line, tail
 
 _BY_ERROR: Mapping[str, FailureClass] = {
     "authentication_failed": FailureClass.AUTH,
@@ -97,7 +97,7 @@ def _with_facts(judged: Outcome, record: Record) -> Outcome:
     said = as_text(as_event(record.result).get("result")) or record.text
     return replace(
         judged,
-        text=said,
+        text=clean(said),
         model=record.model,
         usage=_usage(as_event(record.result)),
         session_id=None if judged.session_lost else record.session_id,
@@ -136,7 +136,7 @@ def _failed(record: Record, result: Event, returncode: int | None) -> Outcome:
     seen = " ".join(f"{name}={value}" for name, value in evidence.items() if value is not None)
     detail = one_line(": ".join(part for part in (why, words) if part), _SHOWN)
     retry_at = _resets_at(record) if failure in (FailureClass.RATE_LIMIT, FailureClass.QUOTA) else None
-    return failed(failure, detail or seen, excerpt=tail(f"{seen}\n{words}"), retry_at=retry_at)
+    return failed(failure, detail or seen, excerpt=for_terminal(tail(f"{seen}\n{words}")), retry_at=retry_at)
 
 
 def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, str]:
@@ -166,7 +166,7 @@ def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, 
 
 def _without_result(returncode: int | None, stderr: str, oom: bool) -> Outcome:
     words = one_line(tail(stderr.strip(), _SHOWN), _SHOWN + 10)
-    excerpt = tail(f"exit={returncode}\n{stderr}".strip())
+    excerpt = for_terminal(tail(f"exit={returncode}\n{stderr}".strip()))
     if _NO_SESSION.search(stderr):
         return session_lost(words)
     killer = _killer(returncode)

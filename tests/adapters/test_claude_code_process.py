@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pilot.backends.claude_cli import DEFAULTS, FORCED
 from pilot.backends.claude_code import LINE_LIMIT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.outcome import Ending, FailureClass, Outcome
-from pilot.domain.ports import AgentRequest, OutputKind
+from pilot.domain.ports import AgentRequest, Backend, OutputKind
+from tests.adapters.backend_suite import BackendSuite, Script, Seen
+from tests.memory import Peak
 
 PROLOGUE = f"""#!{sys.executable} -S
 import json, os, signal, sys, time
@@ -29,22 +34,58 @@ sys.stdin.readline()
 """
 
 
-class Seen:
-    """An Emit that counts what it is given and keeps the smaller pieces."""
+def line(**event: Any) -> bytes:
+    return json.dumps(event).encode() + b"\n"
 
-    def __init__(self) -> None:
-        self.pieces: list[tuple[OutputKind, bytes]] = []
-        self.sessions: list[str] = []
-        self.largest = 0
-        self.began = asyncio.Event()
 
-    async def output(self, kind: OutputKind, data: bytes) -> None:
-        self.largest = max(self.largest, len(data))
-        self.pieces.append((kind, data[:1000]))
-        self.began.set()
+class TestClaudeCode(BackendSuite):
+    @pytest.fixture(autouse=True)
+    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pilot.backends.claude_code.GRACE", 0.5)  # the player obeys no interrupt
 
-    async def session(self, session_id: str) -> None:
-        self.sessions.append(session_id)
+    def backend(self, program: Path) -> Backend:
+        return ClaudeCode(ClaudeCodeSettings(command=str(program)), environ={"PATH": os.environ["PATH"]})
+
+    def says(self, text: bytes) -> bytes:
+        return line(type="assistant", message={"content": [{"type": "text", "text": text.decode()}]})
+
+    def ends(self, text: bytes) -> bytes:
+        return self.says(text) + line(
+            type="result", subtype="success", is_error=False, num_turns=1, result=text.decode()
+        )
+
+    def strange(self, environment: Mapping[str, str]) -> set[str]:
+        return super().strange(environment) - {*DEFAULTS, *FORCED, "IS_SANDBOX"}
+
+    async def test_output_that_nobody_takes_waits_outside(self) -> None:
+        """With longer lines: each is handed on by itself, so that it is seen as it comes."""
+
+        class Slow(Seen):
+            async def output(self, kind: OutputKind, data: bytes) -> None:
+                await super().output(kind, data)
+                await asyncio.sleep(0.02)
+
+        with Peak() as peak:
+            flood = Script().flood(self.says(b"x" * 50_000) * 20)
+            await self.cancelled(flood, 4_000_000, Slow(keep=False))
+        assert peak.rise < 80
+
+    async def test_a_prompt_of_1_mb_arrives_whole(self) -> None:
+        """As a line: its input stays open for an interrupt, so there is no end of it to wait for."""
+        prompt = "Überprüfe \u2028 this.\r\n" + "line 'quoted' \"$HOME\" {x}\n" * 50_000
+        program = self.folder / "reader"
+        answer = self.ends(b"Done.").decode()
+        program.write_text(
+            f"#!{sys.executable} -IS\nimport sys\n"
+            f"with open({str(self.folder / 'received')!r}, 'w') as file: file.write(sys.stdin.readline())\n"
+            f"print({answer!r}, end='')\n"
+        )
+        program.chmod(0o755)
+        outcome = await self.backend(program).execute(self.request(prompt=prompt), Seen())
+
+        assert outcome.ending is Ending.DONE
+        received = json.loads((self.folder / "received").read_text())
+        assert received["message"] == {"role": "user", "content": prompt}
 
 
 @pytest.fixture
@@ -74,7 +115,7 @@ for line in sys.stdin:
         open("interrupted", "w").close()
 """
     task = asyncio.create_task(run(polite, seen))
-    await asyncio.wait_for(seen.began.wait(), 10)
+    await seen.until(1)
 
     started = time.monotonic()
     task.cancel()
@@ -90,7 +131,7 @@ async def test_bytes_that_are_no_text_come_through(run: Callable[..., Any]) -> N
     odd = b"\xff\xfe\x00\x1b]0;title\x07\x1b[2J"
     end = await run(f"out.write({odd!r} + b'\\n'); result('\\x00 \\x1b[31m \\ud800')", seen)
 
-    assert end.ending is Ending.DONE
+    assert (end.ending, end.text) == (Ending.DONE, "\ufffd \x1b[31m ?")
     assert (OutputKind.STDOUT, odd + b"\n") in seen.pieces
 
 
@@ -99,7 +140,7 @@ async def test_a_line_of_100_mb_is_cut_and_the_run_goes_on(run: Callable[..., An
     end = await run("for _ in range(100): out.write(b'x' * (1 << 20))\nout.write(b'\\n'); result()", seen)
 
     assert (end.ending, end.text) == (Ending.DONE, "done")
-    assert seen.largest <= LINE_LIMIT + 1
+    assert max(len(data) for _, data in seen.pieces) <= LINE_LIMIT + 1
 
 
 async def test_a_result_is_not_believed_when_the_process_crashes(run: Callable[..., Any]) -> None:
@@ -140,9 +181,9 @@ async def test_a_store_that_takes_its_time_is_not_the_agent_s_fault(
 async def test_what_the_caller_raises_ends_the_agent(run: Callable[..., Any], tmp_path: Path) -> None:
     class Lost(Seen):
         async def output(self, kind: OutputKind, data: bytes) -> None:
-            raise KeyError("the lease")
+            raise FileNotFoundError("of the store, not of the agent")
 
-    with pytest.raises(KeyError):
+    with pytest.raises(FileNotFoundError, match="of the store"):
         await run("open('pid', 'w').write(str(os.getpid())); sys.stdin.read()", Lost())
     pid = tmp_path / "workspace/pid"
     assert not pid.exists() or not Path("/proc", pid.read_text()).exists()
