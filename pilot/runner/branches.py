@@ -29,14 +29,20 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Chooses for one execution. `stands_ok`: a work tree that may stand on the branch (`in_place`)."""
+    """Chooses for one execution.
+
+    `key`: its name in the pristine repository. `stands_ok`: the one work tree that may stand on the branch.
+    `shared`: agents commit on the project's branch itself, so it need not be where pilot saw it last.
+    """
 
     source: Source
     pristine: Pristine
     branches: Branches
     project: ProjectSettings
     execution: Execution
+    key: str
     stands_ok: str | None = None
+    shared: bool = False
 
     async def start(self) -> Start:
         """Branch and start. Raises `WorkspaceError`, class `conflict`, when the branch is not to be had."""
@@ -89,10 +95,11 @@ class Choice:
     async def _owner(self, branch: str) -> str:
         """Whose a branch is, by where pilot left it: this task's, another task's, or nobody's pilot knows."""
         sha = self.branches.local[branch].sha
-        if sha == self.execution.head_sha and branch == self.execution.branch:
+        if branch == self.execution.branch and (sha == self.execution.head_sha or self.shared):
             return "own"
-        known = await self.pristine.refs("seen/", "head/")
-        if known.get(seen_ref(self.execution.task_id, branch)) == sha:
+        known = await self.pristine.refs("seen/", "head/", "wip-head/")
+        own = (seen_ref(self.execution.task_id, branch), f"head/{self.key}", f"wip-head/{self.key}")
+        if sha in (known.get(name) for name in own):
             return "own"
         return "other" if sha in known.values() else "nobody"
 

@@ -18,7 +18,11 @@ from pathlib import Path
 
 _KEPT = frozenset({"objects", "modules", "lfs", "annex", "logs", "rr-cache", "worktrees"})
 """What stays in a clone: data that no config hides in. All else is pilot's to write or is removed."""
-_STATE = frozenset({"HEAD", "refs", "packed-refs"})
+_STATE = frozenset(
+    {"HEAD", "refs", "packed-refs", "index", "MERGE_HEAD", "MERGE_MODE", "MERGE_MSG", "AUTO_MERGE", "ORIG_HEAD"}
+    | {"CHERRY_PICK_HEAD", "REVERT_HEAD", "REBASE_HEAD", "sequencer", "rebase-merge", "rebase-apply"}
+)
+"""Where an agent stands, and what it is in the middle of: no git but its own reads that."""
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIMIT = 64 << 20
@@ -95,7 +99,7 @@ def put_state(tree: Path, branch: str, head: str, refs: Refs, index: Path) -> No
     packed = {**refs, f"refs/heads/{branch}": head}
     lines = ["# pack-refs with: sorted \n", *(f"{sha} {name}\n" for name, sha in sorted(packed.items()))]
     with _opened_git(tree) as git:
-        for name in (*_STATE, "index", "index.lock"):
+        for name in _STATE:
             _remove(git, name)
         with _opened(git, "refs") as inside, _opened(inside, "heads"), _opened(inside, "tags"):
             pass

@@ -129,9 +129,14 @@ class Maker:
             raise WorkspaceError(FailureClass.CONFLICT, f"{source.where} has no checkout to work in (in_place)")
         pristine = pristine_of(source, self.execution.project_id, self.state_dir)
         branches = await source.branches()
-        stands_ok = str(source.top) if mode == "in_place" else None
-        start = await Choice(source, pristine, branches, self.project, self.execution, stands_ok).start()
+        stands_ok = str(source.top if mode == "in_place" else self.home / slug(self.project.name))
+        shared = mode != "clone"
+        key = key_of(self.store_id, self.execution.id)
+        choice = Choice(source, pristine, branches, self.project, self.execution, key, stands_ok, shared)
+        start = await choice.start()
         last = await self._last_work(source, pristine, branches)
+        if last is not None and shared and start.seen is not None:
+            last = await _later(pristine, last, start.seen)
         files, head, base = last or (start.start, start.start, start.base)
         record = Record(
             store=self.store_id,
@@ -145,6 +150,8 @@ class Maker:
             seen=start.seen,
             head=head,
             index=files,
+            wip=files if files != head else None,
+            changed=files != base,
             named=start.named,
             refs=_refs_of_clone(branches.packed(), start),
         )
@@ -192,6 +199,13 @@ class Maker:
         for entry in self.home.iterdir():
             if entry.name not in _KEPT and not entry.name.startswith("lost-"):
                 remove_tree(entry)
+
+
+async def _later(pristine: Pristine, last: tuple[str, str, str], tip: str) -> tuple[str, str, str]:
+    """The branch itself, if the agent went on committing there after pilot last looked."""
+    files, _, base = last
+    done = await pristine.git.run("merge-base", "--is-ancestor", files, tip, ok=(0, 1))
+    return last if done.code else (tip, tip, base)
 
 
 async def keep_old(ws: Workspace, new: str, old: str | None) -> None:

@@ -61,7 +61,11 @@ class Tree:
         """What differs from the index, ignored files left out."""
         more = () if self.exclude is None or not self.exclude.exists() else (f"--exclude-from={self.exclude}",)
         done = await self.git.run("ls-files", "-z", "-t", "-m", "-d", "-o", "--exclude-standard", *more)
-        removed = {part[2:] for part in done.parts if part.startswith(_REMOVED)}
+        removed = {
+            part[2:]
+            for part in done.parts
+            if part[0] == _REMOVED or (part[0] == _MODIFIED and _beyond_link(self.top, part[2:]))
+        }
         modified: list[str] = []
         untracked: list[str] = []
         nested: list[str] = []
@@ -79,7 +83,9 @@ class Tree:
 
     async def add(self, changes: Changes) -> None:
         """Take the changes into the index."""
-        paths = (*changes.removed, *changes.modified, *changes.untracked)
+        if changes.removed:
+            await self.git.run("update-index", "-z", "--force-remove", "--stdin", stdin=_z(changes.removed))
+        paths = changes.modified + changes.untracked
         if paths:
             await self.git.run("update-index", "-z", "--add", "--remove", "--replace", "--stdin", stdin=_z(paths))
 
@@ -88,14 +94,19 @@ class Tree:
         return (await self.git.run("write-tree")).text
 
     async def put_back(self, changes: Changes, *, untracked: bool) -> tuple[str, ...]:
-        """Make the files what the index says; `untracked` files go, too. The paths that were different."""
-        if changes.tracked:
-            for path in changes.tracked:
-                _out_of_the_way(self.top / path)
-            await self.git.run("checkout-index", "-f", "-u", "-z", "--stdin", stdin=_z(changes.tracked))
+        """Make the files what the index says; `untracked` files go, too. The paths that were different.
+
+        Without `untracked` a new directory where a file belongs is left, and so is the file.
+        """
         for path in changes.untracked if untracked else ():
             (self.top / path).unlink(missing_ok=True)
             _prune(self.top, (self.top / path).parent)
+        wanted = [path for path in changes.tracked if untracked or not _is_directory(self.top / path)]
+        for path in wanted:
+            if _is_directory(self.top / path):
+                remove_tree(self.top / path)  # git does not remove one that has content
+        if wanted:
+            await self.git.run("checkout-index", "-f", "-u", "-z", "--stdin", stdin=_z(wanted))
         return changes.tracked + (changes.untracked if untracked else ())
 
     async def untracked_names(self) -> list[str]:
@@ -143,6 +154,11 @@ def _is_repository(path: Path) -> bool:
         return False
 
 
+def _beyond_link(top: Path, path: str) -> bool:
+    """Whether a directory on the way to a path became a symlink: then git says what is behind it."""
+    return any((top / folder).is_symlink() for folder in Path(path).parents if folder != Path())
+
+
 def _readable(path: Path) -> bool:
     try:
         return stat.S_ISLNK(path.lstat().st_mode) or os.access(path, os.R_OK)
@@ -150,10 +166,8 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _out_of_the_way(path: Path) -> None:
-    """A directory where a file belongs; git itself does not remove one that has content."""
-    if path.is_dir() and not path.is_symlink():
-        remove_tree(path)
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _prune(top: Path, folder: Path) -> None:

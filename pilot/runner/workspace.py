@@ -36,6 +36,9 @@ class Workspaces:
     git: Git = field(default_factory=Git)
     store_id: str = ""
 
+    def __post_init__(self) -> None:
+        self.state_dir = Path(os.path.realpath(self.state_dir))  # as git will call what is in it
+
     async def prepare(self, project: ProjectSettings, execution: Execution) -> Workspace:
         """The execution's workspace: the one it has, with the work in it, or a new one.
 
@@ -97,9 +100,10 @@ class Workspaces:
         Compare-and-set against where pilot last saw the branch. Raises `WorkspaceError`, class `conflict`, when
         somebody else moved it or has it checked out; the work is then kept as `refs/pilot/<execution>`.
         """
-        if not snapshot.changed and ws.record.preserved is None:
-            return
         with _disk():
+            if not snapshot.changed and ws.record.preserved is None:
+                await _forget_wip(ws)
+                return
             record, head = ws.record, snapshot.head_sha
             branch = await ws.source.branch(ws.branch)
             now = branch.sha if branch is not None else None
@@ -271,7 +275,7 @@ async def _is_safe(ws: Workspace) -> bool:
     if not mode.intact(ws):
         return not ws.path.exists()
     head, _ = await mode.head(ws)
-    kept = record.wip or record.head
+    kept = record.head if record.wip is None or record.preserved == record.head else record.wip
     if kept != record.index:
         await ws.tree.stand_on(kept)
     return head == record.head and not (await ws.tree.changes()).any

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pilot.config.executor import EnvironmentSettings, ExecutorSettings
+from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
@@ -48,6 +48,8 @@ def repository(place: Path, files: dict[str, str] | None = None, branch: str = "
     """A repository with one commit."""
     place.mkdir(parents=True)
     git(place, "init", "--quiet", "--initial-branch", branch)
+    git(place, "config", "user.name", "Ann")
+    git(place, "config", "user.email", "ann@example.org")
     for name, text in (files or {"README": "hello\n", "src/a.py": "a = 1\n", ".gitignore": "*.log\nbuild/\n"}).items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text)
@@ -172,9 +174,7 @@ class Site:
     project: ProjectSettings
     notebook: Notebook
     backend: Backend | None = None
-    executor: ExecutorSettings = field(
-        default_factory=lambda: ExecutorSettings(environment=EnvironmentSettings(**{"pass": ("PATH", "HOME", "LANG")}))
-    )
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
 
     @property
     def state(self) -> Path:
@@ -245,3 +245,13 @@ def again(before: Execution, notebook: Notebook, **more: Any) -> Execution:
 def quoted(path: Path) -> str:
     """A path in a script."""
     return shlex.quote(str(path))
+
+
+def shell(where: Path, script: str) -> str:
+    """What an agent does in a directory."""
+    done = subprocess.run(
+        ["/bin/sh", "-ec", script], cwd=where, capture_output=True, text=True, check=False, env=ENVIRON | {"HOME": "/"}
+    )
+    if done.returncode:
+        raise AssertionError(f"{script}: {done.stderr}")
+    return done.stdout
