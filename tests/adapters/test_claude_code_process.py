@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pilot.backends.claude_cli import DEFAULTS, FORCED
 from pilot.backends.claude_code import LINE_LIMIT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.outcome import Ending, FailureClass, Outcome
-from pilot.domain.ports import AgentRequest, Backend, OutputKind
-from tests.adapters.backend_suite import BackendSuite, Script, Seen
-from tests.memory import Peak
+from pilot.domain.ports import AgentRequest, OutputKind
+from tests.adapters.backend_suite import Seen
 
 PROLOGUE = f"""#!{sys.executable} -S
 import json, os, signal, sys, time
@@ -32,60 +28,6 @@ def result(text="done"):
 say(type="system", subtype="init", session_id=sys.argv[sys.argv.index("--session-id") + 1], model="m")
 sys.stdin.readline()
 """
-
-
-def line(**event: Any) -> bytes:
-    return json.dumps(event).encode() + b"\n"
-
-
-class TestClaudeCode(BackendSuite):
-    @pytest.fixture(autouse=True)
-    def impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pilot.backends.claude_code.GRACE", 0.5)  # the player obeys no interrupt
-
-    def backend(self, program: Path) -> Backend:
-        return ClaudeCode(ClaudeCodeSettings(command=str(program)), environ={"PATH": os.environ["PATH"]})
-
-    def says(self, text: bytes) -> bytes:
-        return line(type="assistant", message={"content": [{"type": "text", "text": text.decode()}]})
-
-    def ends(self, text: bytes) -> bytes:
-        return self.says(text) + line(
-            type="result", subtype="success", is_error=False, num_turns=1, result=text.decode()
-        )
-
-    def strange(self, environment: Mapping[str, str]) -> set[str]:
-        return super().strange(environment) - {*DEFAULTS, *FORCED, "IS_SANDBOX"}
-
-    async def test_output_that_nobody_takes_waits_outside(self) -> None:
-        """With longer lines: each is handed on by itself, so that it is seen as it comes."""
-
-        class Slow(Seen):
-            async def output(self, kind: OutputKind, data: bytes) -> None:
-                await super().output(kind, data)
-                await asyncio.sleep(0.02)
-
-        with Peak() as peak:
-            flood = Script().flood(self.says(b"x" * 50_000) * 20)
-            await self.cancelled(flood, 4_000_000, Slow(keep=False))
-        assert peak.rise < 80
-
-    async def test_a_prompt_of_1_mb_arrives_whole(self) -> None:
-        """As a line: its input stays open for an interrupt, so there is no end of it to wait for."""
-        prompt = "Überprüfe \u2028 this.\r\n" + "line 'quoted' \"$HOME\" {x}\n" * 50_000
-        program = self.folder / "reader"
-        answer = self.ends(b"Done.").decode()
-        program.write_text(
-            f"#!{sys.executable} -IS\nimport sys\n"
-            f"with open({str(self.folder / 'received')!r}, 'w') as file: file.write(sys.stdin.readline())\n"
-            f"print({answer!r}, end='')\n"
-        )
-        program.chmod(0o755)
-        outcome = await self.backend(program).execute(self.request(prompt=prompt), Seen())
-
-        assert outcome.ending is Ending.DONE
-        received = json.loads((self.folder / "received").read_text())
-        assert received["message"] == {"role": "user", "content": prompt}
 
 
 @pytest.fixture
