@@ -105,11 +105,15 @@ def backoff(rule: Rule, times: int, jitter: float) -> int:
     return int(full * (0.5 + jitter / 2))
 
 
-_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{12,}|\d+", re.IGNORECASE)
+_VARYING = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.]+|0x[0-9a-f]+|[0-9a-f]{12,}"
+    r"|(?<![a-z0-9_])(?:(?:\d+(?:\.\d+)?(?:ms|[hms]))+|\d+)",  # 1m12s, 46; not the 1 of `test_1`
+    re.IGNORECASE,
+)
 
 
 def mark_of(outcome: Outcome) -> str:
-    """A fingerprint by which two failures count as identical: numbers, hashes and times left out."""
+    """A fingerprint by which two failures count as identical: numbers (not in names), hashes, times left out."""
     evidence = _VARYING.sub("#", outcome.excerpt or outcome.detail)
     return hashlib.sha256(f"{outcome.failure}\n{evidence}".encode(errors="replace")).hexdigest()[:16]
 

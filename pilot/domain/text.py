@@ -14,10 +14,11 @@ _ESCAPES = re.compile(
     r"|\x1b[ -/]*[0-~]?"  # any other escape
     r"|\x9b[0-?]*[ -/]*[@-~]?",  # CSI as one C1 byte
 )
-_HIDDEN = "\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f"
+_HIDDEN = "\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 _CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
 _HIDDEN_ONLY = re.compile(f"[{_HIDDEN}]")
-_HTML_COMMENTS = re.compile(r"<!--.*?(?:-->|$)", re.DOTALL)
+_HTML_COMMENTS = re.compile(r"<!--(?:-?>|.*?(?:-->|$))", re.DOTALL)  # `<!-->` is a whole one
+_SURROGATES = re.compile("[\ud800-\udfff]")
 _SLUG = re.compile(r"[^a-z0-9]+")
 _REF = re.compile(r"[^A-Za-z0-9._/-]+")
 
@@ -29,7 +30,7 @@ def clean(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        text = text.encode(errors="replace").decode().replace("?", "?")
+        text = _SURROGATES.sub(REPLACEMENT, text)
     return text
 
 
@@ -58,13 +59,12 @@ def slug(text: str, limit: int = 60) -> str:
 
 def ref_name(text: str, limit: int = 100) -> str:
     """A valid last part of a git ref for any task id (`git check-ref-format`); case is kept, `GH-46` stays."""
-    parts = []
-    for part in _REF.sub("-", text).split("/"):
-        part = re.sub(r"\.{2,}", ".", part).strip(".-")
-        part = part.removesuffix(".lock")
-        if part:
-            parts.append(part)
-    return "/".join(parts)[:limit].strip("/.-") or "task"
+    name, before = _REF.sub("-", text), None
+    while name != before:  # what one rule leaves may be against another: `a.lock.lock`, a cut behind a dot
+        before = name
+        parts = [re.sub(r"\.{2,}", ".", part).strip(".-") for part in name.split("/")]
+        name = "/".join(part.removesuffix(".lock") for part in parts if part)[:limit]
+    return name or "task"
 
 
 def tail(text: str, limit: int = 4000) -> str:
