@@ -145,9 +145,10 @@ def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, 
         return FailureClass.REFUSAL, "the model refuses this request"
     if subtype.startswith("error_max_"):
         return FailureClass.AGENT, "the agent reached a limit of its run"
-    if record.error == "rate_limit" and record.limit.get("status") == "rejected":
-        # a subscription's allowance (five hours, a week) is used up, not its speed
-        return FailureClass.QUOTA, f"the allowance is used up ({record.limit.get('rateLimitType')})"
+    which = as_text(record.limit.get("rateLimitType"))
+    if record.error == "rate_limit" and record.limit.get("status") == "rejected" and which:
+        # a subscription's allowance (five hours, a week) is used up, not its speed: that has no name
+        return FailureClass.QUOTA, f"the allowance is used up ({which})"
     if failure := _BY_ERROR.get(record.error or ""):
         return failure, ""
     if isinstance(status, int) and (failure := _by_status(status)):

@@ -124,6 +124,7 @@ def test_a_denied_tool_is_a_question_although_the_cli_succeeds() -> None:
         ("credit", FailureClass.QUOTA, "Credit balance is too low"),
         ("no-model", FailureClass.INVALID_CONFIG, "claude-x"),
         ("rate-limit", FailureClass.RATE_LIMIT, "slow down"),
+        ("too-fast", FailureClass.RATE_LIMIT, "not your usage limit"),
         ("allowance", FailureClass.QUOTA, "five_hour"),
         ("server-error", FailureClass.NETWORK, "500"),
         ("overloaded", FailureClass.NETWORK, "529"),

@@ -73,6 +73,7 @@ CASES = {
     "credit": Case([status(400, CREDIT, times=9)]),
     "no-model": Case([status(404, "model: claude-x", times=9)], args=["--model=claude-x"]),
     "rate-limit": Case([status(429, "slow down", headers={"retry-after": "3600"})]),
+    "too-fast": Case([status(429, "slow down", headers={"retry-after": "3600"})], env=SUBSCRIPTION),
     "allowance": Case([status(429, "limit", headers=USED_UP, times=9)], env=SUBSCRIPTION),
     "server-error": Case([status(500, times=9)]),
     "overloaded": Case([status(529, times=9)]),
