@@ -135,7 +135,7 @@ def _ended(session: Session, execution: Execution) -> None:
     session.ui.fields(
         [
             ("reason", execution.reason),
-            ("branch", execution.branch),
+            ("branch", execution.branch if execution.head_sha else None),  # made with its first commit
             ("commit", execution.head_sha),
             ("pull request", execution.pr_url),
             ("workspace", execution.workspace if execution.status != "completed" else None),
