@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from pilot.runner.pipes import NAMES, PIPE_SIZE, Pipes, Stream
 
@@ -13,8 +13,7 @@ _TURN = 1 << 16
 """Bytes split into lines before others get a turn of the event loop."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """One line without its newline. `cut`: it was longer than the limit and the rest was dropped."""
 
     stream: Stream
@@ -28,7 +27,7 @@ class Lines(AsyncIterator[Line]):
     def __init__(self, pipes: Pipes, limit: int) -> None:
         self._pipes = pipes
         self._ready: deque[Line] = deque()
-        self._splitters = {name: _Splitter(name, limit, self._ready.append) for name in NAMES.values()}
+        self._splitters = {name: _Splitter(name, limit, self._ready) for name in NAMES.values()}
         self._over = False
 
     async def __anext__(self) -> Line:
@@ -63,10 +62,10 @@ class Chunks(AsyncIterator[tuple[Stream, bytes]]):
 class _Splitter:
     """Cuts pieces of one stream into lines, keeping at most `limit` bytes of each."""
 
-    def __init__(self, stream: Stream, limit: int, put: Callable[[Line], None]) -> None:
+    def __init__(self, stream: Stream, limit: int, ready: deque[Line]) -> None:
         self._stream = stream
         self._limit = limit
-        self._put = put
+        self._ready = ready
         self._part = bytearray()
         self._skipping = False
 
@@ -78,11 +77,10 @@ class _Splitter:
             return
         self._end()
         last = rest.pop()
-        for piece in rest:
-            if len(piece) > self._limit:
-                self._put(Line(self._stream, piece[: self._limit], cut=True))
-            else:
-                self._put(Line(self._stream, piece, cut=False))
+        stream, limit = self._stream, self._limit
+        self._ready.extend(
+            [Line(stream, piece, False) if len(piece) <= limit else Line(stream, piece[:limit], True) for piece in rest]
+        )
         self._grow(last)
 
     def finish(self) -> None:
@@ -97,12 +95,12 @@ class _Splitter:
         room = self._limit - len(self._part)
         self._part += piece[:room]
         if len(piece) > room:
-            self._put(Line(self._stream, bytes(self._part), cut=True))
+            self._ready.append(Line(self._stream, bytes(self._part), cut=True))
             self._part.clear()
             self._skipping = True
 
     def _end(self) -> None:
         if not self._skipping:
-            self._put(Line(self._stream, bytes(self._part), cut=False))
+            self._ready.append(Line(self._stream, bytes(self._part), cut=False))
             self._part.clear()
         self._skipping = False

@@ -35,7 +35,7 @@ from tests.memory import Peak
 MB = 1 << 20
 
 PLAYER = """#!{python} -ISu
-import base64, json, os, signal, subprocess, sys, time
+import base64, json, os, signal, subprocess, sys, threading, time
 # a process that ignores what can be ignored, in a session of its own
 HIDDEN = '''
 import os, signal, sys, time
@@ -57,9 +57,11 @@ for step, value in json.loads({script!r}):
     elif step == 'wait': time.sleep(value)
     elif step == 'until':
         while not os.path.exists(value): time.sleep(0.005)
-    elif step == 'read':
-        with open(value + '.part', 'wb') as file: file.write(sys.stdin.buffer.read())
-        os.rename(value + '.part', value)
+    elif step == 'obey':
+        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+    elif step in ('read', 'line'):
+        data = sys.stdin.buffer.read() if step == 'read' else sys.stdin.buffer.readline()
+        with open(value, 'wb') as file: file.write(data)
     elif step == 'copy':
         with open(sys.argv[-1], 'rb') as source, open(value, 'wb') as file: file.write(source.read())
     elif step == 'arguments':
@@ -109,9 +111,9 @@ class Script:
         """Silence, until the file is there."""
         return self._add("until", str(file))
 
-    def read(self, into: Path) -> Script:
-        """Read standard input to its end into a file."""
-        return self._add("read", str(into))
+    def read(self, into: Path, *, line: bool = False) -> Script:
+        """Read standard input, to its end or only a line, into a file."""
+        return self._add("line" if line else "read", str(into))
 
     def copy(self, into: Path) -> Script:
         """Copy the file that the last argument names."""
@@ -241,6 +243,9 @@ class BackendSuite(Stage):
     failures: frozenset[FailureClass] = frozenset({FailureClass.AGENT})
     """Classes that an agent which exits with 3 and a word on standard error may be given."""
 
+    one_line = False
+    """Whether your agent is given its prompt as a line, and is asked to stop by the end of standard input."""
+
     def says(self, text: bytes) -> bytes:
         """What your agent puts out when it says this."""
         return text + b"\n"
@@ -253,6 +258,12 @@ class BackendSuite(Stage):
         """The prompt in what your agent was given on standard input."""
         return received.decode()
 
+    def obedient(self, script: Script) -> Script:
+        """The script of an agent that stops when it is asked to, in the way of this kind of agent."""
+        if self.one_line:
+            script.steps.insert(0, ("obey", None))
+        return script
+
     def hidden(self) -> tuple[int, int]:
         """The process that the script hid, and its start."""
         pid = int((self.folder / "hidden").read_text())
@@ -260,7 +271,7 @@ class BackendSuite(Stage):
 
     async def cancelled(self, script: Script, after: int, seen: Seen, *, hidden: bool = False) -> None:
         """Run it, cancel it once so many bytes were seen, and expect the end of everything in good time."""
-        task = asyncio.create_task(self.run(script, seen, marker=f"{self.marker}-cancelled"))
+        task = asyncio.create_task(self.run(self.obedient(script), seen, marker=f"{self.marker}-cancelled"))
         await seen.until(after)
         one = None
         if hidden:
@@ -374,7 +385,7 @@ class BackendSuite(Stage):
     async def test_a_lost_lease_ends_the_agent_and_is_raised(self) -> None:
         script = Script().hide(self.folder / "hidden").out(self.says(b"word")).wait()
         with pytest.raises(LeaseLost):
-            await self.run(script, Lost())
+            await self.run(self.obedient(script), Lost())
         assert self.left() == []
 
     # -- processes --------------------------------------------------------------------------------------------
@@ -403,10 +414,10 @@ class BackendSuite(Stage):
         class Slow(Seen):
             async def output(self, kind: OutputKind, data: bytes) -> None:
                 await super().output(kind, data)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.005)
 
         with Peak() as peak:
-            await self.cancelled(Script().flood(self.says(b"x" * 1000) * 1000), 2_000_000, Slow(keep=False))
+            await self.cancelled(Script().flood(self.says(b"x" * 1000) * 1000), 200_000, Slow(keep=False))
         assert peak.rise < 80
 
     @pytest.mark.parametrize(
@@ -430,7 +441,7 @@ class BackendSuite(Stage):
         prompt = "Überprüfe \u2028 this.\r\n" + "".join(f"line {n} 'quoted' \"$HOME\" {{x}}\n" for n in range(40_000))
         assert len(prompt) > MB
         received = self.folder / "received"
-        outcome = await self.run(Script().read(received).out(self.ends(b"Done.")), prompt=prompt)
+        outcome = await self.run(Script().read(received, line=self.one_line).out(self.ends(b"Done.")), prompt=prompt)
 
         assert outcome.ending is Ending.DONE
         assert self.prompt_in(received.read_bytes()) == prompt
