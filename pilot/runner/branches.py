@@ -47,7 +47,7 @@ class Choice:
     async def start(self) -> Start:
         """Branch and start. Raises `WorkspaceError`, class `conflict`, when the branch is not to be had."""
         options = self.execution.options
-        wanted = options.get("base") or self.project.base
+        wanted = self.project.base if options.get("base") is None else options["base"]
         base_name, base = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
         named = options.get("branch")
         if named is not None:

@@ -80,6 +80,7 @@ class InPlaceMode:
                 f"{ws.path} was changed after the attempt; it stays on {ws.branch}. Commit or stash, then switch back",
             )
         back = record.former
+        await git.run("update-index", "-q", "--refresh", ok=(0, 1))
         await git.run("read-tree", "-m", "-u", "--no-recurse-submodules", kept, back)
         if back.startswith("refs/"):
             await git.run("symbolic-ref", "-m", f"pilot: back from {ws.branch}", "HEAD", back)

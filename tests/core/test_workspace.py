@@ -112,7 +112,7 @@ async def test_ignored_files_stay_out_unless_the_agent_committed_them(tmp_path: 
 
     files = await delivered(
         s,
-        "touch a.log b.mine; mkdir build; touch build/x; echo z > keep.log; git add -f keep.log; git commit -qm w; touch n",
+        "touch a.log b.mine; mkdir build; > build/x; echo z > keep.log; git add -f keep.log; git commit -qm w; > n",
     )
 
     assert files.keys() - {"README", ".gitignore", "src/a.py"} == {"keep.log", "n"}
