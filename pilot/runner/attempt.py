@@ -19,11 +19,11 @@ from pilot.domain.ports import AgentRequest, Backend, Journal
 from pilot.domain.text import one_line
 from pilot.runner import prompt
 from pilot.runner.agent import Broken, watch
+from pilot.runner.files import remove_tree
 from pilot.runner.gates import Gates, judge
 from pilot.runner.proctree import MARKER
 from pilot.runner.record import Recorder
 from pilot.runner.shell import run_shell
-from pilot.runner.tree import remove_tree
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
 FINALISATION = 60.0

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilot.runner.files import read_regular
+
 _KEPT = frozenset({"objects", "modules", "lfs", "annex", "logs", "rr-cache", "worktrees"})
 """What stays in a clone: data that no config hides in. All else is pilot's to write or is removed."""
 _STATE = frozenset(
@@ -221,14 +223,7 @@ def _write(parent: int, name: str, data: bytes) -> None:
 
 
 def _text(parent: int, name: str) -> str:
-    try:
-        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
-    except OSError:
-        return ""
-    with os.fdopen(file, "rb") as read:
-        if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
-            return ""
-        return os.fsdecode(read.read(_LIMIT))
+    return os.fsdecode(read_regular(name, _LIMIT, dir_fd=parent) or b"")
 
 
 def _loose(parent: int, path: str) -> dict[str, str]:

@@ -16,12 +16,13 @@ from pilot.domain.outcome import FailureClass
 from pilot.domain.text import slug
 from pilot.runner.branches import Choice, Start
 from pilot.runner.clone import CloneMode
+from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.in_place import InPlaceMode
 from pilot.runner.pristine import Pristine
 from pilot.runner.source import Branches, Source, open_source, pristine_of
 from pilot.runner.space import Record, Workspace, key_of, load
-from pilot.runner.tree import Tree, remove_tree
+from pilot.runner.tree import Tree
 from pilot.runner.worktree import WorktreeMode
 
 _KEPT = frozenset({".lock", "workspace.json"})

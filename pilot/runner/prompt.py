@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Question
 from pilot.domain.text import clean, for_prompt, one_line
+from pilot.runner.files import read_regular
 
 INSTRUCTIONS = ("AGENTS.md", "CLAUDE.md")
 MAX_INSTRUCTIONS = 32 << 10
@@ -105,7 +105,7 @@ def instructions(workspace: Path) -> str:
         place = Path(os.path.realpath(top / name))
         if not place.is_relative_to(top) or place in texts:
             continue
-        text = _regular_text(place, MAX_INSTRUCTIONS)
+        text = (read_regular(place, MAX_INSTRUCTIONS) or b"").decode(errors="ignore")
         if text.strip():
             texts[place] = text
     joined = "\n\n".join(texts.values()).encode(errors="replace")[:MAX_INSTRUCTIONS]
@@ -160,17 +160,6 @@ def _fenced(name: str, text: str, fence: str) -> str:
 
 def _listed(items: Sequence[str]) -> str:
     return "\n".join(f"- {one_line(item, 500)}" for item in items)
-
-
-def _regular_text(place: Path, limit: int) -> str:
-    try:
-        file = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return ""
-    with os.fdopen(file, "rb") as read:
-        if not stat.S_ISREG(os.fstat(read.fileno()).st_mode):
-            return ""
-        return read.read(limit).decode(errors="ignore")
 
 
 def _refused(constant: str) -> Any:

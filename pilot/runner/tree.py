@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 
 _MODIFIED, _REMOVED, _OTHER = "C", "R", "?"
@@ -119,27 +118,6 @@ def pattern(path: str) -> str:
     """An ignore pattern that matches exactly this path from the top."""
     special = "\\*?[]!# "
     return "/" + "".join(f"\\{c}" if c in special else c for c in path)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a directory whatever its modes; follows no symlink. Raises OSError when something can't be removed."""
-
-    def retry(_function: object, place: str, _error: object) -> None:
-        """A directory that its owner may not write or read, as module caches are made."""
-        for folder in (Path(place).parent, Path(place)):
-            if folder.is_dir() and not folder.is_symlink():
-                folder.chmod(0o700)
-        if Path(place).is_dir() and not Path(place).is_symlink():
-            shutil.rmtree(place)
-        else:
-            Path(place).unlink(missing_ok=True)
-
-    if not path.is_dir() or path.is_symlink():
-        path.unlink(missing_ok=True)
-    elif sys.version_info >= (3, 12):
-        shutil.rmtree(path, onexc=retry)
-    else:
-        shutil.rmtree(path, onerror=retry)
 
 
 def _z(paths: Sequence[str]) -> bytes:

@@ -16,11 +16,12 @@ from pilot.domain.errors import PilotError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
+from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.making import MODES, Maker, home_of, keep_old
 from pilot.runner.pristine import seen_ref
 from pilot.runner.space import Snapshot, Workspace, load, lock_folder
-from pilot.runner.tree import Tree, pattern, remove_tree
+from pilot.runner.tree import Tree, pattern
 
 __all__ = ["Snapshot", "Workspace", "Workspaces"]
 
