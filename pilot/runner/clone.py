@@ -64,6 +64,9 @@ class CloneMode:
         """See `Mode.at_home`."""
         return False
 
+    async def come_back(self, ws: Workspace) -> None:
+        """See `Mode.come_back`: one whose removal has begun is not fit to go on in, and made anew."""
+
     async def remove(self, ws: Workspace) -> None:
         """See `Mode.remove`: there is nothing outside of its folder."""
 

@@ -32,7 +32,8 @@ class InPlaceMode:
         await self._refuse_unless_clean(ws)
         git, record = self._git(ws), ws.record
         stood = (await git.run("symbolic-ref", "--quiet", "HEAD", ok=(0, 1))).text
-        record.former = stood or (await git.run("rev-parse", "--verify", "HEAD")).text
+        if record.former is None or stood != f"refs/heads/{ws.branch}":  # else a start that was killed got so far
+            record.former = stood or (await git.run("rev-parse", "--verify", "HEAD")).text
         ws.save()
         if stood != f"refs/heads/{ws.branch}" or record.seen != head:
             await git.run("switch", "--quiet", "--no-track", "--no-recurse-submodules", "-C", ws.branch, head)
@@ -80,17 +81,32 @@ class InPlaceMode:
                 f"{ws.path} was changed after the attempt; it stays on {ws.branch}. Commit or stash, then switch back",
             )
         back = record.former
-        await git.run("update-index", "-q", "--refresh", ok=(0, 1))
-        await git.run("read-tree", "-m", "-u", "--no-recurse-submodules", kept, back)
+        record.leaving = True
+        ws.save()
+        await self._switch_files(ws, kept, back)
         if back.startswith("refs/"):
             await git.run("symbolic-ref", "-m", f"pilot: back from {ws.branch}", "HEAD", back)
         else:
             await git.run("update-ref", "--no-deref", "HEAD", back)
-        record.former = None
+        record.former, record.leaving = None, False
         ws.save()
         branch = await ws.source.branch(ws.branch)
         if branch is not None and not branch.checked_out and self._is_unused(ws, branch.sha):
             await ws.source.move({f"refs/heads/{ws.branch}": (None, branch.sha)})
+
+    async def come_back(self, ws: Workspace) -> None:
+        """The files of the work again, if a kill came while they were being switched for what was there before."""
+        record = ws.record
+        if record.leaving and record.former is not None:
+            await self._switch_files(ws, record.former, record.wip or record.head)
+            record.leaving = False
+            ws.save()
+
+    async def _switch_files(self, ws: Workspace, old: str, new: str) -> None:
+        """Nothing where it is done already."""
+        git = self._git(ws)
+        await git.run("update-index", "-q", "--refresh", ok=(0, 1))
+        await git.run("read-tree", "-m", "-u", "--no-recurse-submodules", old, new)
 
     def _is_unused(self, ws: Workspace, sha: str) -> bool:
         """Whether a branch at that commit says nothing that is not kept elsewhere."""

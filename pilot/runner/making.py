@@ -55,6 +55,10 @@ class Mode(Protocol):
         """Whether its branch is the project's own."""
         ...
 
+    async def come_back(self, ws: Workspace) -> None:
+        """Undo a `remove` that a kill broke off, where that can be seen."""
+        ...
+
     async def remove(self, ws: Workspace) -> None:
         """Take away what it has outside of its folder. Raises `WorkspaceError` when work would be lost."""
         ...
@@ -118,6 +122,7 @@ class Maker:
         """One that is there. A kill may have come between a change and its record."""
         for name in ("index.lock", "wip-index", "wip-index.lock"):
             (ws.home / name).unlink(missing_ok=True)
+        await MODES[ws.mode].come_back(ws)
         branch = await ws.source.branch(ws.branch)
         if branch is not None and branch.sha == ws.record.head:
             ws.record.seen = branch.sha
@@ -139,6 +144,7 @@ class Maker:
         if last is not None and shared and start.seen is not None:
             last = await _later(pristine, last, start.seen)
         files, head, base = last or (start.start, start.start, start.base)
+        killed = load(self.home)
         record = Record(
             store=self.store_id,
             execution=self.execution.id,
@@ -153,6 +159,7 @@ class Maker:
             index=files,
             wip=files if files != head else None,
             changed=files != base,
+            former=killed.former if killed is not None and mode == killed.mode == "in_place" else None,
             named=start.named,
             refs=_refs_of_clone(branches.packed(), start),
         )

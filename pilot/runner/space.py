@@ -28,8 +28,8 @@ class Record:
     where pilot last saw the branch in the project's repository (None: there was none). `head`: the last commit
     pilot knows of, `index` the one that its index stands on, `changed` whether it differs from the base.
     `preserved`: the commit that the project's branch got. `wip`: what was kept without a branch. `former`: what a
-    checkout stood on before (`in_place`). `named`: the task itself named its branch. `refs`: what the agent's
-    clone has besides.
+    checkout stood on before (`in_place`), `leaving` that it is being switched back to that. `named`: the task itself
+    named its branch. `refs`: what the agent's clone has besides.
     """
 
     store: str
@@ -46,6 +46,7 @@ class Record:
     preserved: str | None = None
     wip: str | None = None
     former: str | None = None
+    leaving: bool = False
     named: bool = False
     changed: bool = False
     ready: bool = False

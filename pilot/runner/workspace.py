@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -171,15 +170,16 @@ class Workspaces:
                 await mode.remove(ws)
             if keep or not await _is_safe(ws):
                 return False
+            # From here on a kill leaves nothing that is precious: whoever goes on makes it anew.
+            ws.record.ready = False
+            ws.save()
             if ws.mode != "in_place":
                 await mode.remove(ws)
             names = ("base", "head", "wip", "wip-head")
             known = await ws.pristine.refs(*(f"{name}/{ws.key}" for name in names))
             await ws.pristine.put(dict.fromkeys(known))
+            await asyncio.to_thread(remove_tree, ws.home)
             ws.close()
-            gone = ws.home.with_name(f".{ws.home.name}.{secrets.token_hex(4)}")
-            ws.home.rename(gone)
-            await asyncio.to_thread(remove_tree, gone)
             return True
 
     def _maker(self, project: ProjectSettings, execution: Execution) -> Maker:

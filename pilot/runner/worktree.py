@@ -77,6 +77,9 @@ class WorktreeMode:
         """See `Mode.at_home`."""
         return True
 
+    async def come_back(self, ws: Workspace) -> None:
+        """See `Mode.come_back`: one whose removal has begun is not fit to go on in, and made anew."""
+
     async def remove(self, ws: Workspace) -> None:
         """See `Mode.remove`: what `git worktree list` shows, and a branch on which nothing came to be."""
         admin = self._admin(ws)
