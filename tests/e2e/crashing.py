@@ -5,7 +5,8 @@ each), and the child, before it becomes `pilot serve`, puts its traps into the s
 
     claim:before claim:after     around the commit that claims the task
     note:N                       after the Nth fact that the attempt writes down (its phases among them)
-    git:N                        after the Nth git command of the attempt
+    git:N                        after the Nth git command of the attempt that changes something
+    in-git:N                     while it runs: it is left behind, at work
     finish:before finish:after   around the commit that ends it
 
 A daemon that has ended the task without coming by its point drains and ends with 0.
@@ -13,6 +14,7 @@ A daemon that has ended the task without coming by its point drains and ends wit
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
@@ -107,12 +109,29 @@ class Trap:
         trap, run = self, Git.run
 
         async def running(self: Git, *args: str, **options: Any) -> Any:
-            try:
+            if args[0] in _READS:
                 return await run(self, *args, **options)
+            words = " ".join(args)[:80]
+            task = asyncio.ensure_future(run(self, *args, **options))
+            if trap.point.startswith("in-git:"):
+                while not _children() and not task.done():
+                    await asyncio.sleep(0)
+                trap.count("in-git", words)
+            try:
+                return await task
             finally:
-                trap.count("git", " ".join(args)[:80])
+                trap.count("git", words)
 
         Git.run = running  # type: ignore[method-assign]
+
+
+_READS = frozenset({"diff-tree", "for-each-ref", "ls-files", "merge-base", "rev-parse", "write-tree", "symbolic-ref"})
+"""Git commands after which the disk is as it was before them."""
+
+
+def _children() -> str:
+    """The processes that this one has started and not seen the end of."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
 
 
 class _Watched:

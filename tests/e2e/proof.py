@@ -88,7 +88,8 @@ def _branch(home: Home, path: Path, task_id: str, branch: str, head: str) -> Ite
 
 
 def _workspaces(home: Home) -> Iterator[str]:
-    rows = home.rows("SELECT task_id, workspace FROM executions WHERE status = 'completed' AND workspace IS NOT NULL")
-    for task_id, workspace in rows:
-        if Path(workspace).exists() and not Path(workspace).is_relative_to(home.root / "repos"):
-            yield f"{task_id} is completed, and its workspace is left: {workspace}"
+    folder = home.state / "workspaces"
+    done = {str(id) for (id,) in home.rows("SELECT id FROM executions WHERE status = 'completed'")}
+    for entry in sorted(folder.iterdir()) if folder.exists() else ():
+        if entry.name.lstrip(".").partition("-")[0] in done:
+            yield f"its execution is completed, and this is left: {entry}"

@@ -18,7 +18,6 @@ _ORDERS = ("write one.txt one", "do 2: write mended.txt yes", "do 3: write mende
 
 @pytest.fixture
 def crashes(home: Home) -> Iterator[Crashing]:
-    home.repo("web", setup=["echo ready > .ready"], gates=[_GATE])
     with crashing(home) as parent:
         yield parent
 
@@ -40,25 +39,35 @@ def _walk(home: Home, crashes: Crashing, kind: str) -> list[str]:
     raise AssertionError(f"there is no end of {kind}: {places}")
 
 
-def test_a_crash_after_every_fact_that_an_attempt_notes(home: Home, crashes: Crashing) -> None:
-    places = _walk(home, crashes, "note")
-    told = " ".join(places)
-    for phase in ("workspace", "setup", "agent", "gates", "repair"):
-        assert phase in told, places
-    home.audit(completed=len(places) + 1)
+def _each_ran_twice(home: Home, places: list[str]) -> None:
+    """Every task was begun, killed, and finished; the last one was never killed."""
     attempts = [n for (n,) in home.rows("SELECT attempt FROM executions ORDER BY id")]
     assert attempts == [2] * len(places) + [1]
     assert home.rows("SELECT sum(failures), sum(streak) FROM executions") == [(0, 0)]
-
-
-def test_a_crash_after_every_git_command_of_an_attempt(home: Home, crashes: Crashing) -> None:
-    places = _walk(home, crashes, "git")
-    assert len(places) > 5
     home.audit(completed=len(places) + 1)
-    assert home.rows("SELECT sum(failures) FROM executions") == [(0,)]
+
+
+def test_a_crash_after_every_fact_that_an_attempt_notes(home: Home, crashes: Crashing) -> None:
+    home.repo("web", setup=["echo ready > .ready"], gates=[_GATE])
+    places = _walk(home, crashes, "note")
+    told = " ".join(places)
+    for phase in ("workspace", "setup", "agent", "commit", "preserve", "gates", "repair", "finish"):
+        assert f"phase={phase}" in told, places
+    _each_ran_twice(home, places)
+
+
+@pytest.mark.parametrize(("workspace", "kind"), [("clone", "in-git"), ("worktree", "git"), ("in_place", "git")])
+def test_a_crash_at_every_git_command_that_changes_something(
+    home: Home, crashes: Crashing, workspace: str, kind: str
+) -> None:
+    home.repo("web", workspace=workspace, gates=[_GATE])
+    places = _walk(home, crashes, kind)
+    assert len(places) > 8, places
+    _each_ran_twice(home, places)
 
 
 def test_a_crash_around_the_commits_that_claim_and_finish(home: Home, crashes: Crashing) -> None:
+    home.repo("web", gates=[_GATE])
     points = ("claim:before", "claim:after", "finish:before", "finish:after")
     for point in points:
         home.enqueue("web", *_ORDERS, task_id=point.replace(":", "-"))

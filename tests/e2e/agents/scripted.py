@@ -3,7 +3,8 @@
     python scripted.py WORKSPACE TASK_ID PROJECT CONTROL < prompt
 
 Lines `do: WORDS` of the prompt are orders, in order; `do 2: WORDS` only when the task is begun for the second time.
-In the end it writes `<task_id>.txt`, unless it was told `nothing`. CONTROL is a directory: the diary, and files for
+In the end it writes `<task_id>.txt`, unless it was told `nothing`, or came to its end before: what it did then has to
+be there still. CONTROL is a directory: the diary, and files for
 which an agent waits, so that a test decides when something goes on. What works in a project holds the project's
 lock, children included: two at a time would be written down as OVERLAP, whenever it happens. Standard library only.
 """
@@ -82,6 +83,7 @@ class Agent:
         diary = self.control / "diary"
         before = diary.read_text().splitlines() if diary.exists() else []
         times = 1 + sum(line.split()[:2] == ["start", self.task_id] for line in before)
+        self.silent = any(line.split()[:2] == ["end", self.task_id] for line in before)
         orders = [words for n, words in _ORDER.findall(self.prompt) if not n or int(n) == times]
         for words in orders:
             if words.startswith("lane "):
