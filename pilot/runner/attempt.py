@@ -157,10 +157,11 @@ class Attempt:
         self.gates = await gates.run(snapshot.tree, self.recorder)
         return judge(self.gates)
 
-    async def keep(self) -> None:
-        """Keep the work as it is, for an attempt that will go on with it."""
+    async def keep(self, *, hurried: bool = False) -> None:
+        """Keep the work as it is, for an attempt that will go on with it. `hurried`: one cancel breaks it off."""
         await self.step("preserve")
-        commit = await self.in_own_time(self.workspaces.keep_wip(self.space))
+        keeping = self.workspaces.keep_wip(self.space)
+        commit = await (_bounded(keeping) if hurried else self.in_own_time(keeping))
         if commit is not None:
             name = f"refs/pilot/wip/{self.execution.id}"
             await self.recorder.say(f"the unfinished work is kept as {name} ({commit[:12]})")
@@ -171,7 +172,7 @@ class Attempt:
             return
         try:
             async with asyncio.timeout(FINALISATION):
-                await self.keep()
+                await self.keep(hurried=True)
                 await self.workspaces.release(self.ws, keep=True)
         except (PilotError, OSError, TimeoutError) as error:
             # The work is where it was: in the workspace, which stays.

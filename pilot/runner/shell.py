@@ -57,7 +57,7 @@ class Tail:
     def text(self) -> str:
         """Both, clean for a terminal."""
         if self._size <= self._limit:
-            return for_terminal(self._end.decode(errors="replace"))
+            return self._clean(bytes(self._end))
         reasons: list[bytes] = []
         room = self._limit // 3
         for start, line in self._reasons:
@@ -69,7 +69,12 @@ class Tail:
         end = bytes(self._end[-(self._limit - len(above)) :])
         newline = end.find(b"\n")
         end = end[newline + 1 :] if 0 <= newline < len(end) // 2 else end
-        return for_terminal((above + end).decode(errors="replace"))
+        return self._clean(above + end)
+
+    def _clean(self, data: bytes) -> str:
+        """What stands for a bad byte is longer than the byte: the end counts."""
+        text = for_terminal(data.decode(errors="replace"))
+        return text.encode()[-self._limit :].decode(errors="ignore")
 
     def _look(self, data: bytes) -> None:
         start = self._size - len(self._part)

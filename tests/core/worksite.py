@@ -212,6 +212,10 @@ class Site:
         self.backend = Scripted(list(scripts), resume=resume)
         return await self.runner()(execution)
 
+    def runner_of(self, *scripts: str) -> AttemptRunner:
+        self.backend = Scripted(list(scripts))
+        return self.runner()
+
     @property
     def requests(self) -> list[AgentRequest]:
         assert isinstance(self.backend, Scripted)
