@@ -75,6 +75,15 @@ class TestCommand(BackendSuite):
         assert outcome.text == lines[-TEXT:].decode()
         assert len(seen.pieces) < 100
 
+    async def test_lines_that_come_one_by_one_are_handed_on_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pilot.backends.command.GATHER", 2.0)
+        script, seen = Script(), Seen()
+        for _ in range(50):
+            script.out(b"line\n").wait(0.001)
+        await self.run(script, seen)
+
+        assert seen.pieces == [(OutputKind.STDOUT, b"line\n" * 50)]
+
     async def test_an_agent_that_speaks_on_stderr_only_is_heard(self) -> None:
         assert (await self.run(Script().err(b"done\n"))).text == "done\n"
 
