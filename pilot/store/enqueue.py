@@ -105,11 +105,14 @@ class Enqueue:
         wanted = {parent for n in which for parent in tasks[n].after}
         if not wanted:
             return {}
-        rows = yield Statement(
+        parents = {"ids": ids(sorted(wanted))}
+        # Only of what is open: an ended row is never touched again. The second statement sees those, too.
+        yield Statement(
             f"UPDATE executions SET has_dependents = 1 WHERE id IN {ids_of(self._dialect)} "
-            "RETURNING executions.id, executions.status",
-            {"ids": ids(sorted(wanted))},
+            f"AND status IN {OPEN_STATUSES}",
+            parents,
         )
+        rows = yield Statement(f"SELECT id, status FROM executions WHERE id IN {ids_of(self._dialect)}", parents)
         statuses = {id: str(status) for id, status in rows}
         for n in which:
             for parent in tasks[n].after:

@@ -5,6 +5,7 @@ It knows nothing of how the queue does its work, so that a mistake there can't h
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -154,9 +155,8 @@ class Past:
 
 async def audit(database: Database, past: Past | None = None) -> list[str]:
     """Every broken promise in words; none is an empty list. With `past`, also what may never change again."""
-    found = []
-    for words, sql in _PROMISES:
-        found += [words.format(*row) for row in await database.read(sql)]
+    answers = await asyncio.gather(*(database.read(sql) for _, sql in _PROMISES))
+    found = [words.format(*row) for (words, _), rows in zip(_PROMISES, answers, strict=True) for row in rows]
     found += [line async for line in _events(database)]
     if past is not None:
         found += [line async for line in _against(database, past)]

@@ -338,40 +338,6 @@ async def test_what_has_become_due_is_ready_without_anybody_claiming(store: Bed)
     assert await store.queue.next_due() is None
 
 
-async def test_the_end_of_a_park_is_a_time_to_wake_once(store: Bed) -> None:
-    api = await store.project()
-    await store.node()
-    id = await store.put(api)
-    await store.queue.finish(limited(await store.take(api), store.clock.now + SECOND))
-
-    assert await store.queue.next_due() == store.clock.now + SECOND
-    assert await store.claimed(api) == []
-    store.clock.tick(SECOND)
-    assert await store.queue.next_due() is None  # or its node would look a thousand times a second
-    assert api.id in await store.queue.ready()
-    assert await store.claimed(api) == [id]
-
-
-async def test_a_park_of_a_backend_is_none_of_another(store: Bed) -> None:
-    api, web = await store.project("api"), await store.project("web")
-    await store.node()
-    first = await store.put(api, backend="full")
-    await store.queue.finish(limited(await store.take(api), None))
-    same, free = await store.put(web, backend="full"), await store.put(web, backend="free")
-
-    assert await store.claimed(api) == []
-    assert await store.claimed(web) == [free]
-    store.clock.tick(1000 * HOUR)
-    assert await store.queue.expire_parks() == []  # one for a person does not end by time
-    assert await store.claimed(api) == []
-    await store.queue.unpark("full", "me")
-    assert await store.claimed(api) == [first]
-    with pytest.raises(PilotError, match="not parked"):
-        await store.queue.unpark("full", "me")
-    await store.queue.finish(done(await store.queue.get(free)))
-    assert await store.claimed(web) == [same]
-
-
 async def test_more_tasks_of_more_projects_than_one_statement_is_comfortable_with(store: Bed) -> None:
     projects = await store.queue.register([(f"k{n}", f"p{n}", f"/{n}", 1) for n in range(300)])
     await store.node()

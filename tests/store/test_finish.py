@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,8 +26,6 @@ from tests.store.bed import (
     done,
     interrupted,
     limited,
-    task,
-    used,
 )
 
 ENDS: Mapping[str, Callable[[Execution], Finish]] = {
@@ -258,184 +255,6 @@ async def test_many_ends_with_their_next_claims_share_one_commit(store: Bed) -> 
     assert [e.project_id if e else None for e in following] == [project.id for project in projects]
 
 
-async def test_completion_releases_what_waited(store: Bed) -> None:
-    api, web = await store.project("api"), await store.project("web")
-    await store.node()
-    top = await store.put(api)
-    left, right = await store.put(web, after=(top,)), await store.put(api, after=(top,))
-    bottom = await store.put(api, after=(left, right))
-    told: list[str] = []
-    leave = store.database.listen(lambda tokens: told.extend(tokens))
-
-    assert await store.run(api) == top
-    assert {str(api.id), str(web.id)} <= set(told)
-    leave()
-    assert await store.status(bottom) is Status.BLOCKED
-    assert await store.events(left) == ["queued", "unblocked"]
-    assert [await store.run(web), await store.run(api)] == [left, right]
-    assert (await store.queue.get(bottom)).deps_left == 0
-    assert await store.run(api) == bottom
-
-
-async def test_parents_that_end_in_one_commit_both_count(store: Bed) -> None:
-    projects = [await store.project(f"p{n}") for n in range(5)]
-    await store.node()
-    parents = [await store.put(project) for project in projects]
-    child = await store.put(projects[0], after=tuple(parents))
-    running = [await store.take(project) for project in projects]
-
-    await asyncio.gather(*(store.queue.finish(done(e)) for e in running))
-
-    assert await store.status(child) is Status.QUEUED
-    assert await store.events(child) == ["queued", "unblocked"]
-
-
-async def test_a_released_row_still_waits_for_its_time(store: Bed) -> None:
-    api = await store.project()
-    await store.node()
-    parent = await store.put(api)
-    child = await store.put(api, after=(parent,), available_at=store.clock.now + HOUR)
-
-    await store.run(api)
-
-    assert await store.status(child) is Status.QUEUED
-    assert await store.claimed(api) == []
-    store.clock.tick(HOUR)
-    assert await store.claimed(api) == [child]
-
-
-@pytest.mark.parametrize("end", ["failed", "cancelled"])
-async def test_what_depends_on_a_failure_is_cancelled_with_it_and_says_so(store: Bed, end: str) -> None:
-    api = await store.project()
-    await store.node()
-    parent = await store.put(api)
-    child = await store.put(api, after=(parent,))
-    grandchild = await store.put(api, after=(child, parent))
-    apart = await store.put(api)
-
-    if end == "failed":
-        await store.queue.finish(broken(await store.take(api)))
-        said = f"execution {parent}, which it waits for, failed"
-    else:
-        await store.queue.cancel(parent, "me")
-        said = f"execution {parent}, which it waits for, was cancelled"
-
-    rows = {id: await store.queue.get(id) for id in (child, grandchild, apart)}
-    assert rows[child].status is rows[grandchild].status is Status.CANCELLED
-    assert rows[child].reason == said
-    assert rows[grandchild].reason is not None
-    assert rows[child].finished_at == store.clock.now
-    assert rows[apart].status is Status.QUEUED
-    assert await store.events(grandchild) == ["queued", "cancelled"]
-
-
-@pytest.mark.parametrize("hold", ["again", "asked", "interrupted"])
-async def test_what_may_still_complete_cancels_nobody(store: Bed, hold: str) -> None:
-    api = await store.project()
-    await store.node()
-    parent = await store.put(api)
-    child = await store.put(api, after=(parent,))
-    execution = await store.take(api)
-
-    await store.queue.finish(ENDS[hold](execution))
-
-    assert await store.status(child) is Status.BLOCKED
-    if hold == "asked":
-        await store.queue.answer(parent, "yes", "me")
-    assert await store.run(api) == parent
-    assert await store.run(api) == child
-
-
-@pytest.mark.parametrize("end", ["completed", "failed"])
-async def test_a_chain_of_two_thousand(store: Bed, end: str) -> None:
-    api = await store.project()
-    await store.node()
-    chain = [await store.put(api)]
-    await store.sql(
-        "INSERT INTO executions (id, project_id, project, project_path, task_id, title, body, source, kind, labels, "
-        "priority, lane, status, available_at, deps_left, has_dependents, max_attempts, backend, created_at) "
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2000) "
-        "SELECT e.id + n.i, project_id, project, project_path, 'chain-' || n.i, title, body, source, kind, labels, "
-        "priority, lane, 'blocked', available_at, 1, 1, max_attempts, backend, created_at "
-        "FROM executions e, n WHERE e.id = :first",
-        first=chain[0],
-    )
-    await store.sql(
-        "INSERT INTO dependencies SELECT id, id - 1 FROM executions WHERE id > :first",
-        first=chain[0],
-    )
-    await store.sql("UPDATE executions SET has_dependents = 1")
-    await store.sql(
-        "INSERT INTO events (at, type, execution_id, data) SELECT 0, 'execution.queued', id, "
-        '\'{"status":"blocked"}\' FROM executions WHERE id > :first',
-        first=chain[0],
-    )
-
-    execution = await store.take(api)
-    await store.queue.finish(done(execution) if end == "completed" else broken(execution))
-
-    counts: dict[str, int] = dict(await store.rows("SELECT status, count(*) FROM executions GROUP BY status"))
-    if end == "completed":
-        assert counts == {"completed": 1, "queued": 1, "blocked": 1999}
-    else:
-        assert counts == {"failed": 1, "cancelled": 2000}
-
-
-async def test_usage_is_summed_and_unknown_stays_unknown(store: Bed) -> None:
-    execution = await claimed(store)
-    api = await store.project()
-
-    async def attempt(tokens_in: int | None, tokens_out: int | None, cost: float | None) -> tuple[Any, ...]:
-        running = (await store.claim(api) or [execution])[0]
-        finish = again(running)
-        outcome = replace(finish.outcome, usage=Usage(tokens_in, tokens_out, cost))
-        await store.queue.finish(replace(finish, outcome=outcome))
-        row = await store.queue.get(execution.id)
-        return row.input_tokens, row.output_tokens, row.cost_usd
-
-    assert await attempt(None, None, None) == (None, None, None)
-    assert await attempt(10, None, 0.0) == (10, None, 0.0)
-    assert await attempt(5, 7, None) == (15, 7, 0.0)
-    assert await attempt(None, None, 0.5) == (15, 7, 0.5)
-
-
-@pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, -1, 1e300])
-async def test_usage_that_can_not_be_is_unknown(store: Bed, nonsense: float) -> None:
-    execution = await claimed(store)
-    api = await store.project()
-
-    # The neighbour in the same commit is not harmed either.
-    _, neighbour = await asyncio.gather(
-        store.queue.finish(used(execution, 10**400, 7, nonsense)), store.queue.enqueue(task(api, "next"))
-    )
-
-    row = await store.queue.get(execution.id)
-    assert (row.status, row.input_tokens, row.output_tokens, row.cost_usd) == (Status.COMPLETED, None, 7, None)
-    assert await store.status(neighbour.id) is Status.QUEUED
-
-
-@pytest.mark.parametrize("text", ["\x00", "\ud800", "a\x00b", "x" * 1_000_000, "\n" * 100_000])
-async def test_whatever_an_agent_says_is_stored_and_read_again(store: Bed, text: str) -> None:
-    execution = await claimed(store)
-    outcome = Outcome(
-        ending=Ending.FAILED, failure=FailureClass.UNKNOWN, detail=text, excerpt=text, text=text, session_id=text,
-        model=text, branch=text, base_sha=text, head_sha=text, tree=text,
-    )  # fmt: skip
-    settlement = settle(execution, outcome, now=store.clock.now, jitter=0.5)
-
-    await store.journal.note(execution, session_id=text, branch=text, phase=text, workspace=text, model=text)
-    await store.queue.finish(Finish(execution=execution, outcome=outcome, settlement=settlement))
-
-    row = await store.queue.get(execution.id)
-    assert row.status is Status.QUEUED
-    assert len(row.error or "") < 10_000
-    assert len(row.reason or "") < 10_000
-    for value in (row.error, row.reason, row.branch, row.model, row.head_sha, row.workspace):
-        assert value is not None
-        assert "\x00" not in value
-        value.encode()
-
-
 @pytest.mark.parametrize("ending", ["again", "asked", "interrupted", "limited"])
 async def test_a_cancel_asked_meanwhile_wins_over_another_try(store: Bed, ending: str) -> None:
     execution = await claimed(store)
@@ -477,57 +296,6 @@ async def test_cancel_and_finish_at_once_end_in_one_state(store: Bed, other: Bed
         row = await store.queue.get(execution.id)
         assert row.status is Status.CANCELLED
         assert (await store.events(execution.id)).count("cancelled") == 1
-
-
-async def test_a_park_is_stored_for_every_node_and_its_event_with_it(store: Bed, other: Bed) -> None:
-    execution = await claimed(store)
-    api = await store.project()
-
-    await store.queue.finish(limited(execution, store.clock.now + HOUR))
-
-    row = await store.queue.get(execution.id)
-    assert (row.status, row.failures) == (Status.QUEUED, 0)
-    assert await other.rows("SELECT backend, failure, reason, until, since, execution_id FROM parks") == [
-        ("agent", "rate_limit", "come back later", store.clock.now + HOUR, store.clock.now, execution.id)
-    ]
-    assert await other.claimed(api) == []
-    assert await store.events(execution.id) == ["queued", "started", "requeued", "parked"]
-
-
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize(
-    ("untils", "kept"), [((2, 1), 2), ((1, 2), 2), ((None, 5), None), ((5, None), None), ((None, None), None)]
-)
-async def test_the_longer_park_of_a_backend_wins(
-    store: Bed, together: bool, untils: tuple[int | None, ...], kept: int | None
-) -> None:
-    api = await store.project(max_running=2)
-    await store.node()
-    await store.put(api)
-    await store.put(api)
-    running = [await store.take(api), await store.take(api)]
-
-    def at(hours: int | None) -> int | None:
-        return None if hours is None else store.clock.now + hours * HOUR
-
-    finishes = [limited(e, at(until)) for e, until in zip(running, untils, strict=True)]
-    if together:
-        await asyncio.gather(*map(store.queue.finish, finishes))
-    else:
-        for finish in finishes:
-            await store.queue.finish(finish)
-
-    assert await store.value("SELECT until FROM parks") == at(kept)
-
-
-async def test_a_park_until_the_end_of_time_is_a_time(store: Bed) -> None:
-    execution = await claimed(store)
-
-    await store.queue.finish(limited(execution, 10**30))
-
-    until = await store.value("SELECT until FROM parks")
-    assert isinstance(until, int)
-    assert until > store.clock.now + 10**12
 
 
 async def test_a_direct_run_that_asks_may_be_taken_on_by_anybody(store: Bed) -> None:

@@ -1,0 +1,408 @@
+"""Hypothesis walks over the real queue and its model side by side; after every step they must agree."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pilot.domain.errors import LeaseLost, NotFound, PilotError, UsageError
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
+from pilot.domain.policy import settle
+from pilot.domain.ports import Finish, OutputKind
+from pilot.domain.task import Task
+from pilot.store import Store, open_store
+from tests.store.audit import Past, audit
+from tests.store.bed import Clock, node
+from tests.store.model import SEEN, Model, Row
+
+T = TypeVar("T")
+Mutation = Callable[[Store], Awaitable[None]]
+
+LIMITS = (1, 1, 2)
+LEASE = 5_000
+OWNERS = ("me", "breaker")
+PROJECTS = st.sampled_from(range(len(LIMITS)))
+WHICH = st.integers(0, 40)
+NODES = st.integers(0, 2)  # two that serve, one direct run
+ENDS: Sequence[Ending | FailureClass] = (
+    *[Ending.DONE] * 4,
+    *(Ending.NO_CHANGE, Ending.CANCELLED, Ending.INTERRUPTED, Ending.QUESTION),
+    *(FailureClass.AGENT, FailureClass.TEST, FailureClass.RATE_LIMIT, FailureClass.AUTH, FailureClass.NETWORK),
+    *(FailureClass.REFUSAL, FailureClass.QUOTA, FailureClass.NO_CHANGE),
+)
+ENDINGS = st.sampled_from(ENDS)
+
+
+class Queueing(RuleBasedStateMachine):
+    """One walk: a store of its own, a clock that ticks when told to."""
+
+    mutations: ClassVar[Sequence[Mutation]] = ()
+    """Planted bugs, for the test that the walks would find them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared_memory = Path("/dev/shm")  # what is tested here is not the disk
+        self.folder = Path(tempfile.mkdtemp(dir=shared_memory if shared_memory.is_dir() else None))
+        self.loop = asyncio.new_event_loop()
+        self.clock = Clock()
+        self.past = Past()
+        self.claims: list[Execution] = []
+        self.trail: list[tuple[str, dict[str, Any]]] = []
+        self.boots = 0
+        self.names: list[str] = []
+        self.opened = contextlib.AsyncExitStack()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(coroutine)
+
+    def raised(self, coroutine: Coroutine[Any, Any, object]) -> type[Exception] | None:
+        """What it raised, and nothing else happened."""
+        try:
+            self.run(coroutine)
+        except PilotError as error:
+            return type(error)
+        return None
+
+    async def _open(self) -> None:
+        url = f"sqlite:///{self.folder}/pilot.db"
+        self.store = await self.opened.enter_async_context(open_store(url, clock=self.clock))
+        self.queue = self.store.queue
+        for mutation in self.mutations:
+            await mutation(self.store)
+
+    @initialize()
+    def start(self) -> None:
+        async def begin() -> dict[int, int]:
+            await self._open()
+            projects = await self.queue.register(
+                [(f"key {n}", f"p{n}", f"/p{n}", limit) for n, limit in enumerate(LIMITS)]
+            )
+            return {project.id: project.max_running for project in projects}
+
+        limits = self.run(begin())
+        self.projects = list(limits)
+        self.model = Model(self.clock, limits)
+        for number in range(3):
+            self._boot(number)
+        for project in range(len(LIMITS)):
+            self.enqueue_many_at_once(project, [0, 1])
+
+    def _boot(self, number: int) -> None:
+        """A new process takes the place of that node."""
+        self.boots += 1
+        name = f"{'run' if number == 2 else 'serve'}-{number}.{self.boots}"
+        self.names[number : number + 1] = [name]
+        self.run(self.queue.start_node(node(name), 4 * LEASE))
+        self.model.nodes[name] = self.clock() + 4 * LEASE
+
+    def teardown(self) -> None:
+        self.run(self.opened.aclose())
+        self.loop.close()
+        shutil.rmtree(self.folder)
+
+    # What must be true after every step.
+
+    @invariant()
+    def nothing_is_broken(self) -> None:
+        if not hasattr(self, "model"):
+            return
+        rows = {row[0]: row[1:] for row in self.run(self.store.database.read(SEEN))}
+        assert rows == {id: row.seen for id, row in self.model.rows.items()}
+        assert self.run(audit(self.store.database, self.past)) == []
+
+    # Enqueue.
+
+    def _task(self, project: int, name: int, **more: Any) -> Task:
+        return Task(project_id=self.projects[project], title="t", task_id=f"T{name}", **more)
+
+    async def _enqueue(self, *tasks: Task) -> list[Any]:
+        return await asyncio.gather(*map(self.queue.enqueue, tasks), return_exceptions=True)
+
+    def _agree(self, task: Task, found: Any) -> None:
+        expected = self.model.enqueue(task)
+        if isinstance(expected, type):
+            assert type(found) is expected
+            return
+        id, status, duplicate = expected
+        assert (found.status, found.duplicate) == (status, duplicate)
+        if id is None:
+            self.model.add(found.id, task, status)
+        else:
+            assert found.id == id
+
+    @rule(
+        project=PROJECTS,
+        name=st.integers(0, 4),
+        priority=st.sampled_from([2, 2, 1, 0]),
+        delay=st.sampled_from([0, 0, 0, 1000, 8000]),
+        after=st.lists(WHICH, max_size=2),
+        backend=st.sampled_from(["a", "a", "b"]),
+        key=st.sampled_from([None, None, "k1", "k2"]),
+    )
+    def enqueue(
+        self, project: int, name: int, priority: int, delay: int, after: list[int], backend: str, key: str | None
+    ) -> None:
+        parents = [id for number in after if (id := self.model.pick(number)) is not None]
+        task = self._task(
+            project, name, priority=priority, backend=backend, idempotency_key=key, after=tuple(parents),
+            available_at=self.clock() + delay if delay else None,
+        )  # fmt: skip
+        self._agree(task, self.run(self._enqueue(task))[0])
+
+    @rule(project=PROJECTS, parents=st.integers(1, 2), name=st.integers(0, 4))
+    def enqueue_behind_open_ones(self, project: int, parents: int, name: int) -> None:
+        open_ = [id for id, row in self.model.rows.items() if row.open][-parents:]
+        task = self._task(project, name, backend="b", after=tuple(open_))
+        self._agree(task, self.run(self._enqueue(task))[0])
+
+    @rule(project=PROJECTS, names=st.lists(st.integers(0, 5), min_size=2, max_size=5))
+    def enqueue_many_at_once(self, project: int, names: list[int]) -> None:
+        tasks = [self._task(project, name, backend="a") for name in names]
+        for task, found in zip(tasks, self.run(self._enqueue(*tasks)), strict=True):
+            self._agree(task, found)
+
+    @rule(project=PROJECTS, name=st.integers(5, 6))
+    def run_directly(self, project: int, name: int) -> None:
+        task = self._task(project, name, priority=-1, backend="a", reserved_for=self.names[2], max_attempts=1)
+        self._agree(task, self.run(self._enqueue(task))[0])
+
+    # Claim and end.
+
+    def _same(self, found: Execution | None, expected: Row | None) -> None:
+        assert (found and (found.id, found.fence)) == (expected and (expected.id, expected.fence))
+        if found is not None:
+            self.claims.append(found)
+
+    def _claim(self, id: int, number: int) -> None:
+        name, own = self.names[number], number == 2
+        found = self.run(self.queue.claim(name, lease=LEASE, projects=(id,), own=own))
+        self._same(found[0] if found else None, self.model.claim(id, name, LEASE, own))
+
+    @rule(project=PROJECTS, number=NODES)
+    def claim(self, project: int, number: int) -> None:
+        self._claim(self.projects[project], number)
+
+    @precondition(lambda self: self.model.ready())
+    @rule(number=WHICH)
+    def claim_what_is_ready(self, number: int) -> None:
+        ready = self.model.ready()
+        project = ready[number % len(ready)]
+        self._claim(project, 2 if self.model.due(project)[0].reserved else number % 2)
+
+    @precondition(lambda self: self.model.ready())
+    @rule(number=WHICH, ending=ENDINGS)
+    def run_what_is_ready(self, number: int, ending: Ending | FailureClass) -> None:
+        before = len(self.claims)
+        self.claim_what_is_ready(number)
+        if len(self.claims) > before:
+            self._end(self._finish(self.claims[-1], ending, number % 2, number % 3 == 0))
+
+    @rule(number=st.integers(0, 1), most=st.integers(1, 4))
+    def claim_anything(self, number: int, most: int) -> None:
+        name = self.names[number]
+        found = self.run(self.queue.claim(name, lease=LEASE, max=most))
+        expected: list[Row] = []
+        for project in self.model.ready():
+            if len(expected) < most and (row := self.model.claim(project, name, LEASE, own=False)) is not None:
+                expected.append(row)
+        assert len(found) == len(expected)
+        for execution, row in zip(found, expected, strict=True):
+            self._same(execution, row)
+
+    @rule(project=PROJECTS, count=st.integers(2, 4))
+    def claim_at_once(self, project: int, count: int) -> None:
+        id, name = self.projects[project], self.names[0]
+
+        async def all_at_once() -> list[list[Execution]]:
+            claim = self.queue.claim
+            return await asyncio.gather(*(claim(name, lease=LEASE, projects=(id,)) for _ in range(count)))
+
+        for some in self.run(all_at_once()):
+            self._same(some[0] if some else None, self.model.claim(id, name, LEASE, own=False))
+
+    @property
+    def held(self) -> list[Execution]:
+        return [claim for claim in self.claims if self.model.holds(claim)]
+
+    @property
+    def lost(self) -> list[Execution]:
+        return [claim for claim in self.claims if not self.model.holds(claim)]
+
+    def _finish(self, execution: Execution, ending: Ending | FailureClass, evidence: int, going_on: bool) -> Finish:
+        if isinstance(ending, FailureClass):
+            outcome = Outcome(
+                ending=Ending.FAILED,
+                failure=ending,
+                detail="broke",
+                excerpt="ab"[evidence],
+                retry_at=self.clock() + 3000,
+            )
+        else:
+            outcome = Outcome(ending=ending, question=Question("?") if ending is Ending.QUESTION else None)
+        settlement = settle(execution, outcome, now=self.clock(), jitter=0.5)
+        if settlement.available_at > self.clock():
+            settlement = replace(settlement, available_at=self.clock() + 2000)  # within reach of a walk
+        return Finish(
+            execution=execution, outcome=outcome, settlement=settlement, next_lease=LEASE if going_on else None
+        )
+
+    @precondition(lambda self: self.held)
+    @rule(number=WHICH, ending=ENDINGS, evidence=st.integers(0, 1), going_on=st.booleans())
+    def finish(self, number: int, ending: Ending | FailureClass, evidence: int, going_on: bool) -> None:
+        self._end(self._finish(self.held[number % len(self.held)], ending, evidence, going_on))
+
+    def _end(self, finish: Finish) -> None:
+        execution = finish.execution
+        assert execution.node is not None
+        following = self.run(self.queue.finish(finish))
+        self.model.end(self.model.rows[execution.id], finish.settlement)
+        if finish.next_lease is not None:
+            own = execution.reserved_for is not None
+            self._same(following, self.model.claim(execution.project_id, execution.node, LEASE, own))
+        else:
+            assert following is None
+
+    @precondition(lambda self: self.held)
+    @rule(number=WHICH, ending=ENDINGS)
+    def finish_twice_at_once(self, number: int, ending: Ending | FailureClass) -> None:
+        finish = self._finish(self.held[number % len(self.held)], ending, 0, False)
+
+        async def twice() -> list[Any]:
+            return await asyncio.gather(*(self.queue.finish(finish) for _ in range(2)), return_exceptions=True)
+
+        assert [type(one) for one in self.run(twice())] == [type(None), LeaseLost]
+        self.model.end(self.model.rows[finish.execution.id], finish.settlement)
+
+    @precondition(lambda self: self.lost)
+    @rule(number=WHICH, ending=ENDINGS)
+    def come_too_late(self, number: int, ending: Ending | FailureClass) -> None:
+        execution = self.lost[number % len(self.lost)]
+        assert self.raised(self.queue.finish(self._finish(execution, ending, 0, True))) is LeaseLost
+        assert self.raised(self.store.journal.note(execution, branch="late")) is LeaseLost
+        assert self.raised(self.store.journal.write(execution, [(OutputKind.TEXT, b"late")])) is LeaseLost
+
+    @precondition(lambda self: self.held)
+    @rule(number=WHICH)
+    def speak(self, number: int) -> None:
+        execution = self.held[number % len(self.held)]
+        self.run(self.store.journal.note(execution, session_id="s", phase="p"))
+        self.run(self.store.journal.write(execution, [(OutputKind.TEXT, b"x")] * 2))
+
+    # People.
+
+    @rule(number=WHICH)
+    def cancel(self, number: int) -> None:
+        id = self.model.pick(number) or 10**6
+        expected = self.model.cancel(id)
+        if isinstance(expected, Status):
+            assert self.run(self.queue.cancel(id, "me")) is expected
+        else:
+            assert self.raised(self.queue.cancel(id, "me")) is expected
+
+    @precondition(lambda self: self.model.pick(0, [Status.NEEDS_HUMAN]))
+    @rule(number=WHICH)
+    def answer(self, number: int) -> None:
+        id = self.model.pick(number, [Status.NEEDS_HUMAN])
+        assert id is not None
+        assert self.model.answer(id) is None
+        self.run(self.queue.answer(id, "yes", "me"))
+
+    @rule(number=WHICH)
+    def answer_anything(self, number: int) -> None:
+        id = self.model.pick(number) or 10**6
+        assert self.raised(self.queue.answer(id, "yes", "me")) is self.model.answer(id)
+
+    @precondition(lambda self: self.model.rows)
+    @rule(number=WHICH)
+    def retry(self, number: int) -> None:
+        id = self.model.pick(number) or 0
+        row = self.model.rows[id]
+        if row.open:
+            assert self.raised(self.queue.retry(id)) is UsageError
+            return
+        old = row.task
+        task = replace(
+            old, priority=max(old.priority, 0), parent=id, idempotency_key=None, reserved_for=None, after=(),
+            available_at=None,
+        )  # fmt: skip
+        self._agree(task, self.run(self.queue.retry(id)))
+
+    @precondition(lambda self: len(self.model.pauses) < 2)
+    @rule(project=st.integers(-1, len(LIMITS) - 1), owner=st.sampled_from(OWNERS))
+    def pause(self, project: int, owner: str) -> None:
+        id = 0 if project < 0 else self.projects[project]
+        self.run(self.queue.pause(id, owner, "wait"))
+        self.model.pauses.add((id, owner))
+
+    @precondition(lambda self: self.model.pauses)
+    @rule(number=WHICH, everybodys=st.booleans())
+    def resume(self, number: int, everybodys: bool) -> None:
+        pauses = sorted(self.model.pauses)
+        id, owner = pauses[number % len(pauses)]
+        lifted = {pause for pause in pauses if pause[0] == id and (everybodys or owner == pause[1])}
+        assert set(self.run(self.queue.resume(id, None if everybodys else owner))) == {who for _, who in lifted}
+        self.model.pauses -= lifted
+
+    @precondition(lambda self: self.model.parks)
+    @rule(number=WHICH)
+    def unpark(self, number: int) -> None:
+        backend = sorted(self.model.parks)[number % len(self.model.parks)]
+        self.run(self.queue.unpark(backend, "me"))
+        del self.model.parks[backend]
+        assert self.raised(self.queue.unpark(backend, "me")) is NotFound
+
+    # Time and nodes.
+
+    @rule(ms=st.sampled_from([1, 1000, LEASE, LEASE + 1]))
+    def tick(self, ms: int) -> None:
+        self.clock.tick(ms)
+
+    @precondition(lambda self: self.model.next_due())
+    @rule(early=st.booleans())
+    def tick_until_something_is_due(self, early: bool) -> None:
+        self.clock.now = (self.model.next_due() or self.clock.now) - early
+
+    @rule(number=NODES)
+    def heartbeat(self, number: int) -> None:
+        held = self.run(self.queue.heartbeat(self.names[number], LEASE))
+        expected = self.model.beat(self.names[number], LEASE)
+        assert sorted((h.id, h.fence, h.cancel_requested) for h in held) == sorted(expected)
+
+    @rule(numbers=st.sets(NODES, max_size=2))
+    def nodes_die(self, numbers: set[int]) -> None:
+        dead = [self.names[number] for number in numbers]
+        taken = self.run(self.queue.recover(dead, "killed"))
+        assert sorted(e.id for e in taken) == sorted(self.model.recover(dead))
+        for number in numbers:
+            self._boot(number)
+
+    @rule(number=NODES)
+    def node_leaves(self, number: int) -> None:
+        self.run(self.queue.leave(self.names[number]))
+        self.model.recover([self.names[number]], left=True)
+        self._boot(number)
+
+    @rule(what=st.sampled_from(["look", "look", "expire", "prune", "reopen"]), age=st.sampled_from([0, 10_000]))
+    def keep_house(self, what: str, age: int) -> None:
+        match what:
+            case "look":
+                assert self.run(self.queue.ready()) == self.model.ready()
+                assert self.run(self.queue.next_due()) == self.model.next_due()
+            case "expire":
+                assert sorted(self.run(self.queue.expire_parks())) == sorted(self.model.expire_parks())
+            case "prune":
+                before = self.clock() - age
+                assert self.run(self.queue.prune(before)) == self.model.prune(before)
+            case "reopen":
+                self.run(self.opened.aclose())
+                self.run(self._open())

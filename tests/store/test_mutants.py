@@ -1,0 +1,197 @@
+"""Planted bugs: each is found by the random walks or the auditor. A test that can't fail proves nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Mapping, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+
+from pilot.domain.errors import StoreError
+from pilot.domain.ports import Finish
+from pilot.store import Store
+from pilot.store.database import Rows, Statement, Step
+from tests.store.machine import Queueing
+from tests.store.walk import walk
+
+WALKS, STEPS = 60, 60
+
+
+def replace(owner: object, name: str, old: str, new: str) -> None:
+    """Change the text of a statement; it must have been there."""
+    sql = getattr(owner, name)
+    assert old in sql, f"{name} does not say {old!r} any more: plant this bug anew"
+    setattr(owner, name, sql.replace(old, new))
+
+
+def steps(store: Store) -> Mapping[str, Any]:
+    """The parts of the queue that own statements."""
+    queue = store.queue
+    return {
+        "claim": queue._claim_steps,
+        "enqueue": queue._enqueue_steps,
+        "finish": queue._finish_steps,
+        "dependents": queue._finish_steps._dependents,
+        "cancel": queue._cancel_steps,
+        "nodes": queue._nodes,
+    }
+
+
+FIFO = "ORDER BY e.priority, e.id LIMIT 1"
+BLOCKED = "AND executions.status = 'blocked'"
+IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
+    "the last comes first": ("claim", "_heads", FIFO, "ORDER BY e.priority, e.id DESC LIMIT 1"),
+    "priority is ignored": ("claim", "_heads", FIFO, "ORDER BY e.id LIMIT 1"),
+    "parks are ignored": ("claim", "_heads", "k.backend = e.backend", "k.backend = ''"),
+    "parks have no end": ("claim", "_heads", "k.until > :now", "1"),
+    "time is ignored": ("claim", "_heads", "AND e.due = 1", ""),
+    "pauses are ignored": ("claim", "_heads", "z.project_id IN (0, p.id)", "z.project_id < 0"),
+    "a pause of all is ignored": ("claim", "_heads", "z.project_id IN (0, p.id)", "z.project_id = p.id"),
+    "slots are not counted": ("claim", "_heads", "p.running < p.max_running", "1"),
+    "the fence stands still": ("claim", "_heads", "p.fence + 1", "p.fence"),
+    "what is reserved is given to anybody": (
+        *("claim", "_heads"),
+        *("e.reserved_for IS NULL AND h.own = 0", "h.own = 0"),
+    ),
+    "a claim is not an attempt": ("claim", "_take", "attempt = attempt + 1", "attempt = max(attempt, 1)"),
+    "a finished run counts on": ("finish", "_free", "running - r.n", "running"),
+    "an ended execution ends again": ("finish", "_end", "AND executions.status = 'running'", ""),
+    "a lost node counts as a failure": ("finish", "_end", "failures + f.counted", "failures + f.counted + f.lost"),
+    "losses add up": ("finish", "_end", "losses + 1 ELSE 0", "losses + 1 ELSE losses"),
+    "a requeue forgets its time": (
+        "finish",
+        "_end",
+        "f.status = 'queued' AND f.available_at <= :now",
+        "f.status = 'queued'",
+    ),
+    "a new park shortens the old": ("finish", "_park", "parks.until > excluded.until", "parks.until < excluded.until"),
+    "completion releases nobody": ("dependents", "_release", BLOCKED, "AND 0"),
+    "one parent of two is enough": ("dependents", "_release", "WHEN deps_left - d.n <= 0", "WHEN deps_left > 0"),
+    "failure ends nobody": ("dependents", "_cancel", BLOCKED, "AND 0"),
+    "a cancel misses what is held": ("cancel", "_end", "'queued', 'needs_human'", "'queued'"),
+    "an ended execution is cancelled": ("cancel", "_end", "'needs_human')", "'needs_human', 'completed', 'failed')"),
+    "a dead node is left alone": ("nodes", "_lost", "OR node IN (", "OR node || 'x' IN ("),
+    "leases last for ever": ("nodes", "_lost", "lease_until < :now", "lease_until < 0"),
+    "a living lease is taken": ("nodes", "_lost", "lease_until < :now", "lease_until < :now + 3000"),
+    "orphans of direct runs stay": ("nodes", "_orphans", "n.lease_until >= :now", "1"),
+}
+
+
+def textual(store: Store, name: str) -> None:
+    part, statement, old, new = IN_TEXT[name]
+    replace(steps(store)[part], statement, old, new)
+
+
+async def sql(store: Store, text: str) -> None:
+    def operation(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+        yield Statement(text)
+        return [None] * len(items)
+
+    await store.database.write(operation, None)
+
+
+async def one_task_is_open_twice(store: Store) -> None:
+    await sql(store, "DROP INDEX IF EXISTS executions_open_task")
+
+
+async def a_key_of_an_ended_execution_is_forgotten(store: Store) -> None:
+    enqueue = steps(store)["enqueue"]
+    await sql(store, "DROP INDEX IF EXISTS executions_idempotency")
+    for name in ("_by_key", "_standing"):
+        replace(
+            enqueue,
+            name,
+            "e.idempotency_key = k.idempotency_key",
+            "e.idempotency_key = k.idempotency_key AND e.finished_at IS NULL",
+        )
+
+
+async def the_fence_is_not_checked(store: Store) -> None:
+    finish = steps(store)["finish"]
+    replace(finish, "_end", "AND executions.fence = f.fence", "")
+    really = finish.end
+
+    def end(finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
+        rows = yield Statement("SELECT id, fence FROM executions WHERE status = 'running'")
+        fences: dict[int, int] = dict(rows)
+        now_held = [
+            dataclasses.replace(f, execution=dataclasses.replace(f.execution, fence=fences.get(f.execution.id, 0)))
+            for f in finishes
+        ]
+        ended: set[int] = yield from really(now_held, now, lost=lost)
+        return ended
+
+    finish.end = end
+
+
+async def a_cancel_is_lost_when_the_run_goes_on(store: Store) -> None:
+    def heed(finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
+        yield Statement("SELECT 1")
+        return finishes
+
+    steps(store)["finish"]._heed_cancels = heed
+
+
+async def a_requeue_tells_nobody(store: Store) -> None:
+    finish = steps(store)["finish"]
+    really = finish.end
+
+    def end(finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
+        ended: set[int] = yield from really(finishes, now, lost=lost)
+        yield Statement("DELETE FROM events WHERE type = 'execution.requeued'")
+        return ended
+
+    finish.end = end
+
+
+async def output_of_anybody_is_taken(store: Store) -> None:
+    replace(store.journal, "_standing", "AND e.fence = c.fence AND e.status = 'running'", "")
+
+
+async def a_note_of_anybody_is_taken(store: Store) -> None:
+    replace(store.journal, "_note", "AND executions.fence = n.fence AND executions.status = 'running'", "")
+
+
+IN_CODE = (
+    one_task_is_open_twice,
+    a_key_of_an_ended_execution_is_forgotten,
+    the_fence_is_not_checked,
+    a_cancel_is_lost_when_the_run_goes_on,
+    a_requeue_tells_nobody,
+    output_of_anybody_is_taken,
+    a_note_of_anybody_is_taken,
+)
+
+
+def walks(machine: type[Queueing], count: int) -> None:
+    for number in range(count):
+        walk(machine(), Random(number), STEPS)
+
+
+def caught(mutation: Callable[[Store], Any]) -> None:
+    class Mutant(Queueing):
+        mutations = (mutation,)
+
+    with pytest.raises((AssertionError, StoreError)) as raised:
+        walks(Mutant, WALKS)
+    if isinstance(raised.value, StoreError):  # the schema itself refused: that is how it should be
+        assert "constraint failed" in str(raised.value)
+
+
+def test_without_a_bug_the_same_walks_find_nothing() -> None:
+    walks(Queueing, 15)
+
+
+@pytest.mark.parametrize("name", IN_TEXT)
+def test_a_bug_in_a_statement_is_found(name: str) -> None:
+    async def mutation(store: Store) -> None:
+        textual(store, name)
+
+    caught(mutation)
+
+
+@pytest.mark.parametrize("mutation", IN_CODE, ids=lambda mutation: mutation.__name__.replace("_", " "))
+def test_a_bug_in_the_code_is_found(mutation: Callable[[Store], Any]) -> None:
+    caught(mutation)
