@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +32,9 @@ class Session:
 
     def now(self) -> int:
         """UTC ms."""
-        return time.time_ns() // 1_000_000
+        from pilot.store import wall_clock
+
+        return wall_clock()
 
     def located(self) -> Located:
         """Which configuration, state directory and store are meant. Raises `ConfigError`."""
