@@ -28,7 +28,7 @@ from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
 from pilot.store import Store, open_store
 
-def new_node(kind: NodeKind) -> Node:
+def new_node(kind: NodeKind, max_running: int) -> Node:
     """This process, as the store will know it."""
     pid = os.getpid()
     return Node(
@@ -39,6 +39,7 @@ def new_node(kind: NodeKind) -> Node:
         pid=pid,
         start_ticks=start_ticks(pid) or 0,
         version=__version__,
+        max_running=max_running,
     )
 
 

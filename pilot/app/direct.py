@@ -76,7 +76,7 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
     become_subreaper()
     async with open_context(loaded) as context:
         project, own = await context.project(request.project, unconfigured=True)
-        node = new_node(NodeKind.RUN)
+        node = new_node(NodeKind.RUN, 1)
         limits = replace(limits_of(context.settings), max_running=1, poll_interval=0.5)
         dispatcher = context.dispatcher(node, limits, [project], _ShownJournal(context.store.journal, show))
         async with dispatcher:

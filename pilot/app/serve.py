@@ -32,7 +32,7 @@ async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = N
     sock = listen(host, port)
     with contextlib.closing(sock):
         async with open_context(loaded) as context:
-            node = new_node(NodeKind.SERVE)
+            node = new_node(NodeKind.SERVE, settings.dispatcher.max_running)
             dispatcher = context.dispatcher(node, limits_of(settings), context.stored.values())
             with _signals(dispatcher, context, loaded):
                 await _run(dispatcher, sock, node.id, len(context.stored))

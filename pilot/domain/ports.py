@@ -26,7 +26,10 @@ class NodeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One process that claims. `host`, `boot_id`, `pid` and `start_ticks` together name it for ever."""
+    """One process that claims. `host`, `boot_id`, `pid` and `start_ticks` together name it for ever.
+
+    `max_running`: how much it runs at once, for people who ask why nothing starts; 0: not said.
+    """
 
     id: str
     kind: NodeKind
@@ -35,6 +38,7 @@ class Node:
     pid: int
     start_ticks: int
     version: str
+    max_running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

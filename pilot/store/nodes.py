@@ -62,11 +62,13 @@ class Nodes:
         """Make (node, lease ms) known."""
         for node, lease in nodes:
             yield Statement(
-                "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, state, started_at, seen_at, "
-                "lease_until) VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, 'up', :now, :now, :until)",
+                "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, "
+                "started_at, seen_at, lease_until) "
+                "VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, :most, 'up', :now, :now, :until)",
                 {
                     "id": node.id, "kind": node.kind, "host": node.host, "boot": node.boot_id, "pid": node.pid,
-                    "ticks": node.start_ticks, "version": node.version, "now": now, "until": now + lease,
+                    "ticks": node.start_ticks, "version": node.version, "most": node.max_running, "now": now,
+                    "until": now + lease,
                 },
             )  # fmt: skip
             yield events_statement(

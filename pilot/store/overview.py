@@ -86,13 +86,15 @@ async def _parked(database: Database, now: int) -> list[Document]:
 
 async def _nodes(database: Database, now: int) -> list[Document]:
     rows = await database.read(
-        "SELECT id, kind, host, pid, version, state, started_at, seen_at, lease_until FROM nodes "
+        "SELECT id, kind, host, pid, version, state, started_at, seen_at, lease_until, max_running, "
+        "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id) FROM nodes n "
         "ORDER BY started_at, id"
     )
     nodes: list[Document] = []
-    for id, kind, host, pid, version, state, started_at, seen_at, lease_until in rows:
+    for id, kind, host, pid, version, state, started_at, seen_at, lease_until, most, running in rows:
         node: dict[str, Any] = {"id": id, "kind": kind, "host": host, "pid": pid, "version": version}
         node["state"] = state if lease_until > now else "lost"
+        node |= {"running": running, "max_running": most or None}
         nodes.append(node | {"started_at": rfc3339(started_at), "seen_at": rfc3339(seen_at)})
     return nodes
 

@@ -158,9 +158,9 @@ class SqlQueue:
     async def nodes(self) -> list[tuple[Node, int]]:
         """Every known node and the end (UTC ms) of its lease."""
         rows = await self._database.read(
-            "SELECT id, kind, host, boot_id, pid, start_ticks, version, lease_until FROM nodes"
+            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, lease_until FROM nodes"
         )
-        return [(Node(*row[:7]), row[7]) for row in rows]
+        return [(Node(*row[:-1]), row[-1]) for row in rows]
 
     async def held_by(self, nodes: Collection[str]) -> list[Execution]:
         """What these nodes run, and whatever runs on an ended lease."""

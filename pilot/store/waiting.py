@@ -98,6 +98,8 @@ def _next(execution: Execution, holds: list[Hold]) -> str:
             return f"It waits for a person: mend the cause, then `pilot backend unpark {execution.backend}`."
         case "time":
             return f"It may start at {at}."
+        case "full":
+            return "It starts when one of what runs there ends and its turn comes."
         case "node":
             return "It starts once a node runs: `pilot serve`."
         case "reserved":
@@ -169,11 +171,19 @@ async def _nodes(database: Database, execution: Execution, now: int) -> list[Hol
         )
         gone = f"kept for the direct run {one_line(execution.reserved_for, 80)}, which is gone"
         return [] if alive else [Hold("reserved", gone)]
-    rows = await database.read("SELECT state FROM nodes WHERE lease_until > :now AND kind <> 'run'", {"now": now})
-    states = [row[0] for row in rows]
-    if any(state == "up" for state in states):
+    nodes = await database.read(
+        "SELECT n.id, n.state, n.max_running, "
+        "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id) "
+        "FROM nodes n WHERE n.lease_until > :now AND n.kind <> 'run' ORDER BY n.started_at, n.id",
+        {"now": now},
+    )
+    up = [(id, most, running) for id, state, most, running in nodes if state == "up"]
+    if any(most == 0 or running < most for _, most, running in up):
         return []
-    detail = "the only node is draining" if states else "no node is up"
+    if up:
+        full = ", ".join(f"{one_line(id, 80)} runs {running} of {most}" for id, most, running in up[:_NAMED])
+        return [Hold("full", f"every node has as much as it may run (dispatcher.max_running): {full}")]
+    detail = "the only node is draining" if nodes else "no node is up"
     return [Hold("node", f"{detail}; `pilot serve` runs one")]
 
 

@@ -93,7 +93,7 @@ def attempt(execution_id: int, number: int = 1, **values: Any) -> dict[str, Any]
 def node(id: str = "n1", **values: Any) -> dict[str, Any]:
     return {
         "id": id, "kind": "serve", "host": "h", "boot_id": "b", "pid": 1, "start_ticks": 1, "version": "0",
-        "state": "up", "started_at": NOW - 90 * SECOND, "seen_at": NOW, "lease_until": NOW + 60 * SECOND,
+        "max_running": 0, "state": "up", "started_at": NOW - 90 * SECOND, "seen_at": NOW, "lease_until": NOW + 60 * SECOND,
     } | values  # fmt: skip
 
 
@@ -307,6 +307,19 @@ class TestWhy:
 
         assert (why.status, why.position, why.holds) == ("queued", 1, ())
         assert "it is next" in why.next.lower()
+
+    async def test_every_node_is_full(self, rack: Rack) -> None:
+        await rack.project(2, "web")
+        await rack.put("nodes", node(max_running=1))
+        await rack.execution(1, Status.RUNNING, project_id=2)
+        await rack.execution(2)
+
+        why = await rack.why(2)
+
+        assert [hold.kind for hold in why.holds] == ["full"]
+        assert "n1 runs 1 of 1" in why.holds[0].detail
+        await rack.put("nodes", node("n2", max_running=1))
+        assert (await rack.why(2)).holds == ()
 
     async def test_who_has_the_slot_and_who_is_before_it(self, rack: Rack) -> None:
         await rack.put("nodes", node())
@@ -550,7 +563,7 @@ async def test_no_read_walks_the_finished_rows(rack: Rack) -> None:
 
     # Small tables and indexes of open rows may be walked from end to end; the counts walk one narrow index.
     few = [f"executions_{name}" for name in ("open_task", "ready", "later", "slot", "lease", "node")]
-    small = {"projects", "p", "z", "nodes", "parks", "pauses", "q", "ended", "part", "waiting", "line"}
+    small = {"projects", "p", "z", "nodes", "n", "parks", "pauses", "q", "ended", "part", "waiting", "line"}
     walks = [plan for plan in planned.plans if plan.startswith("SCAN ")]
     assert walks
     assert "SEARCH executions USING INTEGER PRIMARY KEY (rowid<?)" not in planned.plans

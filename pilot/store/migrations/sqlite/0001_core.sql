@@ -191,6 +191,7 @@ CREATE TABLE nodes (
   pid          INTEGER NOT NULL,
   start_ticks  INTEGER NOT NULL,
   version      TEXT NOT NULL,
+  max_running  INTEGER NOT NULL,           -- executions at once; 0: not said
   state        TEXT NOT NULL,              -- up | draining
   started_at   INTEGER NOT NULL,
   seen_at      INTEGER NOT NULL,
