@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
+
+import structlog
 
 from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Journal, OutputKind
 
+log = structlog.get_logger()
 PIECE = 64 << 10
 """Bytes of one stored piece, at most."""
 FLUSH = 256 << 10
@@ -102,7 +105,7 @@ class Recorder:
     async def session(self, session_id: str) -> None:
         """See `Emit.session`."""
         self._activity = self._loop.time()
-        await self._journal.note(self._execution, session_id=session_id)
+        await patiently(lambda: self._journal.note(self._execution, session_id=session_id))
         self.session_id = session_id
 
     def touch(self) -> None:
@@ -188,18 +191,25 @@ class Recorder:
                 self._room.set()
 
     async def _store(self, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
-        until = self._loop.time() + _PATIENCE
-        pause = 0.1
-        while pieces:
-            try:
-                await self._journal.write(self._execution, pieces)
-            except (StoreError, Busy):
-                if self._loop.time() + pause > until:
-                    raise
-            else:
-                return
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+        if pieces:
+            await patiently(lambda: self._journal.write(self._execution, pieces))
+
+
+async def patiently(write: Callable[[], Awaitable[None]]) -> None:
+    """Write, and again while the store can't (a full disk, a lock): hours of an agent's work may hang on it."""
+    loop = asyncio.get_running_loop()
+    until, pause = loop.time() + _PATIENCE, 0.1
+    while True:
+        try:
+            await write()
+        except (StoreError, Busy) as error:
+            if loop.time() + pause > until:
+                raise
+            log.warning("journal.delayed", error=str(error))
+        else:
+            return
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 5.0)
 
 
 def _pieces(kind: OutputKind, chunks: Sequence[bytes]) -> Iterator[tuple[OutputKind, bytes]]:
