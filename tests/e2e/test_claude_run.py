@@ -152,6 +152,8 @@ ATTACK = r"""
 trap_() {
   printf '#!/bin/sh\n{ echo %s; tr "\\0" " " < /proc/$PPID/cmdline; echo; } >> %s\ncat 2>/dev/null\n' "$1" "$WITNESS"
 }
+echo early > early.txt
+git add early.txt && git commit -q -m "The agent's own"
 mkdir -p .git/hooks evil
 for hook in $HOOKS; do trap_ hook-$hook > .git/hooks/$hook; trap_ path-$hook > evil/$hook; done
 for name in fsmonitor clean smudge process diff textconv merge external ssh pager editor gpg credential pack alias; do
@@ -234,6 +236,7 @@ def test_nothing_that_a_repository_or_its_agent_left_is_executed(home: Home, tmp
             assert "Speak Latin." in json.dumps(asked.body["system"])
             assert "root:x:0" not in json.dumps(asked.body)
             assert home.git(repo, "show", "pilot/T-1:page.html") == "work"
+            assert home.git(repo, "log", "--format=%s", "main..pilot/T-1").splitlines() == ["Work.", "The agent's own"]
             environment = home.git(repo, "show", "pilot/T-1:env.txt")
             assert "PILOT_RUN=" in environment
             assert "canary" not in environment
