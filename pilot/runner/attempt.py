@@ -22,7 +22,7 @@ from pilot.runner.agent import Broken, watch
 from pilot.runner.files import remove_tree
 from pilot.runner.gates import Gates, judge
 from pilot.runner.proctree import MARKER
-from pilot.runner.record import Recorder
+from pilot.runner.record import Recorder, patiently
 from pilot.runner.shell import run_shell
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
@@ -74,16 +74,25 @@ class Attempt:
         return self.ws
 
     async def step(self, phase: str, **facts: str | None) -> None:
-        """Say what comes now, durably, before it is done; raises `LeaseLost` when this run may do nothing more."""
-        await self.journal.note(self.execution, phase=phase, **facts)
+        """Say what comes now, durably, before it is done; raises `LeaseLost` when this run may do nothing more.
+
+        What was said before stands in the journal then, so that who follows both sees them in order.
+        """
+        await self.recorder.flush()
+        await patiently(lambda: self.journal.note(self.execution, phase=phase, **facts))
         self.recorder.touch()
 
     async def open(self) -> None:
         """The workspace, and set-up when it is new."""
         await self.step("workspace", input_hash=prompt.freeze(self.execution))
-        self.ws = ws = await self.workspaces.prepare(self.project, self.execution)
+        try:
+            async with asyncio.timeout_at(self.deadline):
+                self.ws = ws = await self.workspaces.prepare(self.project, self.execution)
+        except TimeoutError as error:
+            words = f"the workspace was not ready within {self.allowed:g} s"
+            raise WorkspaceError(FailureClass.INFRA, words) from error
         facts = {"workspace": str(ws.path), "branch": ws.branch, "base_sha": ws.base_sha}
-        await self.journal.note(self.execution, **facts)
+        await patiently(lambda: self.journal.note(self.execution, **facts))
         if not ws.fresh:
             return
         if self.project.setup:
@@ -145,7 +154,7 @@ class Attempt:
         await self.step("preserve")
         await self.in_own_time(self.workspaces.preserve(self.space, snapshot))
         if snapshot.changed:
-            await self.journal.note(self.execution, head_sha=snapshot.head_sha)
+            await patiently(lambda: self.journal.note(self.execution, head_sha=snapshot.head_sha))
             counts = f"{len(snapshot.files)} files, +{snapshot.insertions} -{snapshot.deletions}"
             await self.recorder.say(f"branch {self.space.branch} is at {snapshot.head_sha[:12]} ({counts})")
 
@@ -313,7 +322,7 @@ class Attempt:
 
     def goes_on(self, outcome: Outcome) -> bool:
         """Whether the next attempt goes on where this one stopped, as if nothing had been."""
-        return outcome.failure in _GOES_ON
+        return outcome.failure in _GOES_ON or outcome.ending in (Ending.QUESTION, Ending.CANCELLED, Ending.INTERRUPTED)
 
 
 async def _bounded(work: Coroutine[Any, Any, T]) -> T:

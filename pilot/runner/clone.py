@@ -60,10 +60,6 @@ class CloneMode:
         """See `Mode.settle`."""
         await asyncio.to_thread(self._arrange, ws, head)
 
-    async def at_home(self, ws: Workspace) -> bool:
-        """See `Mode.at_home`."""
-        return False
-
     async def come_back(self, ws: Workspace) -> None:
         """See `Mode.come_back`: one whose removal has begun is not fit to go on in, and made anew."""
 

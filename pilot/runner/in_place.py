@@ -14,9 +14,16 @@ from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
 from pilot.runner.git import Git, remove_stale_lock
 from pilot.runner.space import Workspace
-from pilot.runner.tree import Tree
+from pilot.runner.tree import Changes, Tree
 
-_UNDER_WAY = ("MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "rebase-merge", "rebase-apply", "BISECT_LOG")
+_UNDER_WAY = {
+    "MERGE_HEAD": "merge",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "rebase-merge": "rebase",
+    "rebase-apply": "rebase",
+}
+"""What git is in the middle of, by what it leaves in its directory."""
 _SHOWN = 5
 
 
@@ -25,7 +32,7 @@ class InPlaceMode:
 
     def tree(self, ws: Workspace) -> Tree:
         """See `Mode.tree`."""
-        return Tree(ws.path, self._git(ws), ws.home / "exclude")
+        return Tree(ws.path, self._git(ws), ws.home / "exclude", shared=True)
 
     async def make(self, ws: Workspace, files: str, head: str) -> None:
         """See `Mode.make`."""
@@ -62,24 +69,25 @@ class InPlaceMode:
         if (await git.run("symbolic-ref", "--quiet", "HEAD", ok=(0, 1))).text == f"refs/heads/{ws.branch}":
             ws.record.seen = head
 
-    async def at_home(self, ws: Workspace) -> bool:
-        """See `Mode.at_home`."""
-        return True
-
     async def remove(self, ws: Workspace) -> None:
         """See `Mode.remove`: back to what the checkout stood on, if it is as pilot left it."""
         record, git = ws.record, self._git(ws)
         if record.former is None:
             return
-        kept = record.wip or record.head
-        if record.index != kept:
-            await ws.tree.stand_on(kept)
+        kept = record.kept
         here = (await git.run("rev-parse", "--verify", "HEAD^{commit}")).text
-        if here != record.head or (await ws.tree.changes()).any:
+        changes = await ws.tree.changes()
+        if kept == record.wip:
+            await ws.tree.add(changes)
+            changes = Changes()
+        if here != record.head or changes.any or await self._trees_differ(ws, kept):
             raise WorkspaceError(
                 FailureClass.CONFLICT,
                 f"{ws.path} was changed after the attempt; it stays on {ws.branch}. Commit or stash, then switch back",
             )
+        for name, word in _UNDER_WAY.items():
+            if (ws.source.git_dir / name).exists():
+                await git.run(word, "--quit")
         back = record.former
         record.leaving = True
         ws.save()
@@ -98,7 +106,7 @@ class InPlaceMode:
         """The files of the work again, if a kill came while they were being switched for what was there before."""
         record = ws.record
         if record.leaving and record.former is not None:
-            await self._switch_files(ws, record.former, record.wip or record.head)
+            await self._switch_files(ws, record.former, record.kept)
             record.leaving = False
             ws.save()
 
@@ -108,6 +116,11 @@ class InPlaceMode:
         await git.run("update-index", "-q", "--refresh", ok=(0, 1))
         await git.run("read-tree", "-m", "-u", "--no-recurse-submodules", old, new)
 
+    async def _trees_differ(self, ws: Workspace, commit: str) -> bool:
+        """Whether the index is another tree than the commit's."""
+        done = await self._git(ws).run("diff-index", "--cached", "--quiet", commit, ok=(0, 1))
+        return done.code == 1
+
     def _is_unused(self, ws: Workspace, sha: str) -> bool:
         """Whether a branch at that commit says nothing that is not kept elsewhere."""
         record = ws.record
@@ -116,10 +129,10 @@ class InPlaceMode:
 
     async def _refuse_unless_clean(self, ws: Workspace) -> None:
         git_dir = ws.source.git_dir
-        under_way = [name for name in _UNDER_WAY if (git_dir / name).exists()]
+        under_way = [word for name, word in _UNDER_WAY.items() if (git_dir / name).exists()]
         if under_way:
             raise WorkspaceError(
-                FailureClass.CONFLICT, f"{ws.path} is in the middle of something ({under_way[0]}); finish or abort it"
+                FailureClass.CONFLICT, f"{ws.path} is in the middle of a {under_way[0]}; finish or abort it first"
             )
         done = await self._git(ws).run(
             "status", "--porcelain", "-z", "--untracked-files=normal", "--no-renames", "--ignore-submodules=dirty"

@@ -51,10 +51,6 @@ class Mode(Protocol):
         """Make it stand on the commit that pilot made of it, so that whoever goes on in it sees that."""
         ...
 
-    async def at_home(self, ws: Workspace) -> bool:
-        """Whether its branch is the project's own."""
-        ...
-
     async def come_back(self, ws: Workspace) -> None:
         """Undo a `remove` that a kill broke off, where that can be seen."""
         ...
@@ -131,6 +127,12 @@ class Maker:
 
     async def _made(self, source: Source) -> Workspace:
         mode = self.project.workspace
+        if source.is_partial:
+            raise WorkspaceError(
+                FailureClass.CONFLICT,
+                f"{source.where} is a partial clone, and lacks what a workspace needs; `git fetch --refetch` without a "
+                "filter completes it, or the project's `url` lets pilot keep a mirror of its own",
+            )
         if mode == "in_place" and source.top is None:
             raise WorkspaceError(FailureClass.CONFLICT, f"{source.where} has no checkout to work in (in_place)")
         pristine = pristine_of(source, self.execution.project_id, self.state_dir)

@@ -51,11 +51,16 @@ class AttemptRunner:
     async def __call__(self, execution: Execution) -> Outcome:
         """See `ports.Runner`."""
         try:
+            project = self._project(execution)
+        except LookupError:
+            return failed(FailureClass.CONFLICT, f"{execution.project} is no project of this pilot's configuration now")
+        try:
             backend = self._backend(execution)
+            executor = self._executor(execution).resolve(execution.backend)
         except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
             return failed(FailureClass.INVALID_CONFIG, f"backend {execution.backend} can't be used: {error}")
         async with Recorder(self._journal, execution) as recorder:
-            attempt = self._attempt(execution, backend, recorder)
+            attempt = self._attempt(execution, project, executor, backend, recorder)
             try:
                 return await self._carried_out(attempt)
             except asyncio.CancelledError:
@@ -92,7 +97,7 @@ class AttemptRunner:
         repairs = attempt.project.gate_repairs
         red: Outcome | None = None
         while True:
-            if outcome.ending is Ending.QUESTION or attempt.goes_on(outcome):
+            if attempt.goes_on(outcome):
                 await attempt.keep()
                 return outcome
             before = attempt.snapshot
@@ -116,17 +121,26 @@ class AttemptRunner:
     async def _released(self, attempt: Attempt, outcome: Outcome) -> None:
         """What becomes of the workspace, as the project's `keep_workspace` says; whoever goes on needs it."""
         policy = attempt.project.keep_workspace
-        goes_on = outcome.ending is Ending.QUESTION or attempt.goes_on(outcome)
-        keep = policy == "always" or goes_on or (policy == "on_failure" and outcome.ending is Ending.FAILED)
+        keep = (
+            policy == "always"
+            or attempt.goes_on(outcome)
+            or (policy == "on_failure" and outcome.ending is Ending.FAILED)
+        )
         await attempt.release(keep=keep)
 
-    def _attempt(self, execution: Execution, backend: Backend, recorder: Recorder) -> Attempt:
-        executor = self._executor(execution).resolve(execution.backend)
+    def _attempt(
+        self,
+        execution: Execution,
+        project: ProjectSettings,
+        executor: ExecutorSettings,
+        backend: Backend,
+        recorder: Recorder,
+    ) -> Attempt:
         wanted = execution.options.get("timeout")
         seconds = executor.timeout if wanted is None else wanted / 1000
         return Attempt(
             execution=execution,
-            project=self._project(execution),
+            project=project,
             executor=executor,
             backend=backend,
             workspaces=self._workspaces,

@@ -24,6 +24,7 @@ FETCH_TIMEOUT = 3600.0
 """Seconds; a transfer that stands still is broken off much earlier."""
 _FORMAT = "--format=%(objectname)%00%(refname)%00%(HEAD)%00%(worktreepath)"
 _SHA256 = re.compile(rb"(?i)^\s*objectformat\s*=\s*sha256", re.MULTILINE)
+_PARTIAL = re.compile(rb"(?i)^\s*(promisor\s*=\s*true|partialclone\s*=)", re.MULTILINE)
 _REMOTE = "refs/remotes/origin/"
 _BRANCH = re.compile(r"(?!-)(?!.*(?://|/\.|\.\.|@\{|\.lock(?:/|$)))(?![/.])[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
 
@@ -68,6 +69,11 @@ class Source:
     def where(self) -> str:
         """The repository, for people."""
         return str(self.top or self.common)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it lacks objects, and would fetch them one by one."""
+        return _PARTIAL.search(_bytes(self.common / "config")) is not None
 
     def layout(self) -> Layout:
         """What repositories that borrow from this one take over."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pilot.domain.errors import WorkspaceError
 from pilot.domain.outcome import FailureClass
+from pilot.runner.files import make_spread
 from pilot.runner.pristine import Pristine
 from pilot.runner.source import Source
 from pilot.runner.tree import Tree
@@ -27,9 +28,9 @@ class Record:
     `base`: the commit that changes are counted from. `start`: where the branch began in this workspace. `seen`:
     where pilot last saw the branch in the project's repository (None: there was none). `head`: the last commit
     pilot knows of, `index` the one that its index stands on, `changed` whether it differs from the base.
-    `preserved`: the commit that the project's branch got. `wip`: what was kept without a branch. `former`: what a
-    checkout stood on before (`in_place`), `leaving` that it is being switched back to that. `named`: the task itself
-    named its branch. `refs`: what the agent's clone has besides.
+    `preserved`: the commit that the project's branch got. `wip`: what was kept without a branch, `old_wip` when a
+    commit has it by now. `former`: what a checkout stood on before (`in_place`), `leaving` that it is being switched
+    back to that. `named`: the task itself named its branch. `refs`: what the agent's clone has besides.
     """
 
     store: str
@@ -45,6 +46,7 @@ class Record:
     index: str = ""
     preserved: str | None = None
     wip: str | None = None
+    old_wip: str | None = None
     former: str | None = None
     leaving: bool = False
     named: bool = False
@@ -52,6 +54,11 @@ class Record:
     ready: bool = False
     set_up: bool = False
     refs: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> str:
+        """The commit that has all of the work, on the branch or aside."""
+        return self.wip or self.head
 
     def save(self, home: Path) -> None:
         """Write it down, whole."""
@@ -138,7 +145,8 @@ def lock_folder(home: Path) -> int:
 
     A run that lost its lease may still be at its end here while the next one starts.
     """
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_spread(home.parent)
+    home.mkdir(exist_ok=True, mode=0o700)
     lock = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

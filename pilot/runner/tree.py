@@ -11,6 +11,7 @@ from pathlib import Path
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 
+CHECKOUT_TIMEOUT = 1800.0
 _MODIFIED, _REMOVED, _OTHER = "C", "R", "?"
 
 
@@ -47,29 +48,42 @@ class Tree:
     git: Git
     exclude: Path | None = None
     """A file with more patterns of what is not taken: what set-up made."""
+    shared: bool = False
+    """Whether the index is the agent's, too: it may hold half a merge, and what was staged in it stays."""
 
     async def check_out(self, commit: str) -> None:
         """Make index and files that commit; other files that are in the way are overwritten."""
-        await self.git.run("read-tree", "--reset", "-u", "--no-recurse-submodules", commit)
+        await self.git.run("read-tree", "--reset", "-u", "--no-recurse-submodules", commit, timeout=CHECKOUT_TIMEOUT)
 
     async def stand_on(self, commit: str) -> None:
-        """Make the index that commit and leave the files."""
+        """Make the index that commit and leave the files. An index that is the agent's stays as it is.
+
+        (That one stands where the agent stands; and made anew it would forget which files are checked out.)
+        """
+        if self.shared:
+            return
         await self.git.run("read-tree", "--reset", commit)
 
     async def changes(self) -> Changes:
         """What differs from the index, ignored files left out."""
         more = () if self.exclude is None or not self.exclude.exists() else (f"--exclude-from={self.exclude}",)
         done = await self.git.run("ls-files", "-z", "-t", "-m", "-d", "-o", "--exclude-standard", *more)
+        parts = done.parts
+        if self.shared:
+            unmerged = await self.git.run("ls-files", "-z", "-u")
+            names = {part.split("\t", 1)[1] for part in unmerged.parts}
+            parts = [part for part in parts if part[2:] not in names]
+            parts += [f"{_MODIFIED if _is_there(self.top / name) else _REMOVED} {name}" for name in names]
         removed = {
             part[2:]
-            for part in done.parts
+            for part in parts
             if part[0] == _REMOVED or (part[0] == _MODIFIED and _beyond_link(self.top, part[2:]))
         }
         modified: list[str] = []
         untracked: list[str] = []
         nested: list[str] = []
         unreadable: list[str] = []
-        for tag, path in ((part[0], part[2:]) for part in done.parts):
+        for tag, path in ((part[0], part[2:]) for part in parts):
             if tag == _REMOVED or (tag == _MODIFIED and path in removed):
                 continue
             if path.endswith("/") or _is_repository(self.top / path):
@@ -135,6 +149,10 @@ def _is_repository(path: Path) -> bool:
 def _beyond_link(top: Path, path: str) -> bool:
     """Whether a directory on the way to a path became a symlink: then git says what is behind it."""
     return any((top / folder).is_symlink() for folder in Path(path).parents if folder != Path())
+
+
+def _is_there(path: Path) -> bool:
+    return os.path.lexists(path)
 
 
 def _readable(path: Path) -> bool:

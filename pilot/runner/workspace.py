@@ -89,6 +89,8 @@ class Workspaces:
             await ws.pristine.put({f"head/{ws.key}": commit, f"base/{ws.key}": ws.record.base})
             record = ws.record
             record.head, record.index, record.changed = commit, commit, snapshot.changed
+            record.old_wip = record.wip or record.old_wip
+            record.wip = None
             ws.save()
             await MODES[ws.mode].settle(ws, commit)
             ws.save()
@@ -252,14 +254,15 @@ async def _kept_aside(ws: Workspace, head: str, place: str) -> WorkspaceError:
 
 
 async def _forget_wip(ws: Workspace) -> None:
-    if ws.record.wip is None:
+    """What was kept aside is part of a commit that is preserved."""
+    if ws.record.old_wip is None:
         return
     name = f"wip/{ws.execution}"
-    if (await ws.source.kept(name)).get(name) == ws.record.wip:
-        await ws.source.move({f"refs/pilot/{name}": (None, ws.record.wip)})
+    if (await ws.source.kept(name)).get(name) == ws.record.old_wip:
+        await ws.source.move({f"refs/pilot/{name}": (None, ws.record.old_wip)})
     known = await ws.pristine.refs(f"wip/{ws.key}", f"wip-head/{ws.key}")
     await ws.pristine.put(dict.fromkeys(known))
-    ws.record.wip = None
+    ws.record.old_wip = None
     ws.save()
 
 
@@ -276,9 +279,8 @@ async def _is_safe(ws: Workspace) -> bool:
     if not mode.intact(ws):
         return not ws.path.exists()
     head, _ = await mode.head(ws)
-    kept = record.head if record.wip is None or record.preserved == record.head else record.wip
-    if kept != record.index:
-        await ws.tree.stand_on(kept)
+    if record.kept != record.index:
+        await ws.tree.stand_on(record.kept)
     return head == record.head and not (await ws.tree.changes()).any
 
 

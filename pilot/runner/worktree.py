@@ -73,10 +73,6 @@ class WorktreeMode:
         (admin / "HEAD").write_text(f"ref: refs/heads/{ws.branch}\n")
         await asyncio.to_thread(shutil.copyfile, ws.home / "index", admin / "index")
 
-    async def at_home(self, ws: Workspace) -> bool:
-        """See `Mode.at_home`."""
-        return True
-
     async def come_back(self, ws: Workspace) -> None:
         """See `Mode.come_back`: one whose removal has begun is not fit to go on in, and made anew."""
 

@@ -131,3 +131,50 @@ async def test_a_bare_repository_has_no_checkout(tmp_path: Path) -> None:
 
     with pytest.raises(WorkspaceError, match="no checkout"):
         await s.workspaces.prepare(s.project, execution())
+
+
+async def test_a_question_after_a_red_gate_frees_the_checkout_too(tmp_path: Path) -> None:
+    """The branch has the first attempt's commit; what the second one left is kept aside and comes back."""
+    s = site(tmp_path, workspace="in_place", gate_repairs=1, gates=({"name": "t", "run": "test -e good"},))
+    ask = 'echo half > two; printf \'```pilot-question\\n{"question": "which?"}\\n```\\n\''
+
+    outcome = await s.run("echo 1 > one", ask, execution=execution())
+
+    assert outcome.ending is Ending.QUESTION
+    assert git(s.repo, "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert git(s.repo, "status", "--porcelain") == ""
+    assert files_of(s.repo, "pilot/GH-46").keys() == {".gitignore", "README", "one", "src/a.py"}
+
+    outcome = await s.run("cat two; > good", execution=again(execution(), s.notebook))
+    assert outcome.delivered
+    assert outcome.text == "half\n"
+    assert {"one", "two", "good"} <= files_of(s.repo, "pilot/GH-46").keys()
+
+
+@pytest.mark.parametrize("how", ["merge side", "cherry-pick side", "revert --no-edit HEAD~1", "rebase side"])
+async def test_half_a_merge_of_the_agent_does_not_stay_in_the_checkout(tmp_path: Path, how: str) -> None:
+    s = site(tmp_path, workspace="in_place")
+    shell(s.repo, "git switch -qc side; echo side > README; git commit -qam side; git switch -q main")
+    shell(s.repo, "echo main > README; git commit -qam main; echo more > README; git commit -qam more")
+
+    outcome = await s.run(f"git {how} >/dev/null 2>&1; git status | grep -c 'both modified'", execution=execution())
+
+    assert outcome.text == "1\n"
+    assert outcome.delivered
+    assert "<<<<<<<" in files_of(s.repo, "pilot/GH-46")["README"]
+    assert git(s.repo, "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert git(s.repo, "status", "--porcelain") == ""
+    assert (await s.run("echo x > next", execution=execution(id=8, task_id="GH-47"))).delivered
+
+
+async def test_a_sparse_checkout_stays_sparse(tmp_path: Path) -> None:
+    s = site(tmp_path, workspace="in_place")
+    shell(s.repo, "git sparse-checkout set --no-cone '/*' '!src'")
+    assert not (s.repo / "src").exists()
+
+    outcome = await s.run("echo 1 > one; git add one; git commit -qm one; echo 2 > two", execution=execution())
+
+    assert outcome.delivered
+    assert files_of(s.repo, "pilot/GH-46").keys() == {".gitignore", "README", "one", "src/a.py", "two"}
+    assert not (s.repo / "src").exists()
+    assert git(s.repo, "status", "--porcelain") == ""
