@@ -116,6 +116,14 @@ class Recorder:
         """A note of pilot's own."""
         await self.output(OutputKind.PILOT, words.rstrip("\n").encode(errors="replace") + b"\n")
 
+    async def flush(self) -> None:
+        """Return when what was taken is written, but for what is kept for the end; raises what `output` does."""
+        while (self._runs or self._writing) and self._error is None:
+            self._room.clear()
+            self._full.set()
+            await self._room.wait()
+        self.check()
+
     async def close(self) -> None:
         """Write all that is left. Cancelled, it gives up; a failure is kept for `output` to raise."""
         writer = self._writer

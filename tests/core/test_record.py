@@ -80,6 +80,30 @@ async def test_much_does_not_wait_for_the_clock() -> None:
         await until(lambda: notebook.pieces)
 
 
+async def test_a_flush_waits_for_what_was_said_and_not_for_the_clock() -> None:
+    slow = Slow()
+    async with Recorder(slow, execution(), interval=3600) as recorder:
+        await recorder.flush()
+        await recorder.output(OUT, b"one")
+        flushing = asyncio.create_task(recorder.flush())
+        await until(lambda: slow.writes)
+        await recorder.output(OUT, b"two")
+        assert not flushing.done()
+        slow.go.set()
+        await flushing
+        assert slow.pieces == [(OUT, b"one"), (OUT, b"two")]
+
+
+async def test_a_flush_hears_of_the_loss() -> None:
+    notebook = Notebook()
+    notebook.lost = True
+    recorder = await Recorder(notebook, execution(), interval=3600).__aenter__()
+    await recorder.output(OUT, b"one")
+    with pytest.raises(LeaseLost):
+        await recorder.flush()
+    await recorder.close()
+
+
 async def test_pieces_are_bounded_and_never_cut_inside_a_character() -> None:
     notebook = Notebook()
     text = ("€" * 50_000 + "x" + "𝄞" * 50_000).encode()

@@ -40,7 +40,9 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home) -> None:
         assert home.git(repo, "rev-list", "main..pilot/T-1").split() == [end["head_sha"]]
         assert f"Pilot-Execution: {end['id']}" in home.git(repo, "show", "-s", "pilot/T-1")
 
-        assert "I write it." in done.err
+        live = [done.err.find(words) for words in ("• agent", "I write it.", "▸ Write ", "All done.", "• commit")]
+        assert -1 not in live
+        assert live == sorted(live), done.err
         logs = home.pilot("logs", end["id"]).out
         said = [logs.find(words) for words in ("I write it.", "Write ", "All done.")]
         assert -1 not in said
