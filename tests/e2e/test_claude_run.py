@@ -76,6 +76,18 @@ def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> 
         home.audit(failed=1, cancelled=1)
 
 
+def test_a_rate_limit_says_try_later(home: Home) -> None:
+    home.repo("web")
+    with conversing(home, {"T-1": [status(429, "slow down", headers={"retry-after": "3600"}, times=9)]}) as model:
+        end = home.pilot("run", "Write.", "-p", "web", "--task-id", "T-1", "--json", code=75).json
+        assert (end["failure_class"], end["failures"]) == ("rate_limit", 0)
+        assert "slow down" in end["error"]
+        assert len(model.agent_requests) == 1
+        (parked,) = home.pilot("status", "--json").json["parked"]
+        assert parked["until"] is not None
+        home.audit(failed=1)
+
+
 def test_a_refusal_waits_for_a_person(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [{"refusal": True}]}):
