@@ -71,7 +71,10 @@ class Dispatcher:
         self._attempts = Attempts(queue, runner, clock, jitter, rules)
         self._turns = Turns(self._limits.max_running)
         self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs)
-        self._recovery = Recovery(queue, node, clock, alive, end_processes, every=min(15.0, self._limits.lease / 4))
+        lease = self._limits.lease
+        self._recovery = Recovery(
+            queue, node, clock, alive, end_processes, every=min(15.0, lease / 4), silence=lease / 2
+        )
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: set[int] = set()
@@ -295,7 +298,7 @@ class Dispatcher:
             node=self._node.id,
             lease=self._lease,
             own=self._node.kind is NodeKind.RUN,
-            admitting=lambda: not self._draining.is_set(),
+            admitting=lambda: not self._draining.is_set() and project_id in self.projects,
             linger=self._limits.linger,
         )
         task = asyncio.create_task(worker.run(), name=f"project {project.name}")

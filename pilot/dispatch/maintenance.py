@@ -18,6 +18,8 @@ from pilot.domain.policy import Settlement
 from pilot.domain.ports import Clock, Finish, Held, Node
 
 log = structlog.get_logger()
+FORGOTTEN = 24 * 60 * 60 * 1000
+"""ms after the end of its lease when another host's node is no longer listed."""
 SELF_FENCE = 0.6
 """Part of the lease after which runs are ended if it could not be renewed; the rest is theirs to end in."""
 
@@ -42,7 +44,11 @@ class LeaseQueue(Protocol):
         ...
 
     async def recover(
-        self, nodes: Collection[str], why: str, fences: frozenset[tuple[int, int]] | None = None
+        self,
+        nodes: Collection[str],
+        why: str,
+        fences: frozenset[tuple[int, int]] | None = None,
+        silent: frozenset[str] | None = None,
     ) -> list[Execution]:
         """Take back what dead nodes held."""
         ...
@@ -146,7 +152,8 @@ class Recovery:
     """Takes back what nodes that are no more were running: by process on this host, by lease on others.
 
     `alive` judges a node of this host by its process; None for a node of another host. `end_processes` ends what an
-    execution's claim left running here, verified, given (execution id, fence).
+    execution's claim left running here, verified, given (execution id, fence). A lease has ended when its time is
+    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep.
     """
 
     queue: LeaseQueue
@@ -155,6 +162,8 @@ class Recovery:
     alive: Callable[[Node], bool | None]
     end_processes: Callable[[int, int], Awaitable[Collection[int]]]
     every: float = 15.0
+    silence: float = 30.0
+    _ended: dict[str | tuple[int, int], tuple[int, float]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Periodically; the first time is the dispatcher's, before it admits anything."""
@@ -170,10 +179,17 @@ class Recovery:
         nodes = {node.id: (node, until) for node, until in await self.queue.nodes()}
         now = self.clock()
         dead = [n.id for n, until in nodes.values() if n.id != self.node.id and self._is_dead(n, until, now)]
-        lost = await self.queue.held_by(dead)
+        # Its own claims are its heartbeat's business.
+        held = [execution for execution in await self.queue.held_by(dead) if execution.node != self.node.id]
+        silent = self._silent(
+            {id: until for id, (_, until) in nodes.items() if until < now and id != self.node.id}
+            | {(execution.id, execution.fence): execution.lease_until or 0 for execution in held}
+        )
+        quiet = frozenset(key for key in silent if isinstance(key, str))
+        lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent]
         if not lost and not dead:
             await self.queue.expire_parks()
-            await self.queue.recover((), "", frozenset())  # direct runs whose process is gone
+            await self.queue.recover((), "", frozenset(), quiet)  # direct runs whose process is gone
             return []
         fences: set[tuple[int, int]] = set()
         for execution in lost:
@@ -186,10 +202,19 @@ class Recovery:
                 continue
             fences.add((execution.id, execution.fence))
             log.warning("execution.lost", execution=execution.id, node=execution.node, processes_ended=len(ended))
-        taken = await self.queue.recover(dead, "its process is gone", frozenset(fences))
+        taken = await self.queue.recover(dead, "its process is gone", frozenset(fences), quiet)
         await self.queue.expire_parks()
         return taken
 
     def _is_dead(self, node: Node, lease_until: int, now: int) -> bool:
         alive = self.alive(node)
-        return lease_until < now - 60_000 if alive is None else not alive
+        return lease_until < now - FORGOTTEN if alive is None else not alive
+
+    def _silent(self, ended: Mapping[str | tuple[int, int], int]) -> frozenset[str | tuple[int, int]]:
+        """Of what has an ended lease (node id, or claim): what has been so, with the same end, for long enough."""
+        now = asyncio.get_running_loop().time()
+        before, self._ended = self._ended, {}
+        for key, until in ended.items():
+            seen = before.get(key)
+            self._ended[key] = seen if seen is not None and seen[0] == until else (until, now)
+        return frozenset(key for key, (_, since) in self._ended.items() if now - since >= self.silence)

@@ -94,7 +94,10 @@ class Queue(Protocol):
         ...
 
     async def heartbeat(self, node: str, lease: int) -> list[Held]:
-        """Renew every lease of the node in one statement, and the node's own; what is not returned is lost."""
+        """Renew every lease of the node in one statement, and the node's own; what is not returned is lost.
+
+        A lease that has ended, but that nobody took back, is renewed, too.
+        """
         ...
 
     async def finish(self, finish: Finish) -> Execution | None:
@@ -138,9 +141,16 @@ class DispatchQueue(Queue, Protocol):
         ...
 
     async def recover(
-        self, nodes: Collection[str], why: str, fences: frozenset[tuple[int, int]] | None = None
+        self,
+        nodes: Collection[str],
+        why: str,
+        fences: frozenset[tuple[int, int]] | None = None,
+        silent: frozenset[str] | None = None,
     ) -> list[Execution]:
-        """Take back what these dead nodes and all ended leases held (`fences`: only those claims)."""
+        """Take back what these dead nodes and all ended leases held (`fences`: only those claims).
+
+        The direct runs that wait for a dead node end, and those of one whose lease has ended (`silent`: only these).
+        """
         ...
 
     async def cancels(self, node: str) -> list[int]:

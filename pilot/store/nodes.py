@@ -32,12 +32,14 @@ class Loss:
     """Nodes known to be dead (by their process, not by age), and why; expired leases are taken back besides.
 
     `fences` narrows it to these claims (execution id, fence): what the caller has cleaned up after.
+    `silent`: nodes whose ended lease the caller has watched long enough; None: an ended lease is enough.
     `left`: the node says goodbye itself, in order; not a loss that counts against a task.
     """
 
     nodes: tuple[str, ...]
     why: str
     fences: frozenset[tuple[int, int]] | None = None
+    silent: frozenset[str] | None = None
     left: bool = False
 
 
@@ -56,7 +58,8 @@ class Nodes:
             SELECT e.id, e.reserved_for FROM executions e
             WHERE e.reserved_for IS NOT NULL AND e.status IN {OPEN_STATUSES} AND e.status <> 'running'
               AND (e.reserved_for IN (SELECT d.id FROM {_NAMES.of(dialect, "d")})
-                OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND n.lease_until >= :now))"""
+                OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND (n.lease_until >= :now
+                  OR (:watched = 1 AND n.id NOT IN (SELECT s.id FROM {_NAMES.of(dialect, "s", "silent")})))))"""
 
     def start(self, nodes: Sequence[tuple[Node, int]], now: int) -> Generator[Step, Rows, list[None]]:
         """Make (node, lease ms) known."""
@@ -94,10 +97,11 @@ class Nodes:
                 {"now": now, "until": until, "node": beat.node},
             )
             rows = yield Statement(
+                # Also one that has ended: as long as nobody took it back it is this node's, and a wall clock that
+                # jumped, or a machine that slept, must not cost it its work.
                 "UPDATE executions SET lease_until = :until WHERE node = :node AND status = 'running' "
-                "AND lease_until >= :now "
                 "RETURNING executions.id, executions.fence, executions.cancel_requested",
-                {"until": until, "node": beat.node, "now": now},
+                {"until": until, "node": beat.node},
             )
             held.append([Held(id, fence, bool(cancel)) for id, fence, cancel in rows])
         return held
@@ -122,7 +126,9 @@ class Nodes:
         if finishes:
             yield from self._finish.end(finishes, now, lost=not loss.left)
             yield Notify({str(execution.project_id) for execution in lost})
-        orphans = yield Statement(self._orphans, {"now": now, "items": names})
+        silent = _NAMES.rows((name,) for name in loss.silent or ())
+        watched = int(loss.silent is not None)
+        orphans = yield Statement(self._orphans, {"now": now, "items": names, "silent": silent, "watched": watched})
         if orphans:
             reason = "the `pilot run` that asked for it has ended"
             yield from self._cancel([CancelRequest(id, by="pilot", reason=reason) for id, _ in orphans], now)

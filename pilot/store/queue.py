@@ -170,10 +170,14 @@ class SqlQueue:
         return [e for e in executions if e.node in nodes or (e.lease_until or 0) < now]
 
     async def recover(
-        self, nodes: Iterable[str], why: str, fences: frozenset[tuple[int, int]] | None = None
+        self,
+        nodes: Iterable[str],
+        why: str,
+        fences: frozenset[tuple[int, int]] | None = None,
+        silent: frozenset[str] | None = None,
     ) -> list[Execution]:
         """Take back what these dead nodes and all ended leases held (`fences`: only those). The rows as they were."""
-        return await self._database.write(self._recoveries, Loss(tuple(nodes), why, fences))
+        return await self._database.write(self._recoveries, Loss(tuple(nodes), why, fences, silent))
 
     async def leave(self, node: str) -> None:
         """The last word of a node that ends in order: what it still holds goes back, uncounted."""

@@ -304,6 +304,22 @@ async def test_new_settings_bring_projects_and_slots_while_it_runs(stage: Stage)
         await stage.reach(Status.COMPLETED, *ids)
 
 
+async def test_a_project_that_is_no_longer_served_ends_what_runs_and_begins_nothing(stage: Stage) -> None:
+    api, web = await stage.project("api"), await stage.project("web")
+    stage.script.acts["T-0"] = work = Work()
+    running, left = await stage.task(api, "T-0"), await stage.task(api, "T-1")
+
+    async with stage.dispatcher() as dispatcher:
+        await work.begun.wait()
+        dispatcher.reconfigure([web])
+        work.go.set()
+        await stage.reach(Status.COMPLETED, running)
+        await stage.reach(Status.COMPLETED, await stage.task(web, "other"))
+        assert (await stage.row(left)).attempt == 0
+        dispatcher.reconfigure([api, web])
+        await stage.reach(Status.COMPLETED, left)
+
+
 async def test_a_project_that_the_node_does_not_serve_is_left_alone(stage: Stage) -> None:
     api, web = await stage.project("api"), await stage.project("web")
     foreign, own = await stage.task(api, "foreign"), await stage.task(web, "own")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -18,6 +19,11 @@ from tests.core.stage import MINUTE, SECOND, Stage, Through, Work, in_turn, retu
 
 SOON = Limits(lease=0.2, poll_interval=0.05)
 """Recovery every 50 ms. Leases are judged by the clock of the test, which stands still."""
+
+
+STEADY = Limits(lease=1.2, poll_interval=0.05)
+"""Recovery every 300 ms, heartbeats every 400 ms."""
+HOUR = 60 * MINUTE
 
 
 class Reaper:
@@ -361,3 +367,50 @@ async def test_a_backend_opens_again_when_nobody_has_work_for_it(stage: Stage) -
 
     opened = [data for type, data in await stage.events() if type == "backend.unparked"]
     assert opened == [{"backend": "claude", "by": "time"}]
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+@pytest.mark.parametrize("nodes", [1, 2])
+async def test_a_wall_clock_that_jumps_costs_a_living_node_nothing(stage: Stage, nodes: int, hours: int) -> None:
+    api, web = await stage.project("api"), await stage.project("web")
+    stage.script.acts["T-1"] = work = Work()
+    id = await stage.task(api, "T-1")
+    direct = stage.node(NodeKind.RUN)
+    await stage.queue.start_node(direct, MINUTE)
+    waits = await stage.task(web, "waits", reserved_for=direct.id, available_at=stage.clock.now + 10 * HOUR)
+    reaper, beats = Reaper(stage), Through(stage.queue)
+
+    async with contextlib.AsyncExitStack() as up:
+        for _ in range(nodes):
+            # The first to look at the leases after the jump is a recovery, for heartbeats are rarer.
+            await up.enter_async_context(stage.dispatcher(queue=beats, limits=STEADY, **reaper.seams))
+        await work.begun.wait()
+        stage.clock.advance(hours * HOUR)
+        before = beats.calls["heartbeat"]
+        await stage.queue.heartbeat(direct.id, MINUTE)
+        await until(lambda: beats.calls["heartbeat"] >= before + 2 * nodes)
+        assert (await stage.row(waits)).status is Status.QUEUED
+        work.go.set()
+        (row,) = await stage.reach(Status.COMPLETED, id)
+        assert len(await stage.queue.nodes()) == nodes + 1
+        await stage.queue.leave(direct.id)
+
+    assert (row.attempt, row.losses, work.cancels) == (1, 0, 0)
+    assert reaper.ended == []
+
+
+async def test_a_process_that_lives_and_is_silent_loses_what_it_holds(stage: Stage) -> None:
+    """Stopped in a terminal, or hung: its lease ends, its direct run makes way."""
+    api, web = await stage.project("api"), await stage.project("web")
+    hung = stage.node(NodeKind.RUN)
+    lost = await left_behind(stage, api, hung)
+    mine = await stage.task(web, "mine", reserved_for=hung.id, priority=-1)
+    behind = await stage.task(web, "behind")
+    reaper = Reaper(stage)
+
+    async with stage.dispatcher(limits=SOON, **reaper.seams):
+        stage.clock.advance(MINUTE + 1)
+        await stage.reach(Status.COMPLETED, lost.id, behind)
+        await stage.reach(Status.CANCELLED, mine)
+
+    assert reaper.ended == [(lost.id, lost.fence)]

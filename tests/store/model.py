@@ -194,7 +194,7 @@ class Model:
             self.nodes[node] = self.clock() + lease
         held = []
         for row in self.rows.values():
-            if row.node == node and row.lease_until is not None and row.lease_until >= self.clock():
+            if row.node == node and row.lease_until is not None:
                 row.lease_until = self.clock() + lease
                 held.append((row.id, row.fence, row.cancel))
         return held

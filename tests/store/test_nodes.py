@@ -42,17 +42,21 @@ async def test_one_statement_renews_every_lease_of_a_node_and_no_others(store: B
     assert await store.value("SELECT seen_at FROM nodes WHERE id = 'n2'") < store.clock.now
 
 
-async def test_an_ended_lease_is_not_brought_back_to_life(store: Bed) -> None:
+async def test_an_ended_lease_that_nobody_took_back_is_renewed(store: Bed) -> None:
     api = await store.project()
     await store.node()
     await store.put(api)
     execution = await store.take(api, lease=MINUTE)
 
-    store.clock.tick(MINUTE)
-    assert [h.id for h in await store.queue.heartbeat("n1", MINUTE)] == [execution.id]  # its last moment
+    store.clock.tick(2 * HOUR)  # the machine slept, or its clock was set
+    assert [e.id for e in await store.queue.held_by([])] == [execution.id]
+    assert [h.id for h in await store.queue.heartbeat("n1", MINUTE)] == [execution.id]
+    assert await store.queue.held_by([]) == []
+    assert await store.queue.recover([], "") == []
+
     store.clock.tick(MINUTE + 1)
+    await store.queue.recover([], "")
     assert await store.queue.heartbeat("n1", MINUTE) == []
-    assert await store.queue.held_by([]) == [await store.queue.get(execution.id)]
 
 
 async def test_a_lease_ends_by_its_time_whatever_the_age(store: Bed) -> None:
@@ -264,6 +268,20 @@ async def test_a_direct_run_whose_node_is_gone_is_found_without_naming_it(store:
         store.clock.tick(MINUTE + 1)
 
     await store.queue.recover([], "", frozenset())
+
+    assert await store.status(id) is Status.CANCELLED
+
+
+async def test_a_direct_run_on_an_ended_lease_waits_until_its_node_was_silent_for_long(store: Bed) -> None:
+    api = await store.project()
+    await store.node("run-1", lease=MINUTE)
+    id = await store.put(api, priority=-1, reserved_for="run-1")
+    store.clock.tick(MINUTE + 1)
+
+    await store.queue.recover([], "", frozenset(), frozenset())
+    await store.queue.recover([], "", frozenset(), frozenset({"another"}))
+    assert await store.status(id) is Status.QUEUED
+    await store.queue.recover([], "", frozenset(), frozenset({"run-1"}))
 
     assert await store.status(id) is Status.CANCELLED
 
