@@ -165,14 +165,14 @@ class FinishClaims:
         return set(ended)
 
     def _heed_cancels(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
-        """What would run again, or wait for a person, ends instead when somebody asked for its end meanwhile."""
-        open_again = [f.execution.id for f in finishes if not f.settlement.to.final]
-        if not open_again:
+        """What would run again, or wait for a person, ends when somebody asked for its end; in that person's words."""
+        ending = [f.execution.id for f in finishes if f.settlement.to not in (Status.COMPLETED, Status.FAILED)]
+        if not ending:
             return finishes
         rows = yield Statement(
             "SELECT id, reason FROM executions WHERE status = 'running' AND cancel_requested = 1 "
             f"AND id IN {ids_of(self._dialect)}",
-            {"ids": ids(open_again)},
+            {"ids": ids(ending)},
         )
         reasons: dict[int, str] = {id: reason for id, reason in rows}  # noqa: C416  rows have no type
         return [
@@ -182,7 +182,7 @@ class FinishClaims:
                     to=Status.CANCELLED, reason=reasons[f.execution.id], keep_session=True, park=f.settlement.park
                 ),
             )
-            if f.execution.id in reasons
+            if f.execution.id in reasons and f.settlement.to not in (Status.COMPLETED, Status.FAILED)
             else f
             for f in finishes
         ]

@@ -67,7 +67,10 @@ async def test_what_runs_is_ended_whoever_asks_and_whatever_gets_lost(
     assert work.cancels == 1
     assert await stage.queue.cancel(id, by="ann") is Status.CANCELLED
     row = await stage.row(id)
-    assert (row.failures, row.outcome) == (0, "cancelled")
+    assert (row.failures, row.outcome, row.reason) == (0, "cancelled", "not needed")
+    assert ("execution.cancelled", "not needed") in [
+        (type, data.get("reason")) for type, data in await stage.events(id)
+    ]
 
 
 async def test_only_the_node_that_runs_it_ends_it(stage: Stage) -> None:

@@ -136,7 +136,7 @@ async def test_hostile_words_of_people_are_kept_as_words(store: Bed) -> None:
     await store.queue.finish(asked(await store.take(api)))
 
     await store.queue.answer(id, "x\x00'; --\ud800", "me\x00\ud800")
-    assert (await store.queue.get(id)).feedback == "x\ufffd'; --" + "\ud800".encode(errors="replace").decode()
+    assert (await store.queue.get(id)).feedback == "x\ufffd'; --\ufffd"
     await store.queue.cancel(id, "me", "y\x00\ud800")
     assert (await store.queue.get(id)).reason is not None
     await store.queue.pause(api.id, "me\x00\ud800", "z\x00\ud800")
