@@ -24,7 +24,7 @@ MAX_OPTION = 200
 _AFTER_QUESTION = 1000
 """Characters that may follow the block and leave it the final word: "I will wait for your answer."."""
 
-_BLOCK = re.compile(r"^[ \t]*```[ \t]*pilot-question[ \t]*\n(?P<json>.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^[ \t]*```[ \t]*(?:(?P<opens>pilot-question)[ \t]*)?$", re.MULTILINE)
 _OPENED = re.compile(r"^[ \t]*```[ \t]*pilot-question\b", re.MULTILINE)
 
 _RULES = """\
@@ -119,24 +119,38 @@ def find_question(text: str) -> Question | None:
 
 def read_question(text: str) -> tuple[Question | None, str]:
     """The question with which a message ends, or none and, if there is a block that can't be read, why."""
-    found = None
-    for found in _BLOCK.finditer(text):  # noqa: B007  the last one counts
-        pass
+    found = _last_block(text)
     if found is None:
         opened = _OPENED.search(text[-2 * MAX_QUESTION :])
         return None, "a pilot-question block that does not end" if opened else ""
-    if len(text[found.end() :].strip()) > _AFTER_QUESTION:
+    block, end = found
+    if len(text[end:].strip()) > _AFTER_QUESTION:
         return None, ""
-    if len(found["json"]) > 2 * MAX_QUESTION:
+    if len(block) > 2 * MAX_QUESTION:
         return None, f"a pilot-question block of more than {2 * MAX_QUESTION} characters"
     try:
-        value = json.loads(found["json"], parse_constant=_refused)
+        value = json.loads(block, parse_constant=_refused)
     except (ValueError, RecursionError):
         return None, "a pilot-question block that is no JSON"
     try:
         return _question(value), ""
     except (TypeError, ValueError) as error:
         return None, f"a pilot-question block with {error}"
+
+
+def _last_block(text: str) -> tuple[str, int] | None:
+    """What stands in the last block that is closed, and where that ends.
+
+    Fence by fence: one pattern for a whole block would look for its end from every beginning again, and an agent
+    may write megabytes of beginnings.
+    """
+    found, begin = None, None
+    for fence in _FENCE.finditer(text):
+        if begin is None:
+            begin = fence.end() + 1 if fence["opens"] else None
+        elif not fence["opens"]:
+            found, begin = (text[begin : fence.start()], fence.end()), None
+    return found
 
 
 def freeze(execution: Execution) -> str:

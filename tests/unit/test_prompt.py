@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -145,6 +146,15 @@ def test_an_agent_that_repeats_its_prompt_asks_nothing() -> None:
 def test_no_text_breaks_the_reader(text: str) -> None:
     read_question(text)
     read_question(f"```pilot-question\n{text}\n```")
+
+
+def test_a_text_full_of_beginnings_is_read_at_once() -> None:
+    beginnings = "```pilot-question\n" * 400_000
+
+    begun = time.process_time()
+    assert read_question(beginnings) == (None, "a pilot-question block that does not end")
+    assert find_question(beginnings + "```\n" + asks({"question": "Why?"})) == Question("Why?")
+    assert time.process_time() - begun < 10  # 7 MB: hours, when each beginning looks for its end
 
 
 def test_the_input_hash_is_of_title_and_body() -> None:
