@@ -28,6 +28,7 @@ from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
 from pilot.store import Store, open_store
 
+
 def new_node(kind: NodeKind, max_running: int) -> Node:
     """This process, as the store will know it."""
     pid = os.getpid()
@@ -81,7 +82,7 @@ class Context:
         for id, own in self.projects.items():
             if named is not None and own.name == named:
                 return self.stored[id], own
-        place = Path(named).expanduser() if named is not None else Path.cwd()
+        place = Path(named).expanduser() if named is not None else Path.cwd()  # noqa: ASYNC240  once per command
         root = find_repository(place) if place.exists() else None
         if root is None:
             if named is None:
@@ -92,7 +93,9 @@ class Context:
             if row.key == key:
                 return row, self.projects[id]
         if not unconfigured:
-            raise NotFound(f"{top} is not a project of the configuration; add it to pilot.yaml (`pilot init` writes one)")
+            raise NotFound(
+                f"{top} is not a project of the configuration; add it to pilot.yaml (`pilot init` writes one)"
+            )
         own = ProjectSettings(name=Path(top).name, path=Path(top))
         (row,) = await self.store.queue.register([(key, own.name, str(top), None)])
         self.projects[row.id], self.stored[row.id] = own, row
@@ -139,7 +142,8 @@ class Context:
             limits=limits,
             rules=self.settings.retry_rules(),
             alive=alive,
-            end_processes=lambda id, fence: end_marked(f"{self.store.id}:{id}:"),
+            # Never a later claim's: another node may have taken the row back, and begun again, meanwhile.
+            end_processes=lambda id, fence: end_marked(f"{self.store.id}:{id}:", upto=fence),
         )
 
 

@@ -71,7 +71,7 @@ class _ShownJournal:
 async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda _progress: None) -> Execution:
     """Run it, waiting for its turn; the execution as it ended. Raises `Busy` when it may not wait.
 
-    The first SIGINT or SIGTERM cancels it in order, a second one at once.
+    The first SIGINT, SIGTERM or SIGHUP (the terminal is closed) cancels it in order, a second one at once.
     """
     become_subreaper()
     async with open_context(loaded) as context:
@@ -127,12 +127,15 @@ def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[N
         cancel: Awaitable[Status] = context.store.queue.cancel(id, by="the terminal")
         tasks.append(asyncio.ensure_future(cancel))
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, interrupt)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
         for task in tasks:
             task.cancel()

@@ -192,21 +192,28 @@ async def running(
             await process._close()
 
 
-async def end_marked(prefix: str) -> list[int]:
+async def end_marked(prefix: str, upto: int | None = None) -> list[int]:
     """End every process whose marker starts with `prefix`, with all descendants; returns the pids found.
 
     For recovery, when nobody is left who started them. Returns when they are gone. A marker ends where its
-    slash is: give "n1/7/" rather than "n1/7" unless run 71 is meant, too.
+    slash is: give "n1/7/" rather than "n1/7" unless run 71 is meant, too. `upto` spares those whose marker goes on
+    with a higher number: the claims after the one that was lost.
     """
     if not prefix:
         raise ValueError("an empty prefix would be every run of everybody")
     patience = Patience()
-    family = Family(lambda value: value.startswith(prefix))
+    family = Family(lambda value: value.startswith(prefix) and (upto is None or _number(value, prefix) <= upto))
     survivors = await end_family(family, patience, 1.0)
     patience.settle()
     if survivors:
         _log.error("process.survived", pids=survivors, marker=prefix)
     return sorted(family.known)
+
+
+def _number(marker: str, prefix: str) -> int:
+    """The number behind the prefix; 0 where there is none."""
+    digits = marker.removeprefix(prefix).partition("/")[0]
+    return int(digits) if digits.isdecimal() else 0
 
 
 async def _started(

@@ -554,6 +554,22 @@ async def test_recovery_ends_what_is_marked_and_nobody_else(marker: str) -> None
         await end_marked("")
 
 
+async def test_recovery_spares_the_claims_after_the_lost_one(marker: str) -> None:
+    sleep = ["sleep", "600"]
+    lost, later = (
+        subprocess.Popen(sleep, env=ENV | {MARKER: f"{marker}:1:{fence}/ab"}, start_new_session=True)
+        for fence in (9, 10)
+    )
+    try:
+        await until(lambda: len(marked(f"{marker}:1:")) == 2)
+        assert await end_marked(f"{marker}:1:", upto=9) == [lost.pid]
+        assert lost.wait() < 0
+        assert later.poll() is None
+    finally:
+        later.kill()
+        later.wait()
+
+
 async def test_recovery_spares_itself_and_its_ancestors_inside_a_marked_run(marker: str) -> None:
     code = f"import asyncio; from pilot.runner.process import end_marked; print(asyncio.run(end_marked({marker!r})))"
     argv = ["sh", "-c", '"$@"; echo alive', "sh", PY, "-c", code]

@@ -222,6 +222,18 @@ def test_ctrl_c_ends_a_direct_run_in_order(home: Home) -> None:
     home.audit(cancelled=2)
 
 
+def test_a_closed_terminal_ends_a_direct_run_in_order(home: Home) -> None:
+    web = home.repo("web")
+    direct = _run(home, "T-1", "child", "wait never", cwd=web)
+    home.began("T-1")
+    home.until(lambda: home.diary("beat"), "the child's life")
+    direct.send(signal.SIGHUP)
+    assert direct.wait() == 130
+    assert home.statuses() == {"T-1": "cancelled"}
+    assert home.processes() == {}
+    home.audit(cancelled=1)
+
+
 def test_a_direct_run_that_is_cancelled_from_elsewhere_says_so(home: Home) -> None:
     web = home.repo("web")
     direct = _run(home, "T-1", "child", "wait never", cwd=web)
