@@ -129,9 +129,9 @@ class Tree:
 
 
 def pattern(path: str) -> str:
-    """An ignore pattern that matches exactly this path from the top."""
+    """An ignore pattern that matches exactly this path from the top (but for line breaks: no pattern can have them)."""
     special = "\\*?[]!# "
-    return "/" + "".join(f"\\{c}" if c in special else c for c in path)
+    return "/" + "".join("?" if c in "\r\n" else f"\\{c}" if c in special else c for c in path)
 
 
 def _z(paths: Sequence[str]) -> bytes:

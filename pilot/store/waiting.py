@@ -194,8 +194,9 @@ async def _slots(database: Database, execution: Execution) -> list[Hold]:
     rows = await database.read(
         "SELECT e.id, e.task_id, e.node, a.started_at FROM executions e "
         "LEFT JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt "
-        "WHERE e.status = 'running' AND e.project_id = :project ORDER BY e.slot",
-        {"project": execution.project_id},
+        # it may have been claimed since it was read, and is never in its own way
+        "WHERE e.status = 'running' AND e.project_id = :project AND e.id <> :id ORDER BY e.slot",
+        {"project": execution.project_id, "id": execution.id},
     )
     if len(rows) < most:
         return []

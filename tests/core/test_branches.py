@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,22 @@ async def test_a_branch_of_the_remote_is_gone_on_with_in_the_mirror(tmp_path: Pa
 
     (mirror,) = (s.state / "mirrors").iterdir()
     assert git(mirror, "log", "--format=%s", "refs/heads/fix").splitlines() == ["x", "theirs", "first"]
+
+
+async def test_an_old_history_is_no_reason_not_to_work(tmp_path: Path) -> None:
+    """Well-known projects have commits that git's own fsck refuses today; everybody clones them all the same."""
+    origin = repository(tmp_path / "origin")
+    old = f"tree {git(origin, 'rev-parse', 'HEAD^{tree}')}\nauthor a <a@b> 1313584730 +051800\n"
+    commit = (old + "committer a <a@b> 1313584730 +051800\n\nold\n").encode()
+    write = ["git", "-C", str(origin), "hash-object", "-t", "commit", "-w", "--stdin", "--literally"]
+    sha = subprocess.run(write, input=commit, capture_output=True, check=True).stdout.decode().strip()
+    git(origin, "reset", "-q", "--hard", sha)
+    s = site(tmp_path, url=f"file://{origin}")
+
+    await ended(s, "echo 1 > one")
+
+    (mirror,) = (s.state / "mirrors").iterdir()
+    assert git(mirror, "log", "--format=%s", "pilot/GH-46").splitlines() == ["x", "old"]
 
 
 async def test_an_address_that_leads_nowhere(tmp_path: Path) -> None:

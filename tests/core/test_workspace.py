@@ -232,11 +232,11 @@ async def test_an_end_that_was_not_written_down_is_found_again(tmp_path: Path) -
 async def test_set_up_files_are_no_work(tmp_path: Path, workspace: str) -> None:
     s = site(tmp_path, workspace=workspace)
     ws = await s.workspaces.prepare(s.project, execution())
-    shell(ws.path, "mkdir -p 'ven v/lib' && echo x > 'ven v/lib/[a]' && echo y > '#env!'")
+    shell(ws.path, "mkdir -p 'ven v/lib' && echo x > 'ven v/lib/[a]' && echo y > '#env!' && echo z > 'a\nwork'")
 
     made = await s.workspaces.set_up(ws)
 
-    assert set(made) == {"ven v/", "#env!"}
+    assert set(made) == {"ven v/", "#env!", "a\nwork"}
     shell(ws.path, "echo w > work")
     if workspace == "clone":
         assert shell(ws.path, "git status --short") == "?? work\n"

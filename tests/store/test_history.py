@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pilot.store.database import Rows, Statement, Step
 from pilot.store.documents import rfc3339, why_document
 from pilot.store.glance import answer, glance
 from pilot.store.history import History
+from pilot.store.waiting import why
 
 NOW = 1_800_000_000_000
 SECOND = 1000
@@ -320,6 +322,19 @@ class TestWhy:
         assert "n1 runs 1 of 1" in why.holds[0].detail
         await rack.put("nodes", node("n2", max_running=1))
         assert (await rack.why(2)).holds == ()
+
+    async def test_what_is_claimed_meanwhile_is_not_in_its_own_way(self, rack: Rack) -> None:
+        """A direct run that may not wait would give up on itself."""
+        await rack.put("nodes", node("n1", max_running=2))
+        await rack.execution(1)
+        queued = await rack.history.execution(1)
+        assert queued is not None
+        await rack.execution(2, Status.RUNNING, slot=0, priority=3)
+
+        claimed = replace(queued, id=2, priority=0)
+
+        assert (await why(rack.store.database, claimed, NOW)).holds == ()
+        assert [hold.kind for hold in (await why(rack.store.database, queued, NOW)).holds] == ["slot"]
 
     async def test_who_has_the_slot_and_who_is_before_it(self, rack: Rack) -> None:
         await rack.put("nodes", node())
