@@ -305,7 +305,7 @@ async def test_a_machine_without_another_thread_is_an_os_error_and_leaves_no_chi
 
 TRAPS = """
     import os, signal, time
-    def note(number, _): print(signal.Signals(number).name, flush=True)
+    def note(number, _): os.write(1, signal.Signals(number).name.encode() + b"\\n")  # print is not reentrant
     for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, note)
     print("ready", flush=True)
     while True: time.sleep(60)
