@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from pilot.domain.errors import NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
 from pilot.domain.ports import Backend, Journal, Node, NodeKind, Runner
 from pilot.domain.task import Project
-from pilot.runner.identity import find_repository, repository_key, url_key
+from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked
 from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
 from pilot.runner.runner import AttemptRunner
@@ -65,13 +66,13 @@ class Context:
     async def configure(self, settings: Settings) -> None:
         """Serve the projects of these settings from now on."""
         entries = [(_identity(own), own) for own in settings.projects]
+        times = Counter(key for (key, _), _ in entries)
+        twice = ", ".join(own.name for (key, _), own in entries if times[key] > 1)
+        if twice:  # before anything of it is stored
+            raise UsageError(f"these projects are one repository: {twice}. Keep one of them")
         stored = await self.store.queue.register(
             [(key, own.name, place, own.max_running) for (key, place), own in entries]
         )
-        twice = {a.id for n, a in enumerate(stored) for b in stored[:n] if a.id == b.id} if _repeats(stored) else set()
-        if twice:
-            names = ", ".join(own.name for (_, own), row in zip(entries, stored, strict=True) if row.id in twice)
-            raise UsageError(f"these projects are one repository: {names}. Keep one of them")
         self.settings = settings
         self.projects = {row.id: own for row, (_, own) in zip(stored, entries, strict=True)}
         self.stored = {row.id: row for row in stored}
@@ -147,14 +148,10 @@ class Context:
         )
 
 
-def _repeats(stored: Collection[Project]) -> bool:
-    return len({row.id for row in stored}) < len(stored)
-
-
 def _identity(own: ProjectSettings) -> tuple[str, str]:
     """Key and place. Raises `UsageError` for a path that is no repository."""
     if own.url is not None:
-        return url_key(own.url), own.url
+        return url_key(own.url), without_secrets(own.url)
     assert own.path is not None  # noqa: S101  the schema wants one of the two
     try:
         key, root = repository_key(own.path)

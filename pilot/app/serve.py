@@ -22,6 +22,8 @@ from pilot.runner.proctree import become_subreaper
 log = structlog.get_logger()
 HURRY = 2.0
 """Seconds between the steps in which a second signal ends what runs: asked, ended without grace, left as it is."""
+_AT_START = ("state_dir", "store", "server", "dispatcher", "retry")
+"""Settings that are looked at when `serve` starts, and not again."""
 
 
 async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = None) -> None:
@@ -98,7 +100,7 @@ def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded):  # type:
 
 
 async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> None:
-    """Take the new configuration whole, or keep the old one."""
+    """Take the new configuration's projects and agents whole, or keep the old ones; the rest counts after a restart."""
     try:
         new = await asyncio.to_thread(load, loaded.path, os.environ)
         await context.configure(new.settings)
@@ -106,7 +108,8 @@ async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> N
         log.error("config.refused", problems=str(error).splitlines())  # noqa: TRY400
         return
     dispatcher.reconfigure(context.stored.values())
-    log.info("config.reloaded", projects=len(context.stored))
+    later = [name for name in _AT_START if getattr(new.settings, name) != getattr(loaded.settings, name)]
+    log.info("config.reloaded", projects=len(context.stored), after_restart=later)
 
 
 def _notify_systemd(state: str) -> None:

@@ -110,12 +110,11 @@ class SqliteDatabase:
                 self._writer = await _connect(self.path, read_only=False)
             results, tokens = await self._writer.call(_commit_group, work)
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
-            if isinstance(error, sqlite3.Error):
-                await self._after_error(error)
-                error = translate(error, self.path)
+            answer = translate(error, self.path) if isinstance(error, sqlite3.Error) else error
             for future in (f for waiting in futures for f in waiting):
                 if not future.done():
-                    future.set_exception(error)
+                    future.set_exception(answer)
+            await self._after_error(error)
             return
         for waiting, answers in zip(futures, results, strict=True):
             for future, answer in zip(waiting, answers, strict=True):
@@ -128,11 +127,12 @@ class SqliteDatabase:
         if tokens:
             self._signals.send(tokens)
 
-    async def _after_error(self, error: sqlite3.Error) -> None:
+    async def _after_error(self, error: Exception) -> None:
         # After an I/O error in a commit the connection's view of the log can't be trusted (SQLite: reopen).
         if self._writer is not None and "IOERR" in error_code(error):
             connection, self._writer = self._writer, None
-            await connection.close()
+            with contextlib.suppress(sqlite3.Error):  # whoever waits for the next group must not hang on this one
+                await connection.close()
 
 
 def _select(connection: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Rows:

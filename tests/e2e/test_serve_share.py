@@ -264,6 +264,24 @@ def test_a_killed_direct_run_is_cancelled_by_the_next_node_and_its_agent_ended(h
     home.audit(cancelled=2, completed=1)
 
 
+def test_a_reload_stores_nothing_that_it_refuses_and_says_what_needs_a_restart(home: Home) -> None:
+    web = home.repo("web")
+    link = home.root / "link"
+    link.symlink_to(web)
+    with home.serve() as daemon:
+        before = home.rows("SELECT * FROM projects")
+        twice = [{"name": name, "path": str(path), "max_running": 3} for name, path in (("new", web), ("link", link))]
+        projects = home.settings["projects"]
+        home.configure(projects=twice)
+        daemon.send(signal.SIGHUP)
+        daemon.says("config.refused.*new, link")
+        assert home.rows("SELECT * FROM projects") == before
+        home.configure(projects=projects, dispatcher={**home.settings.get("dispatcher", {}), "max_running": 7})
+        daemon.send(signal.SIGHUP)
+        daemon.says("config.reloaded.*after_restart=.'dispatcher'")
+    home.audit()
+
+
 def test_one_repository_has_one_lane_however_it_is_named(home: Home) -> None:
     web = home.repo("web", {"docs/guide.md": "# Guide\n"}, project=False)
     home.configure()

@@ -169,6 +169,28 @@ async def test_an_asker_who_leaves_holds_up_nobody(store: Bed) -> None:
     assert (await store.queue.enqueue(task(api, "later"))).duplicate is False
 
 
+async def test_a_connection_that_breaks_and_can_not_even_be_closed_holds_up_nobody(
+    store: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = await store.project()
+    broken_writer = store.database._writer  # type: ignore[attr-defined]
+    closed = broken_writer.close
+
+    async def breaks(*_: object) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorname = "SQLITE_IOERR_FSYNC"
+        raise error
+
+    monkeypatch.setattr(broken_writer, "call", breaks)
+    monkeypatch.setattr(broken_writer, "close", breaks)
+    asking = [asyncio.create_task(store.queue.enqueue(task(api, f"T-{n}"))) for n in range(2)]
+    async with asyncio.timeout(10):
+        refused = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(error) for error in refused] == [StoreError] * 2
+        await store.put(api)
+    await closed()
+
+
 async def test_closing_waits_for_what_was_asked(url: str) -> None:
     async with open_store(url, clock=Clock()) as opened:
         bed = Bed(opened, Clock())
