@@ -114,6 +114,10 @@ class Command:
             return f"{self._name} has no sessions, so it can't go on in one"
         if request.model and "model" not in self._places:
             return f"{self._name} can't be given the model {one_line(request.model)}: its argv has no {{model}}"
+        for place, value in (("task_id", request.task_id), ("model", request.model or "")):
+            # what a task's author chose must not be an option; the program itself decides what `--x={task_id}` means
+            if value.startswith("-") and any(item.startswith(f"{{{place}}}") for item in self._argv):
+                return f"{self._name} would take the {place} {one_line(value)} for an option"
         return ""
 
     def _arguments(self, request: AgentRequest, prompt: str, file: Path | None) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from pilot.cli.arguments import id_argument, json_option
+from pilot.cli.arguments import id_argument, json_option, words_from
 from pilot.cli.session import Session, spellings
 from pilot.domain.errors import NotFound, UsageError
 
@@ -83,7 +82,7 @@ def answer(session: Session, id: int, text: str, json: bool) -> None:
 
     It goes on in the same session. TEXT `-` reads stdin.
     """
-    words = sys.stdin.read() if text == "-" else text
+    words = words_from(text)
     session.act(lambda store: store.queue.answer(id, words, session.person()))
     if json:
         session.ui.document({"id": id, "status": "queued"})

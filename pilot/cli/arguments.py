@@ -59,18 +59,37 @@ def json_value(text: str, option: str) -> Any:
 
 def prompt_from(prompt: str | None, file: Path | None) -> str:
     """The task's words: as given, from a file, or (`-`) from stdin."""
+    text, where = _read(prompt, file)
+    if text.startswith(_POINTERS):
+        raise UsageError(
+            f"{text.split(':')[0]}: is a payload of a plan's step, which this version can't run; "
+            "an agent would take it for its task"
+        )
+    if not text.strip():
+        raise UsageError(f"{where}: there is nothing in it")
+    return text
+
+
+def words_from(text: str) -> str:
+    """What a person says: as given, or (`-`) from stdin."""
+    return _read(text, None, "TEXT")[0]
+
+
+def _read(prompt: str | None, file: Path | None, name: str = "PROMPT") -> tuple[str, str]:
+    """The words, and where they came from."""
     if prompt is not None and file is not None:
         raise UsageError("give the task as a PROMPT or with --file, not both")
     if file is not None:
         try:
-            data = file.read_bytes()
+            with file.open("rb") as stream:
+                data = stream.read(MAX_PROMPT + 1)
         except OSError as error:
             raise UsageError(f"--file {file}: {error.strerror}") from None
         where = f"--file {file}"
     elif prompt == "-":
         data, where = sys.stdin.buffer.read(MAX_PROMPT + 1), "stdin"
     elif prompt is not None:
-        data, where = prompt.encode(errors="surrogateescape"), "PROMPT"
+        data, where = prompt.encode(errors="surrogateescape"), name
     else:
         raise UsageError("what is there to do? Give a PROMPT, `-` to read it from stdin, or --file FILE")
     if len(data) > MAX_PROMPT:
@@ -79,14 +98,7 @@ def prompt_from(prompt: str | None, file: Path | None) -> str:
         text = data.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{where}: not UTF-8 text") from None
-    if not text.strip():
-        raise UsageError(f"{where}: there is nothing in it")
-    if text.startswith(_POINTERS):
-        raise UsageError(
-            f"{text.split(':')[0]}: is a payload of a plan's step, which this version can't run; "
-            "an agent would take it for its task"
-        )
-    return text
+    return text, where
 
 
 def kind_of(word: str) -> Kind:

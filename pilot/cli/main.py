@@ -125,6 +125,9 @@ def help_(context: click.Context, topic: tuple[str, ...]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdin", "stdout", "stderr"):  # closed by who started pilot (`>&-`): then to nobody
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:  # a title that the terminal's encoding lacks is no reason to stop

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TextIO
 
+from pilot.domain.errors import PilotError
 from pilot.domain.text import for_terminal, one_line
 
 _RESET = "\x1b[0m"
@@ -27,6 +28,10 @@ _NARROW = 20  # a column that gives way is never made narrower than this
 
 class ReaderGone(Exception):
     """Whoever read stdout has left: `pilot list | head -1`. Nothing is wrong."""
+
+
+class OutputLost(PilotError):
+    """What stdout leads to takes nothing: a full disk."""
 
 
 class Ui:
@@ -65,6 +70,8 @@ class Ui:
             self._out.buffer.flush()
         except BrokenPipeError:
             raise ReaderGone from None
+        except OSError as error:
+            raise OutputLost(f"stdout can't be written: {error.strerror}") from None
 
     def flush(self) -> None:
         """Hand over what is still in a buffer."""
@@ -98,7 +105,8 @@ class Ui:
         """Why the command failed: one line (a list of problems: one each), and one document with `--json`."""
         if self.json:
             error = {"kind": kind, "message": message, "exit_code": exit_code, "hint": hint or None}
-            self.document({"error": error})
+            with suppress(ReaderGone, OutputLost):
+                self.document({"error": error})
         first, *more = for_terminal(message).splitlines() or [""]
         lines = [f"{self._mark('error', 'red')}: {first}", *(f"       {line}" for line in more)]
         if hint:
@@ -166,6 +174,8 @@ class Ui:
             print(text, end=end, file=stream, flush=flush)
         except BrokenPipeError:
             raise ReaderGone from None
+        except OSError as error:
+            raise OutputLost(f"stdout can't be written: {error.strerror}") from None
 
 
 def width(text: str) -> int:

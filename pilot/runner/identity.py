@@ -100,6 +100,18 @@ def url_key(url: str) -> str:
     return f"{host}{shown_port}/{path}"
 
 
+def without_secrets(url: str) -> str:
+    """The address as it may be stored and shown: without a password, or a token in its place."""
+    if "://" not in url:
+        return url
+    head, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    who, at, host = host.rpartition("@")
+    # `git@` over SSH is a name; all there is before an `@` of HTTPS may be a token
+    kept = f"{who.partition(':')[0]}@" if at and head.lower().endswith("ssh") else ""
+    return f"{head}://{kept}{host}{slash}{path}"
+
+
 def local_path(url: str) -> str | None:
     """The path that an address means on this machine, or None."""
     if url.lower().startswith("file://"):

@@ -107,6 +107,17 @@ class TestCommand(BackendSuite):
         assert "model opus" in chosen.detail
         assert not started.exists()
 
+    async def test_what_a_task_is_called_is_no_option(self) -> None:
+        started = self.folder / "started"
+        program = str(Script().state(started).program(self.folder))
+
+        for argv, more in (((program, "{task_id}"), {"task_id": "--rm"}), ((program, "{model}"), {"model": "-m"})):
+            outcome = await command(*argv).execute(self.request(**more), Seen())
+            assert (outcome.failure, "for an option" in outcome.detail) == (FailureClass.AGENT, True)
+        assert not started.exists()
+        outcome = await command(program, "--task={task_id}").execute(self.request(task_id="--rm"), Seen())
+        assert outcome.ending is Ending.DONE
+
     # -- what goes in -----------------------------------------------------------------------------------------
 
     async def test_placeholders_are_filled_in_once_and_never_read_by_a_shell(self) -> None:

@@ -545,6 +545,51 @@ COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "arguments", ["list", "list --json", "show 1 --json", "logs 1 --raw", "no-such-command --json"]
+)
+def test_a_full_disk_behind_stdout_is_said_in_one_line(stage: Path, arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pilot.cli.main", *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+
+    assert done.returncode
+    words = done.stderr.decode()
+    assert "Traceback" not in words
+    assert "this is a bug" not in words
+    assert "error: " in words
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_is_nobody(stage: Path, closed: str) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" -m pilot.cli.main list {closed}', sys.executable],
+        capture_output=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_answer_from_stdin_is_text_of_some_length(stage: Path) -> None:
+    def answer(words: bytes) -> tuple[int, bytes]:
+        command = [sys.executable, "-m", "pilot.cli.main", "answer", "2", "-"]
+        done = subprocess.run(
+            command, input=words, capture_output=True, check=False, env=os.environ | {"PYTHONUTF8": "1"}
+        )
+        return done.returncode, done.stderr
+
+    code, words = answer(b"\xff\xfe")
+    assert (code, b"not UTF-8" in words) == (2, True)
+    code, words = answer(b"x" * (2 << 20))
+    assert (code, b"more than 1 MiB" in words) == (2, True)
+    assert answer("grün\n".encode())[0] == 0
+
+
 def test_every_command_has_help(pilot: Pilot) -> None:
     top = pilot("--help")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilot.domain.errors import UsageError
-from pilot.runner.identity import find_repository, machine, repository_key, url_key
+from pilot.runner.identity import find_repository, machine, repository_key, url_key, without_secrets
 from tests.core.worksite import git, repository
 
 
@@ -20,7 +20,14 @@ def test_every_way_to_a_repository_gives_its_key(tmp_path: Path) -> None:
     (tmp_path / "deep").symlink_to(repo / "src")
     key = f"{machine()}:{os.path.realpath(repo)}/.git"
 
-    ways: list[str | Path] = [repo, repo / "src", tmp_path / "link", tmp_path / "link/src", tmp_path / "deep", f"{repo}/src/../"]
+    ways: list[str | Path] = [
+        repo,
+        repo / "src",
+        tmp_path / "link",
+        tmp_path / "link/src",
+        tmp_path / "deep",
+        f"{repo}/src/../",
+    ]
     ways += [tmp_path / "linked", tmp_path / "linked/src", repo / ".git", repo / ".git/refs"]
 
     assert {repository_key(way)[0] for way in ways} == {key}
@@ -110,3 +117,18 @@ def test_ten_thousand_projects_start_nothing(tmp_path: Path, monkeypatch: pytest
         repository_key(repo / "src")
 
     assert time.process_time() - started < 1.0, "a tenth of a second is usual; a process each would take three"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://user:token@host:8443/o/r@2.git", "https://host:8443/o/r@2.git"),
+        ("https://token@host/o/r", "https://host/o/r"),
+        ("ssh://git:secret@host/o/r", "ssh://git@host/o/r"),
+        ("git@host:o/r.git", "git@host:o/r.git"),
+        ("file:///srv/a@b:c/r", "file:///srv/a@b:c/r"),
+        ("/srv/a@b", "/srv/a@b"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown
