@@ -138,6 +138,8 @@ def _git_dir(top: str) -> str | None:
     dot = os.path.join(top, ".git")
     if _is_git_dir(dot):
         return dot
+    if not os.path.isfile(dot):  # a pipe would be waited for
+        return None
     try:
         with open(dot, encoding="utf-8", errors="surrogateescape") as file:
             text = file.read(8192)

@@ -132,3 +132,9 @@ def test_ten_thousand_projects_start_nothing(tmp_path: Path, monkeypatch: pytest
 )
 def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_a_pipe_is_no_repository_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".git")
+
+    assert find_repository(tmp_path) is None
