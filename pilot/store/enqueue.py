@@ -32,6 +32,7 @@ _NEW = Table(
 )  # fmt: skip
 _COPIED = ", ".join(c for c in _NEW.columns if c not in ("n", "project_id"))
 _KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
+_ANSWERED = Table(project_id="bigint", key="text", execution_id="bigint")
 _DEPENDENCIES = Table(execution_id="bigint", depends_on="bigint")
 
 
@@ -50,13 +51,22 @@ class Enqueue:
         by_key = (
             "SELECT k.n, e.id, e.status, 0 AS rank "
             f"FROM {_KEYS.of(dialect, 'k')} JOIN executions e "
-            "ON e.project_id = k.project_id AND e.idempotency_key = k.idempotency_key"
+            "ON e.project_id = k.project_id AND e.idempotency_key = k.idempotency_key "
+            f"UNION ALL SELECT k.n, e.id, e.status, 0 AS rank FROM {_KEYS.of(dialect, 'k')} "
+            "JOIN idempotency_keys i ON i.project_id = k.project_id AND i.key = k.idempotency_key "
+            "JOIN executions e ON e.id = i.execution_id"
         )
         self._by_key = by_key
         self._standing = (
             f"{by_key} UNION ALL SELECT k.n, e.id, e.status, 1 AS rank FROM {_KEYS.of(dialect, 'k')} "
             "JOIN executions e ON e.project_id = k.project_id AND e.task_id = k.task_id "
             f"AND e.status IN {OPEN_STATUSES} ORDER BY rank"
+        )
+        # A request that is repeated gets its first answer, also when that was somebody else's execution.
+        self._remember = (
+            "INSERT INTO idempotency_keys (project_id, key, execution_id) "
+            f"SELECT m.project_id, m.key, m.execution_id FROM {_ANSWERED.of(dialect, 'm')} WHERE true "
+            "ON CONFLICT DO NOTHING"
         )
 
     def __call__(self, tasks: Sequence[Task], now: int) -> Generator[Step, Rows, list[Answer]]:
@@ -83,6 +93,7 @@ class Enqueue:
             others = [n for n in fresh if n not in created]
             if others:
                 answers.update((yield from self._look_up(self._standing, tasks, others)))
+                yield from self._keep_keys(tasks, others, answers)
             for n in others:
                 answers.setdefault(n, NotFound(f"no project {tasks[n].project_id} in this store"))
         if created:
@@ -98,6 +109,17 @@ class Enqueue:
         for n, id, status, *_ in rows:
             found.setdefault(n, Enqueued(id, Status(status), duplicate=True))
         return found
+
+    def _keep_keys(
+        self, tasks: Sequence[Task], which: Sequence[int], answers: dict[int, Answer]
+    ) -> Generator[Step, Rows, None]:
+        named = [
+            (tasks[n].project_id, tasks[n].idempotency_key, answer.id)
+            for n in which
+            if tasks[n].idempotency_key and isinstance(answer := answers.get(n), Enqueued)
+        ]
+        if named:
+            yield Statement(self._remember, {"items": _ANSWERED.rows(named)})
 
     def _parents(
         self, tasks: Sequence[Task], which: Sequence[int], answers: dict[int, Answer]

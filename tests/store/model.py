@@ -62,19 +62,21 @@ class Model:
     parks: dict[str, int | None] = field(default_factory=dict)
     pauses: set[tuple[int, str]] = field(default_factory=set)
     nodes: dict[str, int] = field(default_factory=dict)
+    keys: dict[tuple[int, str], int] = field(default_factory=dict)
 
     # Enqueue.
 
     def enqueue(self, task: Task) -> Answer:
         """What must come of it; `add` once the new id is known."""
-        for row in self.rows.values():
-            if task.idempotency_key and self._key(row) == (task.project_id, task.idempotency_key):
-                return row.id, row.status, True
+        if (key := self._key(task)) in self.keys:
+            row = self.rows[self.keys[key]]
+            return row.id, row.status, True
         parents = [self.rows.get(id) for id in task.after]
         if any(parent is None or parent.status in (Status.FAILED, Status.CANCELLED) for parent in parents):
             return UsageError
         for row in self.rows.values():
             if row.open and (row.task.project_id, row.task.task_id) == (task.project_id, task.task_id):
+                self._remember(task, row.id)
                 return row.id, row.status, True
         waits = any(parent is not None and parent.status is not Status.COMPLETED for parent in parents)
         return None, Status.BLOCKED if waits else Status.QUEUED, False
@@ -83,10 +85,15 @@ class Model:
         assert id > max(self.rows, default=0)
         at = self.clock() if task.available_at is None else task.available_at
         self.rows[id] = Row(id, task, status, at, task.reserved_for)
+        self._remember(task, id)
 
     @staticmethod
-    def _key(row: Row) -> tuple[int, str | None]:
-        return row.task.project_id, row.task.idempotency_key
+    def _key(task: Task) -> tuple[int, str]:
+        return task.project_id, task.idempotency_key or ""
+
+    def _remember(self, task: Task, id: int) -> None:
+        if task.idempotency_key:
+            self.keys[self._key(task)] = id
 
     # Claim.
 
@@ -184,7 +191,7 @@ class Model:
             return NotFound
         if row.status is not Status.NEEDS_HUMAN:
             return UsageError
-        row.status, row.available_at = Status.QUEUED, self.clock()
+        row.status, row.available_at, row.losses = Status.QUEUED, self.clock(), 0
         return None
 
     # Nodes and time.
@@ -248,6 +255,7 @@ class Model:
                 return count
             for id in gone:
                 del self.rows[id]
+            self.keys = {key: id for key, id in self.keys.items() if id in self.rows}
             count += len(gone)
 
     def pick(self, number: int, statuses: Sequence[Status] = tuple(Status)) -> int | None:

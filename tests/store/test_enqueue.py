@@ -105,6 +105,27 @@ async def test_a_repeated_key_returns_the_first_even_when_it_has_ended(store: Be
     assert (await store.queue.enqueue(task(api, "T", idempotency_key="delivery-2"))).duplicate is False
 
 
+async def test_a_repeated_request_gets_its_first_answer_also_when_that_was_anothers(store: Bed) -> None:
+    api, web = await store.project(), await store.project("web")
+    await store.node()
+    first = await store.put(api, "T")
+    answers = await asyncio.gather(
+        store.queue.enqueue(task(api, "T", idempotency_key="k1")),
+        store.queue.enqueue(task(api, "T", idempotency_key="k2")),
+        store.queue.enqueue(task(api, "T", idempotency_key="k2")),
+    )
+    assert {answer.id for answer in answers} == {first}
+    await store.run(api)
+
+    for key in ("k1", "k2"):  # the sender never saw the answer, and asks again when all is done
+        again_ = await store.queue.enqueue(task(api, "T", idempotency_key=key))
+        assert again_ == Enqueued(first, Status.COMPLETED, True)
+    assert not (await store.queue.enqueue(task(web, "T", idempotency_key="k1"))).duplicate
+    store.clock.tick(HOUR)
+    assert await store.queue.prune(store.clock.now) == 1
+    assert not (await store.queue.enqueue(task(api, "T", idempotency_key="k1"))).duplicate
+
+
 async def test_no_key_is_no_key(store: Bed) -> None:
     api = await store.project()
 

@@ -14,7 +14,7 @@ PROFILE = settings(
     deadline=None,
     database=None,
     print_blob=True,
-    max_examples=50,
+    max_examples=35,
     stateful_step_count=40,
     phases=(Phase.generate, Phase.shrink),
 )
@@ -28,7 +28,7 @@ def test_short_walks_that_hypothesis_chooses() -> None:
 
 
 def test_long_walks() -> None:
-    for _ in range(60):
+    for _ in range(40):
         number = random.randrange(1 << 32)
         machine = Queueing()
         try:

@@ -108,6 +108,10 @@ async def a_key_of_an_ended_execution_is_forgotten(store: Store) -> None:
         )
 
 
+async def a_key_is_kept_only_by_whoever_made_the_execution(store: Store) -> None:
+    replace(steps(store)["enqueue"], "_remember", "WHERE true", "WHERE false")
+
+
 async def the_fence_is_not_checked(store: Store) -> None:
     finish = steps(store)["finish"]
     replace(finish, "_end", "AND executions.fence = f.fence", "")
@@ -157,6 +161,7 @@ async def a_note_of_anybody_is_taken(store: Store) -> None:
 IN_CODE = (
     one_task_is_open_twice,
     a_key_of_an_ended_execution_is_forgotten,
+    a_key_is_kept_only_by_whoever_made_the_execution,
     the_fence_is_not_checked,
     a_cancel_is_lost_when_the_run_goes_on,
     a_requeue_tells_nobody,

@@ -171,8 +171,11 @@ async def test_a_task_that_kills_its_nodes_is_held_for_a_person(store: Bed) -> N
     assert (row.status, row.failures) == (Status.NEEDS_HUMAN, 0)
     assert f"{MAX_LOSSES} times in a row" in (row.reason or "")
     assert await store.value("SELECT count(*) FROM questions WHERE answered_at IS NULL") == 1
-    assert await store.claimed(api, "n9") == [behind]
     await store.queue.answer(id, "try again", "me")
+    row = await lose(store, id, "another")
+    assert (row.status, row.losses) == (Status.QUEUED, 1)  # a person has looked at it: it counts anew
+    await store.queue.cancel(id, "me")
+    assert await store.claimed(api, "n9") == [behind]
 
 
 async def test_losses_count_in_a_row_only(store: Bed) -> None:

@@ -158,6 +158,7 @@ async def test_an_answer_sends_it_back_to_its_place(store: Bed) -> None:
     ]
     execution = await store.take(api)
     assert (execution.id, execution.feedback, execution.session_id) == (id, "blue", "session")
+    assert execution.streak == 0
     assert await store.events(id) == ["queued", "started", "asked", "answered", "started"]
 
 

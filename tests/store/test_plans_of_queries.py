@@ -17,7 +17,7 @@ from pilot.domain.ports import OutputKind
 from pilot.store import open_store
 from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task
 
-LARGE = ("executions", "attempts", "events", "output", "dependencies", "questions", "outbox")
+LARGE = ("executions", "attempts", "events", "output", "dependencies", "questions", "outbox", "idempotency_keys")
 # Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
 SMALL = ("executions_node", "executions_lease", "executions_later", "executions_slot", "executions_reserved")
 
@@ -151,8 +151,9 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
             r"SELECT id FROM executions e WHERE e\.status IN",
             "executions_ended (status=? AND finished_at>? AND finished_at<?)",
         ),
-        (r"SELECT k\.n, .*idempotency_key = k\.idempotency_key\s*$", "executions_idempotency (project_id=? AND"),
-        (r"SELECT k\.n, .* UNION ALL", "executions_open_task (project_id=? AND task_id=?)"),
+        (r"SELECT k\.n, .*i\.execution_id\s*$", "executions_idempotency (project_id=? AND idempotency_key=?)"),
+        (r"SELECT k\.n, .*i\.execution_id\s*$", "USING PRIMARY KEY (project_id=? AND key=?)"),
+        (r"SELECT k\.n, .*ORDER BY rank", "executions_open_task (project_id=? AND task_id=?)"),
         (r"UPDATE executions SET\s+status = f\.status", "INTEGER PRIMARY KEY (rowid=?)"),
         (r"UPDATE executions SET status = 'running'", "INTEGER PRIMARY KEY (rowid=?)"),
         (r"UPDATE executions SET deps_left", "dependencies_on (depends_on=?)"),

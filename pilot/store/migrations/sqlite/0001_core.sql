@@ -100,6 +100,14 @@ CREATE INDEX executions_project ON executions (project_id, id);
 CREATE INDEX executions_task ON executions (task_id);
 CREATE INDEX executions_parent ON executions (parent) WHERE parent IS NOT NULL;
 
+CREATE TABLE idempotency_keys (            -- of requests that were answered with an execution of another's
+  project_id   INTEGER NOT NULL,
+  key          TEXT NOT NULL,
+  execution_id INTEGER NOT NULL REFERENCES executions (id) ON DELETE CASCADE,
+  PRIMARY KEY (project_id, key)
+) WITHOUT ROWID;
+CREATE INDEX idempotency_keys_execution ON idempotency_keys (execution_id);
+
 CREATE TABLE dependencies (
   execution_id INTEGER NOT NULL REFERENCES executions (id) ON DELETE CASCADE,
   depends_on   INTEGER NOT NULL REFERENCES executions (id) ON DELETE CASCADE,
