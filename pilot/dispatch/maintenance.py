@@ -97,6 +97,8 @@ class Leases:
                 except (PilotError, TimeoutError) as error:
                     log.error("heartbeat.failed", error=str(error) or "no answer")  # noqa: TRY400
                     pause = period / 4
+                    if fence.when() <= loop.time():  # for what was claimed since it fell
+                        fence = loop.call_later(limit, self._fence)
                 else:
                     # From before the statement: the lease may have begun then.
                     fence.cancel()

@@ -109,8 +109,9 @@ class Answer:
         if not text:
             return UsageError("an answer can't be empty")
         rows = yield Statement(
-            "UPDATE executions SET status = 'queued', reason = NULL, feedback = :text, due = 1, available_at = :now "
-            "WHERE id = :id AND status = 'needs_human' RETURNING executions.project_id",
+            # What was counted in a row counts from here again: a person has looked at it.
+            "UPDATE executions SET status = 'queued', reason = NULL, feedback = :text, due = 1, available_at = :now, "
+            "streak = 0, losses = 0 WHERE id = :id AND status = 'needs_human' RETURNING executions.project_id",
             {"id": request.id, "text": text, "now": now},
         )
         if not rows:

@@ -272,3 +272,20 @@ async def test_a_claim_on_its_way_is_not_taken_for_one_that_nobody_runs(stage: S
         (row,) = await stage.reach(Status.COMPLETED, id)
 
     assert row.attempt == 1
+
+
+async def test_who_can_not_renew_ends_what_it_claimed_later_too(stage: Stage) -> None:
+    api, web = await stage.project("api"), await stage.project("web")
+    first, second = Work(), Work()
+    stage.script.acts.update({"T-0": first, "T-1": second})
+    queue = Heart(stage)
+    queue.sick = "fails"
+    await stage.task(api, "T-0")
+
+    async with stage.dispatcher(queue=queue, limits=SHORT):
+        await until(lambda: first.cancels)
+        await stage.task(web, "T-1")
+        await second.begun.wait()
+        await until(lambda: second.cancels)
+
+    assert queue.good == []

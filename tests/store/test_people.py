@@ -149,6 +149,7 @@ async def test_an_answer_sends_it_back_to_its_place(store: Bed) -> None:
     id = await store.put(api)
     await store.queue.finish(asked(await store.take(api)))
     await store.put(api)
+    await store.sql("UPDATE executions SET streak = 6 WHERE id = :id", id=id)
     store.clock.tick(HOUR)
 
     await store.queue.answer(id, "  blue \n", "me")
