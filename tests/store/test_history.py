@@ -95,7 +95,8 @@ def attempt(execution_id: int, number: int = 1, **values: Any) -> dict[str, Any]
 def node(id: str = "n1", **values: Any) -> dict[str, Any]:
     return {
         "id": id, "kind": "serve", "host": "h", "boot_id": "b", "pid": 1, "start_ticks": 1, "version": "0",
-        "max_running": 0, "state": "up", "started_at": NOW - 90 * SECOND, "seen_at": NOW, "lease_until": NOW + 60 * SECOND,
+        "max_running": 0, "state": "up", "started_at": NOW - 90 * SECOND,
+        "seen_at": NOW, "lease_until": NOW + 60 * SECOND,
     } | values  # fmt: skip
 
 
