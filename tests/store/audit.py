@@ -63,7 +63,8 @@ _PROMISES: tuple[tuple[str, str], ...] = (
     (
         "execution {0} is waited for, and does not know",
         "SELECT DISTINCT p.id FROM dependencies d JOIN executions p ON p.id = d.depends_on "
-        "JOIN executions e ON e.id = d.execution_id WHERE p.has_dependents = 0 AND e.status = 'blocked'",
+        "JOIN executions e ON e.id = d.execution_id "
+        "WHERE p.has_dependents = 0 AND p.finished_at IS NULL AND e.status = 'blocked'",
     ),
     (
         "execution {0} is {1}, but its end is {2}",

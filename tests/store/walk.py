@@ -31,7 +31,7 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
             "name": lambda dice: dice.randrange(5),
             "priority": lambda dice: dice.choice([2, 2, 1, 0]),
             "delay": lambda dice: dice.choice([0, 0, 0, 1000, 8000]),
-            "after": lambda dice: [_which(dice)] * dice.choice([0, 0, 0, 1]),
+            "after": lambda dice: [_which(dice) for _ in range(dice.choice([0, 0, 0, 1, 2]))],
             "backend": lambda dice: dice.choice("aab"),
             "key": lambda dice: dice.choice([None, None, "k1", "k2"]),
         },
