@@ -175,6 +175,11 @@ class Attempt:
             name = f"refs/pilot/wip/{self.execution.id}"
             await self.recorder.say(f"the unfinished work is kept as {name} ({commit[:12]})")
 
+    async def give_back(self) -> None:
+        """A step failed: the user's own checkout does not stay with it; any other workspace waits as it is."""
+        if self.ws is not None and self.ws.mode == "in_place":
+            await self.rescue()
+
     async def rescue(self) -> None:
         """Keep the work of an attempt that is being stopped; never raises but for a second cancellation."""
         if self.ws is None:

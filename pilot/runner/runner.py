@@ -81,11 +81,16 @@ class AttemptRunner:
             outcome = attempt.ended(await self._judged(attempt, await attempt.work()))
             await attempt.step("finish")
             await self._released(attempt, outcome)
-        except WorkspaceError as error:
-            return attempt.ended(failed(error.failure, str(error), excerpt=error.excerpt))
         except (LeaseLost, StoreError, Busy):
             raise
+        except WorkspaceError as error:
+            await attempt.give_back()
+            # These two park the backend, for every project: what is wrong with one repository is that one's affair.
+            blameless = error.failure in (FailureClass.AUTH, FailureClass.INVALID_CONFIG)
+            failure = FailureClass.CONFLICT if blameless else error.failure
+            return attempt.ended(failed(failure, str(error), excerpt=error.excerpt))
         except OSError as error:
+            await attempt.rescue()
             return attempt.ended(failed(FailureClass.INFRA, f"{type(error).__name__}: {error}"))
         except Exception as error:  # noqa: BLE001  a bug of ours must neither lose the work nor end the worker
             await attempt.rescue()

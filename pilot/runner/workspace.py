@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -84,8 +84,8 @@ class Workspaces:
             head, notes = await MODES[ws.mode].head(ws)
             if head != ws.record.index:
                 await ws.tree.stand_on(head)
-            commit, tree, more = await _committed(ws, ws.tree, head, message)
-            snapshot = await _measured(ws, commit, tree, [*notes, *more])
+            work = await _committed(ws, ws.tree, head, message)
+            commit, snapshot = work.commit, await _measured(ws, work, notes)
             await ws.pristine.put({f"head/{ws.key}": commit, f"base/{ws.key}": ws.record.base})
             record = ws.record
             record.head, record.index, record.changed = commit, commit, snapshot.changed
@@ -139,10 +139,11 @@ class Workspaces:
             tree = replace(ws.tree, git=replace(ws.tree.git, index=index))
             if head != ws.record.index:
                 await tree.stand_on(head)
-            commit, kept, _ = await _committed(ws, tree, head, WIP)
+            work = await _committed(ws, tree, head, WIP)
+            commit = work.commit
             index.unlink(missing_ok=True)
             ws.record.head = head
-            if commit == ws.record.preserved or not (await _measured(ws, commit, kept, [])).changed:
+            if commit == ws.record.preserved or work.tree == work.base_tree:
                 ws.save()
                 return None
             await ws.pristine.put({f"wip/{ws.key}": commit, f"wip-head/{ws.key}": head})
@@ -189,26 +190,37 @@ class Workspaces:
         return Maker(project, execution, home, self.state_dir, self.store_id, self.git)
 
 
-async def _committed(ws: Workspace, tree: Tree, head: str, message: str) -> tuple[str, str, list[str]]:
-    """Commit and tree of what the files are now, on top of `head` (itself, when nothing is left over)."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    commit: str
+    tree: str
+    base_tree: str
+    notes: tuple[str, ...]
+
+
+async def _committed(ws: Workspace, tree: Tree, head: str, message: str) -> _Work:
+    """What the files are now as a commit on top of `head`, or that itself when nothing is left over."""
     changes = await tree.changes()
     await tree.add(changes)
     notes = [f"{one_line(path)} is a repository of its own; it is not taken" for path in changes.nested]
     notes += [f"{one_line(path)} can't be read; it is not taken" for path in changes.unreadable]
+    trees = await tree.git.run("rev-parse", f"{head}^{{tree}}", f"{ws.record.base}^{{tree}}")
+    head_tree, base_tree = trees.text.split("\n")
     written = await tree.write()
-    if written == (await _trees(tree.git, head))[0]:
-        return head, written, notes
+    if written == head_tree:
+        return _Work(head, head_tree, base_tree, tuple(notes))
     words = (
         f"{one_line(message, 100)}\n\nPilot-Execution: {ws.execution}\nPilot-Task: {one_line(ws.task_id)}\n"
     ).encode(errors="replace")
     done = await tree.git.run("commit-tree", "-p", head, "-F", "-", written, stdin=words)
-    return done.text, written, notes
+    return _Work(done.text, written, base_tree, tuple(notes))
 
 
-async def _measured(ws: Workspace, commit: str, tree: str, notes: list[str]) -> Snapshot:
+async def _measured(ws: Workspace, work: _Work, more_notes: Sequence[str]) -> Snapshot:
     """What the commit changes, counted from the base."""
-    git = ws.tree.git
-    if tree == (await _trees(git, ws.record.base))[0]:
+    notes = [*more_notes, *work.notes]
+    git, commit, tree = ws.tree.git, work.commit, work.tree
+    if tree == work.base_tree:
         return Snapshot(commit, tree, changed=False, notes=tuple(notes))
     done = await git.run(
         "diff-tree", "-r", "-z", "--raw", "--numstat", "--no-renames", "--no-ext-diff", "--no-textconv",
@@ -228,11 +240,6 @@ async def _measured(ws: Workspace, commit: str, tree: str, notes: list[str]) -> 
         insertions += int(added) if added.isdigit() else 0
         deletions += int(removed) if removed.isdigit() else 0
     return Snapshot(commit, tree, True, tuple(files), insertions, deletions, tuple(notes))
-
-
-async def _trees(git: Git, *commits: str) -> list[str]:
-    done = await git.run("rev-parse", "--verify", *(f"{commit}^{{tree}}" for commit in commits))
-    return done.text.split("\n")
 
 
 async def _kept_aside(ws: Workspace, head: str, place: str) -> WorkspaceError:

@@ -178,3 +178,14 @@ async def test_a_sparse_checkout_stays_sparse(tmp_path: Path) -> None:
     assert files_of(s.repo, "pilot/GH-46").keys() == {".gitignore", "README", "one", "src/a.py", "two"}
     assert not (s.repo / "src").exists()
     assert git(s.repo, "status", "--porcelain") == ""
+
+
+async def test_a_set_up_that_fails_gives_the_checkout_back(tmp_path: Path) -> None:
+    s = site(tmp_path, workspace="in_place", setup=("echo x > made; exit 1",))
+
+    outcome = await s.run("true", execution=execution())
+
+    assert outcome.failure is FailureClass.INFRA
+    assert git(s.repo, "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert git(s.repo, "status", "--porcelain") == ""
+    assert files_of(s.repo, "refs/pilot/wip/7")["made"] == "x"

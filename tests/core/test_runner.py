@@ -499,6 +499,16 @@ async def test_a_repository_out_of_order_is_a_failure_in_words(tmp_path: Path) -
     assert s.requests == []
 
 
+async def test_a_wrong_address_is_its_project_s_affair(tmp_path: Path) -> None:
+    """`invalid_config` and `auth` would park the agent for all projects."""
+    s = site(tmp_path, url=f"file://{tmp_path}/nowhere")
+
+    outcome = await s.run("true", execution=execution())
+
+    assert outcome.failure is FailureClass.CONFLICT
+    assert "nowhere" in outcome.detail
+
+
 async def test_a_conflict_after_the_work_keeps_it_and_what_it_cost(tmp_path: Path) -> None:
     class Costly(Scripted):
         async def execute(self, request: AgentRequest, emit: Emit) -> Outcome:
