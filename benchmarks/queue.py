@@ -136,7 +136,7 @@ async def history() -> list[Figure]:
         await _pairs(store, projects[0], 200)
         full = await _pairs(store, projects[1], 500)
     note = f"{empty:.2f} ms → {full:.2f} ms"
-    return [Figure("claim and finish, 1,000,000 finished rows against none", full / empty, "×", 1.15, note=note)]
+    return [Figure("claim and finish, 1,000,000 finished rows against none", full / empty, "x", 1.15, note=note)]
 
 
 def add_finished(path: Path, count: int, queued: int = 0) -> None:
@@ -147,8 +147,8 @@ def add_finished(path: Path, count: int, queued: int = 0) -> None:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN")
         columns = (
-            "project_id, project, project_path, task_id, title, body, source, kind, labels, priority, lane, status, due, "
-            "available_at, max_attempts, backend, created_at, finished_at"
+            "project_id, project, project_path, task_id, title, body, source, kind, labels, priority, lane, status, "
+            "due, available_at, max_attempts, backend, created_at, finished_at"
         )
         rows = (
             (ids[i % len(ids)], "p", "/p", f"old-{i}", "t", "b" * 100, "api", "code", "[]", 2, 0)

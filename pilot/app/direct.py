@@ -95,14 +95,29 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
                 )
             show(Progress(ProgressKind.QUEUED, str(new.id)))
             with _interrupts(context, dispatcher, new.id):
-                await _until_started(context, new.id, show, wait=request.wait)
-                return await dispatcher.wait_for_execution(new.id)
+                if not request.wait:
+                    await _narrate(context, new.id, show, wait=False)
+                narrator = asyncio.create_task(_narrate(context, new.id, show, wait=True))
+                try:
+                    return await dispatcher.wait_for_execution(new.id)
+                finally:
+                    narrator.cancel()
+                    await asyncio.gather(narrator, return_exceptions=True)
 
 
-async def _until_started(context: Context, id: int, show: Show, *, wait: bool) -> None:
-    """Say for whom it waits, each time that changes; without `wait`, give up at the first."""
+async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None:
+    """Say for whom or what it waits, each time that changes, between its attempts too.
+
+    Without `wait`: returns once it runs, and gives up at the first thing to wait for.
+    """
     said = ""
-    while (execution := await context.store.queue.get(id)).status is Status.QUEUED:
+    while not (execution := await context.store.queue.get(id)).status.final:
+        if execution.status is not Status.QUEUED:
+            if not wait:
+                return
+            said = ""
+            await asyncio.sleep(0.25)
+            continue
         why = await context.store.history.why(id, context.store.database.clock())
         # That it is kept for this process is no news to the person in front of it.
         holds = [hold.detail for hold in why.holds if hold.kind != "reserved"] if why is not None else []

@@ -151,11 +151,12 @@ class Dispatcher:
             for run in self._attempts.runs.values()
         ]
 
-    def reconfigure(self, projects: Iterable[Project]) -> None:
+    async def reconfigure(self, projects: Iterable[Project]) -> None:
         """Serve these projects from now on; what runs goes on."""
         self.projects = {project.id: project for project in projects}
         for worker in self._workers.values():
             worker.project = self.projects.get(worker.project.id, worker.project)
+        await self._queue.serve(self._node.id, self.projects)
         self._tell({"*"})
 
     def drain(self) -> None:
@@ -170,6 +171,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards."""
         await self._queue.start_node(self._node, self._lease)
+        await self._queue.serve(self._node.id, self.projects)
         leave = self._queue.listen(self._tell)
         loops: list[asyncio.Task[None]] = []
         try:

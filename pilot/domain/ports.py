@@ -124,6 +124,10 @@ class DispatchQueue(Queue, Protocol):
         """Make a node known, with its own lease (ms)."""
         ...
 
+    async def serve(self, node: str, projects: Collection[int]) -> None:
+        """Which projects the node claims from, for people who ask why nothing starts."""
+        ...
+
     async def drain_node(self, node: str) -> None:
         """Say that the node takes nothing new."""
         ...

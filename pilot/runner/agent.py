@@ -8,7 +8,11 @@ from enum import StrEnum
 from pilot.domain.errors import PilotError
 from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.ports import AgentRequest, Backend
+from pilot.runner.cpu import cpu_seconds
 from pilot.runner.record import Recorder
+
+BUSY = 0.02
+"""Share of one processor, over the time of silence, that counts as a sign of life."""
 
 
 class Broken(StrEnum):
@@ -23,10 +27,12 @@ async def watch(
 ) -> Outcome | Broken:
     """Run the agent to its end, or end it: at `deadline` (loop time), or after `stall` seconds without a sign of life.
 
-    Cancelled, it ends the agent first. Raises what the recorder met (`LeaseLost`), the agent ended.
+    Signs of life are output of any kind and work: processor time of its processes. Cancelled, it ends the agent
+    first. Raises what the recorder met (`LeaseLost`), the agent ended.
     """
     loop = asyncio.get_running_loop()
     recorder.touch()
+    used = 0.0
     task = asyncio.ensure_future(_executed(backend, request, recorder))
     lost = asyncio.ensure_future(recorder.broken.wait())
     try:
@@ -39,6 +45,10 @@ async def watch(
             if loop.time() >= deadline:
                 why = Broken.TIMEOUT
             elif recorder.idle >= stall:
+                before, used = used, await asyncio.to_thread(cpu_seconds, request.marker)
+                if used - before > BUSY * stall:
+                    recorder.touch()
+                    continue
                 why = Broken.STALL
             if why is not None or lost.done():
                 await _end(task)

@@ -94,7 +94,8 @@ class Claim:
                     answers[n] = taken[project]
                 else:
                     refused.add(requests[n].who)  # others may still get what is reserved for them
-            waiting = [n for n in waiting if n not in first.values() and requests[n].who not in refused]
+            looked_at = set(first.values())
+            waiting = [n for n in waiting if n not in looked_at and requests[n].who not in refused]
         return [answers.get(n) for n in range(len(requests))]
 
     def promote(self, items: Sequence[None], now: int) -> Generator[Step, Rows, list[None]]:

@@ -17,6 +17,7 @@ from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 _NAMES = Table(id="text")
+_IDS = Table(id="bigint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,18 @@ class Nodes:
                 [event(EventType.NODE_STARTED, None, None, node=node.id, kind=node.kind, version=node.version)],
             )
         return [None] * len(nodes)
+
+    def serve(self, sets: Sequence[tuple[str, Sequence[int]]], now: int) -> Generator[Step, Rows, list[None]]:
+        """Write down which projects (by id) a node serves from now on."""
+        for node, projects in sets:
+            yield Statement("DELETE FROM node_projects WHERE node_id = :node", {"node": node})
+            yield Statement("UPDATE nodes SET choosy = 1 WHERE id = :node", {"node": node})
+            yield Statement(
+                "INSERT INTO node_projects (node_id, project_id) "
+                f"SELECT n.id, p.id FROM {_IDS.of(self._dialect, 'p')} JOIN nodes n ON n.id = :node",
+                {"node": node, "items": _IDS.rows((project,) for project in projects)},
+            )
+        return [None] * len(sets)
 
     def drain(self, nodes: Sequence[str], now: int) -> Generator[Step, Rows, list[None]]:
         """Say that a node takes nothing new."""

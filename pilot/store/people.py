@@ -109,9 +109,10 @@ class Answer:
         if not text:
             return UsageError("an answer can't be empty")
         rows = yield Statement(
-            # What was counted in a row counts from here again: a person has looked at it.
+            # What was counted counts from here again: a person has looked at it, and wants it tried.
             "UPDATE executions SET status = 'queued', reason = NULL, feedback = :text, due = 1, available_at = :now, "
-            "streak = 0, losses = 0 WHERE id = :id AND status = 'needs_human' RETURNING executions.project_id",
+            "failures = 0, streak = 0, mark = NULL, losses = 0 WHERE id = :id AND status = 'needs_human' "
+            "RETURNING executions.project_id",
             {"id": request.id, "text": text, "now": now},
         )
         if not rows:

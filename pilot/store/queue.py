@@ -8,7 +8,7 @@ from typing import Any
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Finish, Held, Node
-from pilot.domain.task import Kind, Project, Task
+from pilot.domain.task import DEFAULT_PRIORITY, DIRECT_PRIORITY, Kind, Project, Task
 from pilot.store.admin import Admin, Pause, Registration
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Database, Listener, Rows, Step
@@ -71,6 +71,9 @@ class SqlQueue:
 
     def _starts(self, items: Sequence[tuple[Node, int]]) -> Steps:
         return self._nodes.start(items, self._database.clock())
+
+    def _servings(self, items: Sequence[tuple[str, Sequence[int]]]) -> Steps:
+        return self._nodes.serve(items, self._database.clock())
 
     def _drains(self, items: Sequence[str]) -> Steps:
         return self._nodes.drain(items, self._database.clock())
@@ -151,6 +154,10 @@ class SqlQueue:
         """Make a node known, with its own lease (ms)."""
         await self._database.write(self._starts, (node, lease))
 
+    async def serve(self, node: str, projects: Collection[int]) -> None:
+        """Which projects the node claims from, for people who ask why nothing starts."""
+        await self._database.write(self._servings, (node, tuple(projects)))
+
     async def drain_node(self, node: str) -> None:
         """Say that the node takes nothing new."""
         await self._database.write(self._drains, node)
@@ -224,7 +231,8 @@ class SqlQueue:
         return await self.enqueue(
             Task(
                 project_id=old.project_id, title=old.title, body=old.body, task_id=old.task_id, source=old.source,
-                kind=Kind(old.kind), labels=old.labels, priority=max(old.priority, 0), lane=old.lane,
+                kind=Kind(old.kind), labels=old.labels, lane=old.lane,
+                priority=DEFAULT_PRIORITY if old.priority == DIRECT_PRIORITY else old.priority,
                 payload=old.payload, options=old.options, backend=old.backend,
                 model=old.model, max_attempts=old.max_attempts, callback_url=old.callback_url, plan=old.plan,
                 parent=old.id,

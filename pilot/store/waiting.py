@@ -98,6 +98,8 @@ def _next(execution: Execution, holds: list[Hold]) -> str:
             return f"It waits for a person: mend the cause, then `pilot backend unpark {execution.backend}`."
         case "time":
             return f"It may start at {at}."
+        case "unserved":
+            return "It starts once a `pilot serve` has the project in its pilot.yaml."
         case "full":
             return "It starts when one of what runs there ends and its turn comes."
         case "node":
@@ -173,11 +175,15 @@ async def _nodes(database: Database, execution: Execution, now: int) -> list[Hol
         return [] if alive else [Hold("reserved", gone)]
     nodes = await database.read(
         "SELECT n.id, n.state, n.max_running, "
-        "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id) "
+        "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id), "
+        "n.choosy = 0 OR EXISTS (SELECT 1 FROM node_projects s WHERE s.node_id = n.id AND s.project_id = :project) "
         "FROM nodes n WHERE n.lease_until > :now AND n.kind <> 'run' ORDER BY n.started_at, n.id",
-        {"now": now},
+        {"now": now, "project": execution.project_id},
     )
-    up = [(id, most, running) for id, state, most, running in nodes if state == "up"]
+    serving = [node for node in nodes if node[4]]
+    if nodes and not serving:
+        return [Hold("unserved", f"no node that is up serves {execution.project} ({one_line(execution.project_path)})")]
+    up = [(id, most, running) for id, state, most, running, _ in serving if state == "up"]
     if any(most == 0 or running < most for _, most, running in up):
         return []
     if up:

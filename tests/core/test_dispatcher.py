@@ -296,7 +296,7 @@ async def test_new_settings_bring_projects_and_slots_while_it_runs(stage: Stage)
         await works[0].begun.wait()
         web, wider = await stage.project("web"), await stage.project("api", max_running=2)
         new = await stage.task(web, "new")
-        dispatcher.reconfigure([web, wider])
+        await dispatcher.reconfigure([web, wider])
         await works[1].begun.wait()
         await stage.reach(Status.COMPLETED, new)
         for work in works:
@@ -311,12 +311,12 @@ async def test_a_project_that_is_no_longer_served_ends_what_runs_and_begins_noth
 
     async with stage.dispatcher() as dispatcher:
         await work.begun.wait()
-        dispatcher.reconfigure([web])
+        await dispatcher.reconfigure([web])
         work.go.set()
         await stage.reach(Status.COMPLETED, running)
         await stage.reach(Status.COMPLETED, await stage.task(web, "other"))
         assert (await stage.row(left)).attempt == 0
-        dispatcher.reconfigure([api, web])
+        await dispatcher.reconfigure([api, web])
         await stage.reach(Status.COMPLETED, left)
 
 

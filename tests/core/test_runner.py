@@ -328,6 +328,16 @@ async def test_an_agent_that_speaks_has_not_stalled(tmp_path: Path) -> None:
     assert outcome.delivered
 
 
+async def test_an_agent_that_works_in_silence_has_not_stalled(tmp_path: Path) -> None:
+    s = site(tmp_path)
+    executor(s, stall_timeout=1)
+
+    outcome = await s.run("timeout 3 sh -c 'while :; do :; done'; echo x > new", execution=execution())
+
+    assert outcome.delivered
+    assert len(s.requests) == 1
+
+
 async def test_cancelled_the_agent_is_gone_and_the_work_is_kept(tmp_path: Path) -> None:
     s = site(tmp_path)
     task = await started(s, f"echo x > new; echo $$ > {tmp_path}/pid; echo started; sleep 60", execution=execution())

@@ -332,7 +332,7 @@ class Queueing(RuleBasedStateMachine):
             return
         old = row.task
         task = replace(
-            old, priority=max(old.priority, 0), parent=id, idempotency_key=None, reserved_for=None, after=(),
+            old, priority=2 if old.priority == -1 else old.priority, parent=id, idempotency_key=None, reserved_for=None, after=(),
             available_at=None,
         )  # fmt: skip
         self._agree(task, self.run(self.queue.retry(id)))

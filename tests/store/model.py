@@ -191,7 +191,7 @@ class Model:
             return NotFound
         if row.status is not Status.NEEDS_HUMAN:
             return UsageError
-        row.status, row.available_at, row.losses = Status.QUEUED, self.clock(), 0
+        row.status, row.available_at, row.losses, row.failures = Status.QUEUED, self.clock(), 0, 0
         return None
 
     # Nodes and time.

@@ -394,7 +394,7 @@ async def test_a_retry_is_a_new_execution_of_the_same_task(store: Bed) -> None:
     kept = ("task_id", "title", "body", "labels", "lane", "payload", "options", "backend", "model", "max_attempts",
             "plan", "callback_url", "project_id")  # fmt: skip
     assert [getattr(new, name) for name in kept] == [getattr(before, name) for name in kept]
-    assert (new.parent, new.priority, new.reserved_for, new.idempotency_key) == (old, 0, None, None)
+    assert (new.parent, new.priority, new.reserved_for, new.idempotency_key) == (old, 2, None, None)
     assert (new.attempt, new.failures, new.status) == (0, 0, Status.QUEUED)
     assert before.status is Status.FAILED
 

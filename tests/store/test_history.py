@@ -95,7 +95,7 @@ def attempt(execution_id: int, number: int = 1, **values: Any) -> dict[str, Any]
 def node(id: str = "n1", **values: Any) -> dict[str, Any]:
     return {
         "id": id, "kind": "serve", "host": "h", "boot_id": "b", "pid": 1, "start_ticks": 1, "version": "0",
-        "max_running": 0, "state": "up", "started_at": NOW - 90 * SECOND,
+        "max_running": 0, "choosy": 0, "state": "up", "started_at": NOW - 90 * SECOND,
         "seen_at": NOW, "lease_until": NOW + 60 * SECOND,
     } | values  # fmt: skip
 
@@ -621,3 +621,15 @@ def test_a_glance_at_a_damaged_file_says_what_to_do(tmp_path: Path) -> None:
 def test_what_has_to_wait_can_not_be_answered_at_once() -> None:
     with pytest.raises(TypeError, match="needs a loop"):
         answer(asyncio.sleep(0))
+
+
+async def test_a_project_that_no_node_serves(rack: Rack) -> None:
+    await rack.put("nodes", node(choosy=1))
+    await rack.execution(1)
+
+    why = await rack.why(1)
+
+    assert [hold.kind for hold in why.holds] == ["unserved"]
+    assert "pilot.yaml" in why.next
+    await rack.put("node_projects", {"node_id": "n1", "project_id": 1})
+    assert (await rack.why(1)).holds == ()

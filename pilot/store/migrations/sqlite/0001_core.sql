@@ -201,9 +201,16 @@ CREATE TABLE nodes (
   version      TEXT NOT NULL,
   max_running  INTEGER NOT NULL,           -- executions at once; 0: not said
   state        TEXT NOT NULL,              -- up | draining
+  choosy       INTEGER NOT NULL DEFAULT 0, -- 1: serves what node_projects says; 0: has not said
   started_at   INTEGER NOT NULL,
   seen_at      INTEGER NOT NULL,
   lease_until  INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE node_projects (               -- what a node can reach; it claims nothing else
+  node_id      TEXT NOT NULL REFERENCES nodes (id) ON DELETE CASCADE,
+  project_id   INTEGER NOT NULL,
+  PRIMARY KEY (node_id, project_id)
 ) WITHOUT ROWID;
 
 CREATE TABLE parks (                       -- backends that take no work, for every node
