@@ -332,8 +332,8 @@ class Queueing(RuleBasedStateMachine):
             return
         old = row.task
         task = replace(
-            old, priority=2 if old.priority == -1 else old.priority, parent=id, idempotency_key=None, reserved_for=None, after=(),
-            available_at=None,
+            old, priority=2 if old.priority == -1 else old.priority, parent=id, idempotency_key=None,
+            reserved_for=None, after=(), available_at=None,
         )  # fmt: skip
         self._agree(task, self.run(self.queue.retry(id)))
 
