@@ -230,7 +230,8 @@ class Attempt:
     def ended(self, outcome: Outcome) -> Outcome:
         """The outcome with all that the attempt learnt."""
         ws, snapshot = self.ws, self.snapshot
-        changed = snapshot is not None and snapshot.changed
+        there = ws is not None and snapshot is not None and ws.record.preserved == snapshot.head_sha
+        changed = snapshot is not None and snapshot.changed and there
         return replace(
             outcome,
             session_id=outcome.session_id or self.session or self.recorder.session_id,

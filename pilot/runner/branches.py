@@ -51,23 +51,32 @@ class Choice:
         base_name, base = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
         named = options.get("branch")
         if named is not None:
-            return self._named(str(named), base_name, base)
+            return await self._named(str(named), base_name, base)
         branch, seen = await self._own()
         return Start(branch, base_name, base, seen, base)
 
-    def _named(self, branch: str, base_name: str, base: str) -> Start:
+    async def _named(self, branch: str, base_name: str, base: str) -> Start:
         """The task says on which branch: it goes on there, or makes it."""
         if not is_branch_name(branch):
             raise _conflict(f"{one_line(branch)!r} can't be the name of a branch")
         local = self.branches.local.get(branch)
+        remote = self.branches.remote.get(branch) if self.source.url is not None else None
         if local is not None:
             self._check_free(branch)
-            return Start(branch, branch, local.sha, local.sha, local.sha, named=True)
+            start = local.sha if remote is None else await self._later(branch, local.sha, remote)
+            return Start(branch, branch, start, local.sha, start, named=True)
         self._check_possible(branch)
-        remote = self.branches.remote.get(branch) if self.source.url is not None else None
         if remote is not None:
             return Start(branch, branch, remote, None, remote, named=True)
         return Start(branch, base_name, base, None, base, named=True)
+
+    async def _later(self, branch: str, ours: str, theirs: str) -> str:
+        """Of a mirror's branch and its remote one, that which has the other in it."""
+        for old, new in ((ours, theirs), (theirs, ours)):
+            done = await self.source.git.run("merge-base", "--is-ancestor", old, new, ok=(0, 1))
+            if done.code == 0:
+                return new
+        raise _conflict(f"branch {branch} and the one at {self.source.url} have parted; make one of them")
 
     async def _own(self) -> tuple[str, str | None]:
         """`pilot/TASK`, or beside it where another task has that name; and where it is now."""

@@ -189,7 +189,7 @@ class Git:
         except TimeoutError as error:
             failure = FailureClass.NETWORK if self.network else FailureClass.INFRA
             raise WorkspaceError(failure, f"git {_command(args)} did not end within {limit:g} s") from error
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a NUL in an argument is a ValueError
             raise WorkspaceError(FailureClass.INFRA, f"git can't be run: {error}") from error
 
     async def _once(self, args: Sequence[str], stdin: bytes) -> tuple[int, bytes, str]:
@@ -226,7 +226,11 @@ class Git:
             )
         )
         await patience.finish(spawn)
-        process = spawn.result()
+        try:
+            process = spawn.result()
+        except (OSError, ValueError):
+            patience.settle()
+            raise
         ended = asyncio.ensure_future(process.wait())
         if not patience.hurry:
             try:

@@ -21,7 +21,7 @@ from pilot.runner.git import Git
 from pilot.runner.in_place import InPlaceMode
 from pilot.runner.pristine import Pristine
 from pilot.runner.source import Branches, Source, open_source, pristine_of
-from pilot.runner.space import Record, Workspace, key_of, load
+from pilot.runner.space import Record, Workspace, keep_old, key_of, load
 from pilot.runner.tree import Tree
 from pilot.runner.worktree import WorktreeMode
 
@@ -216,15 +216,6 @@ async def _later(pristine: Pristine, last: tuple[str, str, str], tip: str) -> tu
     files, _, base = last
     done = await pristine.git.run("merge-base", "--is-ancestor", files, tip, ok=(0, 1))
     return last if done.code else (tip, tip, base)
-
-
-async def keep_old(ws: Workspace, new: str, old: str | None) -> None:
-    """A branch is about to leave the commit `old` behind: keep that by a ref of its own."""
-    if old is None or old == new:
-        return
-    done = await ws.pristine.git.run("merge-base", "--is-ancestor", old, new, ok=(0, 1))
-    if done.code:
-        await ws.source.move({f"refs/pilot/old/{old}": (old, None)})
 
 
 def home_of(state_dir: Path, store_id: str, execution: Execution) -> Path:

@@ -70,9 +70,17 @@ class AttemptRunner:
                 attempt.leave()
 
     async def release_workspace(self, execution: Execution, *, keep: bool) -> bool:
-        """Give up an execution's workspace; whether it is gone. One with work that is nowhere else stays."""
+        """Give up an execution's workspace; whether it is gone. One with work that is nowhere else stays.
+
+        Raises `WorkspaceError`, class `infra`, while a run is at work in it.
+        """
         ws = await self._workspaces.find(self._project(execution), execution)
-        return ws is not None and await self._workspaces.release(ws, keep=keep)
+        if ws is None:
+            return False
+        try:
+            return await self._workspaces.release(ws, keep=keep)
+        finally:
+            ws.close()
 
     async def _carried_out(self, attempt: Attempt) -> Outcome:
         """The steps, and what became of them as a value."""

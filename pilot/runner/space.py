@@ -140,6 +140,15 @@ def key_of(store: str, execution: int) -> str:
     return f"{re.sub(r'[^0-9A-Za-z]', '', store)[:12] or 'store'}-{execution}"
 
 
+async def keep_old(ws: Workspace, new: str, old: str | None) -> None:
+    """A branch is about to leave the commit `old` behind: keep that by a ref of its own."""
+    if old is None or old == new:
+        return
+    done = await ws.pristine.git.run("merge-base", "--is-ancestor", old, new, ok=(0, 1))
+    if done.code:
+        await ws.source.move({f"refs/pilot/old/{old}": (old, None)})
+
+
 def lock_folder(home: Path) -> int:
     """Take the folder for this process; the descriptor holds it. Raises `WorkspaceError` when it is taken.
 

@@ -17,9 +17,9 @@ from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
-from pilot.runner.making import MODES, Maker, home_of, keep_old
+from pilot.runner.making import MODES, Maker, home_of
 from pilot.runner.pristine import seen_ref
-from pilot.runner.space import Snapshot, Workspace, load, lock_folder
+from pilot.runner.space import Snapshot, Workspace, keep_old, load, lock_folder
 from pilot.runner.tree import Tree, pattern
 
 __all__ = ["Snapshot", "Workspace", "Workspaces"]
@@ -58,11 +58,23 @@ class Workspaces:
             return ws
 
     async def find(self, project: ProjectSettings, execution: Execution) -> Workspace | None:
-        """The execution's workspace as it is; None when it has none. Not locked."""
+        """The execution's workspace as it is, this process's alone until `close`; None when it has none."""
         with _disk():
             maker = self._maker(project, execution)
+            if load(maker.home) is None:
+                return None
+            lock = lock_folder(maker.home)
             record = load(maker.home)
-            return maker.opened(record) if record is not None and record.ready else None
+            if record is None or not record.ready:
+                os.close(lock)
+                return None
+            try:
+                ws = maker.opened(record)
+            except BaseException:
+                os.close(lock)
+                raise
+            ws.lock = lock
+            return ws
 
     async def set_up(self, ws: Workspace) -> tuple[str, ...]:
         """Set-up is done: what it made, and git would take for work, is no part of the change from now on."""
@@ -112,7 +124,8 @@ class Workspaces:
             if now != head:
                 await ws.source.take(ws.pristine, f"head/{ws.key}", record.base)
                 place = "" if branch is None else branch.checked_out
-                if now != record.seen or (place and place != str(ws.path)):
+                # A branch that is gone is nobody's loss; a person who freed its name did that.
+                if now not in (None, record.seen) or (place and place != str(ws.path)):
                     raise await _kept_aside(ws, head, place)
                 try:
                     await keep_old(ws, head, now)

@@ -16,7 +16,7 @@ from pathlib import Path
 from pilot.domain.errors import WorkspaceError
 from pilot.domain.outcome import FailureClass
 from pilot.runner.git import Git, remove_stale_lock
-from pilot.runner.space import Workspace
+from pilot.runner.space import Workspace, keep_old
 from pilot.runner.tree import Tree
 
 
@@ -64,7 +64,9 @@ class WorktreeMode:
         branch = await ws.source.branch(ws.branch)
         if branch is None or branch.sha != head:
             await ws.source.take(ws.pristine, f"head/{ws.key}", ws.record.start)
-            await self._put_branch(ws, head, branch.sha if branch else None)
+            old = branch.sha if branch else None
+            await keep_old(ws, head, old)
+            await self._put_branch(ws, head, old)
         ws.record.seen = head
         admin = self._admin(ws)
         for name in ("index.lock", "HEAD.lock"):

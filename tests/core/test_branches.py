@@ -62,6 +62,24 @@ async def test_a_branch_that_somebody_moved_is_left_to_them(tmp_path: Path, medd
     assert not await s.workspaces.release(ws, keep=False)
 
 
+@APART
+async def test_a_person_frees_the_name_and_the_next_attempt_takes_it(tmp_path: Path, workspace: str) -> None:
+    s = site(tmp_path, workspace=workspace)
+    ws = await s.workspaces.prepare(s.project, execution())
+    shell(ws.path, "echo 1 > one")
+    await s.workspaces.preserve(ws, await s.workspaces.snapshot(ws, "x"))
+    ws.close()
+    git(s.repo, "branch", "-M", "pilot/GH-46", "theirs")
+    if workspace == "worktree":
+        shell(ws.path, "git symbolic-ref HEAD refs/heads/pilot/GH-46")
+
+    outcome = await s.run("echo 2 > two", execution=execution(attempt=2, branch=ws.branch, base_sha=ws.base_sha))
+
+    assert outcome.delivered
+    assert {"one", "two"} <= files_of(s.repo, "pilot/GH-46").keys()
+    assert "two" not in files_of(s.repo, "theirs")
+
+
 async def test_a_branch_that_appears_meanwhile_is_a_conflict(tmp_path: Path) -> None:
     s = site(tmp_path)
     ws = await s.workspaces.prepare(s.project, execution())
@@ -274,3 +292,21 @@ async def test_an_address_that_leads_nowhere(tmp_path: Path) -> None:
         await s.workspaces.prepare(s.project, execution())
 
     assert raised.value.failure is FailureClass.INVALID_CONFIG
+
+
+async def test_a_mirror_s_branch_and_the_remote_one(tmp_path: Path) -> None:
+    origin = repository(tmp_path / "origin")
+    git(origin, "branch", "fix")
+    s = site(tmp_path, url=f"file://{origin}", base="main")
+    await ended(s, "echo 1 > one", options={"branch": "fix"})
+    (mirror,) = (s.state / "mirrors").iterdir()
+    git(origin, "fetch", "-q", str(mirror), "fix:fix")
+    git(origin, "switch", "-q", "fix")
+    git(origin, "commit", "-q", "--allow-empty", "-m", "review")
+
+    await ended(s, "echo 2 > two", id=8, options={"branch": "fix"})
+    assert git(mirror, "log", "--format=%s", "refs/heads/fix").splitlines() == ["x", "review", "x", "first"]
+
+    git(origin, "commit", "-q", "--allow-empty", "-m", "elsewhere")
+    with pytest.raises(WorkspaceError, match="have parted"):
+        await s.workspaces.prepare(s.project, execution(id=9, options={"branch": "fix"}))

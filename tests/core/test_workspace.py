@@ -215,9 +215,10 @@ async def test_kept_work_is_found_without_the_state_directory(tmp_path: Path) ->
     assert (ws.path / "two").exists()
 
 
-async def test_an_end_that_was_not_written_down_is_found_again(tmp_path: Path) -> None:
+@ALL
+async def test_an_end_that_was_not_written_down_is_found_again(tmp_path: Path, workspace: str) -> None:
     """The node died between giving the workspace up and finishing: the next attempt must not begin anew."""
-    s = site(tmp_path)
+    s = site(tmp_path, workspace=workspace)
     outcome = await s.run("echo 1 > one", execution=execution())
     assert outcome.delivered
     assert not list((s.state / "workspaces").iterdir())
@@ -324,8 +325,11 @@ async def test_another_run_in_the_same_workspace_has_to_wait(tmp_path: Path) -> 
         await s.workspaces.prepare(s.project, execution(fence=2))
     assert raised.value.failure is FailureClass.INFRA
 
+    with pytest.raises(WorkspaceError, match="still at work"):
+        await s.runner().release_workspace(execution(), keep=False)
     first.close()
     (await s.workspaces.prepare(s.project, execution(fence=3))).close()
+    assert await s.runner().release_workspace(execution(), keep=False)
 
 
 async def test_stores_that_share_a_state_directory_don_t_share_workspaces(tmp_path: Path) -> None:
