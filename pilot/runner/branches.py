@@ -9,7 +9,7 @@ from pilot.domain.errors import WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line, ref_name
-from pilot.runner.pristine import Pristine, seen_ref
+from pilot.runner.pristine import Left, Pristine
 from pilot.runner.source import Branches, Source, is_branch_name
 
 PREFIX = "pilot/"
@@ -31,7 +31,7 @@ class Start:
 class Choice:
     """Chooses for one execution.
 
-    `key`: its name in the pristine repository. `stands_ok`: the one work tree that may stand on the branch.
+    `left`: what pilot remembers of branches. `stands_ok`: the one work tree that may stand on the branch.
     `shared`: agents commit on the project's branch itself, so it need not be where pilot saw it last.
     """
 
@@ -40,7 +40,7 @@ class Choice:
     branches: Branches
     project: ProjectSettings
     execution: Execution
-    key: str
+    left: Left
     stands_ok: str | None = None
     shared: bool = False
 
@@ -106,11 +106,13 @@ class Choice:
         sha = self.branches.local[branch].sha
         if branch == self.execution.branch and (sha == self.execution.head_sha or self.shared):
             return "own"
-        known = await self.pristine.refs("seen/", "head/", "wip-head/")
-        own = (seen_ref(self.execution.task_id, branch), f"head/{self.key}", f"wip-head/{self.key}")
-        if sha in (known.get(name) for name in own):
+        known = await self.pristine.refs("head", "wip-head")
+        if sha in known.values():
             return "own"
-        return "other" if sha in known.values() else "nobody"
+        task = self.left.owner(sha, branch)
+        if task is None:
+            return "nobody"
+        return "own" if task == self.execution.task_id else "other"
 
     def _check_free(self, branch: str) -> None:
         place = self.branches.local[branch].checked_out

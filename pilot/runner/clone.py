@@ -18,7 +18,7 @@ class CloneMode:
     """A clone made by hand: it borrows all objects (an alternates file, as `git clone --shared` writes one).
 
     So it costs what its files cost, however long the history is. Nothing is ever pruned from where it borrows
-    while it lives: pilot's own repository is never collected, and the base is on a branch of the project's.
+    while it lives: pilot's own repository goes with it, and the base is on a branch of the project's.
     """
 
     def tree(self, ws: Workspace) -> Tree:
@@ -43,7 +43,7 @@ class CloneMode:
         await asyncio.to_thread(disarm, ws.path, self._layout(ws))
         if read_state(ws.path) == (ws.record.head, self._refs(ws, ws.record.head)):
             return ws.record.head, []
-        agent = f"refs/pilot/agent/{ws.key}"
+        agent = "refs/pilot/agent"
         try:
             await ws.pristine.git.run(
                 "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--prune",
@@ -54,7 +54,7 @@ class CloneMode:
             if error.failure is FailureClass.INFRA and "did not end" in str(error):
                 raise
             return ws.record.head, [f"the agent's commits can't be read, only its files are taken ({error})"]
-        return await self._chosen(ws, await ws.pristine.refs(f"agent/{ws.key}/"))
+        return await self._chosen(ws, await ws.pristine.refs("agent/"))
 
     async def settle(self, ws: Workspace, head: str) -> None:
         """See `Mode.settle`."""
@@ -68,7 +68,7 @@ class CloneMode:
 
     async def _chosen(self, ws: Workspace, refs: dict[str, str]) -> tuple[str, list[str]]:
         """The commit that is the agent's result, of all that it has; the others go on as its branches."""
-        own = {name.removeprefix(f"agent/{ws.key}/"): sha for name, sha in refs.items()}
+        own = {name.removeprefix("agent/"): sha for name, sha in refs.items()}
         head = own.pop("HEAD", ws.record.head)
         branches = {name: sha for name, sha in own.items() if name.startswith("heads/") or name == "stash"}
         tip = branches.pop(f"heads/{ws.branch}", head)

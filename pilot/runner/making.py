@@ -20,12 +20,12 @@ from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.in_place import InPlaceMode
 from pilot.runner.pristine import Pristine
-from pilot.runner.source import Branches, Source, open_source, pristine_of
-from pilot.runner.space import Record, Workspace, keep_old, key_of, load
+from pilot.runner.source import Branches, Source, left_of, open_source, pristine_of
+from pilot.runner.space import Record, Workspace, keep_old, load
 from pilot.runner.tree import Tree
 from pilot.runner.worktree import WorktreeMode
 
-_KEPT = frozenset({".lock", "workspace.json"})
+_KEPT = frozenset({".lock", ".hold", "workspace.json", "git"})
 
 
 class Mode(Protocol):
@@ -104,7 +104,8 @@ class Maker:
             home=self.home,
             record=record,
             source=source,
-            pristine=pristine_of(source, self.execution.project_id, self.state_dir),
+            pristine=pristine_of(source, self.home),
+            left=left_of(source, self.execution.project_id, self.state_dir),
             tree=Tree(self.home, self.git),
         )
         ws.tree = MODES[ws.mode].tree(ws)
@@ -135,12 +136,12 @@ class Maker:
             )
         if mode == "in_place" and source.top is None:
             raise WorkspaceError(FailureClass.CONFLICT, f"{source.where} has no checkout to work in (in_place)")
-        pristine = pristine_of(source, self.execution.project_id, self.state_dir)
+        pristine = pristine_of(source, self.home)
+        left = left_of(source, self.execution.project_id, self.state_dir)
         branches = await source.branches()
         stands_ok = str(source.top if mode == "in_place" else self.home / slug(self.project.name))
         shared = mode != "clone"
-        key = key_of(self.store_id, self.execution.id)
-        choice = Choice(source, pristine, branches, self.project, self.execution, key, stands_ok, shared)
+        choice = Choice(source, pristine, branches, self.project, self.execution, left, stands_ok, shared)
         start = await choice.start()
         last = await self._last_work(source, pristine, branches)
         if last is not None and shared and start.seen is not None:
@@ -172,12 +173,12 @@ class Maker:
         return ws
 
     async def _ready(self, ws: Workspace, files: str) -> None:
-        record, key = ws.record, ws.key
-        await ws.pristine.put({f"base/{key}": record.base, f"head/{key}": record.head})
+        record = ws.record
+        await ws.pristine.put({"base": record.base, "head": record.head})
         if ws.mode != "clone":
             for name, commit in (("wip", files), ("head", record.head)):
                 if commit not in (record.base, record.seen):
-                    await ws.source.take(ws.pristine, f"{name}/{key}", record.base)
+                    await ws.source.take(ws.pristine, name, record.base)
             await keep_old(ws, record.head, record.seen)
         await MODES[ws.mode].make(ws, files, record.head)
         ws.scratch.mkdir(exist_ok=True)
@@ -187,18 +188,18 @@ class Maker:
     async def _last_work(self, source: Source, pristine: Pristine, branches: Branches) -> tuple[str, str, str] | None:
         """Files, head and base to go on from when this execution worked before and its workspace is gone."""
         execution = self.execution
-        key, id = key_of(self.store_id, execution.id), execution.id
-        known = await pristine.refs(*(f"{name}/{key}" for name in ("wip", "wip-head", "head", "base")))
-        base = known.get(f"base/{key}")
+        known = await pristine.refs("wip", "wip-head", "head", "base")
+        base = known.get("base")
         if base is not None:
-            wip, head = known.get(f"wip/{key}"), known.get(f"head/{key}", base)
+            wip, head = known.get("wip"), known.get("head", base)
             if wip is not None:
-                return wip, known.get(f"wip-head/{key}", wip), base
+                return wip, known.get("wip-head", wip), base
             return None if head == base else (head, head, base)
         if execution.attempt < 2 or execution.base_sha is None:
             return None
-        kept = await source.kept(f"wip/{id}", str(id))
-        commit = kept.get(f"wip/{id}") or kept.get(str(id))
+        aside, other = f"wip/{execution.id}", str(execution.id)
+        kept = await source.kept(aside, other)
+        commit = kept.get(aside) or kept.get(other)
         branch = branches.local.get(execution.branch or "")
         if commit is None and branch is not None and branch.sha == execution.head_sha:
             commit = branch.sha  # it had ended, and the node died before that was written down

@@ -1,8 +1,9 @@
-"""The bare repository that only pilot writes: where an agent's commits arrive, and what pilot last saw of a branch."""
+"""The bare repository beside a workspace, which only pilot writes, and what pilot remembers of finished branches."""
 
 from __future__ import annotations
 
-import hashlib
+import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from pilot.runner.gitdir import Layout, make_bare
 
 @dataclass(frozen=True, slots=True)
 class Pristine:
-    """One per project. It borrows the project's objects, and no agent ever gets to see it as a place to write.
+    """One for each workspace, and gone with it. It borrows the project's objects; no agent may write there.
 
-    Refs: `refs/pilot/{base,head,wip}/KEY` of each execution that has a workspace, `refs/pilot/agent/KEY/…` what
-    its agent had, `refs/pilot/seen/…` where pilot left a finished branch.
+    Refs: `refs/pilot/base` and `head` (where the work begins and how far it is), `wip` and `wip-head` (kept aside,
+    with and without what was not committed), `agent/…` (what the agent's clone has).
     """
 
     path: Path
@@ -30,7 +31,6 @@ class Pristine:
 
     def ensure(self) -> None:
         """Make it, or bring what it takes over from the project up to date."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         make_bare(self.path, self.layout)
 
     async def refs(self, *prefixes: str) -> dict[str, str]:
@@ -63,6 +63,31 @@ async def put(git: Git, changes: Mapping[str, tuple[str | None, str | None]]) ->
         await git.run("update-ref", "--no-deref", "--stdin", stdin="\n".join([*lines, ""]).encode())
 
 
-def seen_ref(task_id: str, branch: str) -> str:
-    """Where pilot notes how it left this task's branch."""
-    return "seen/" + hashlib.sha256(f"{task_id}\n{branch}".encode(errors="replace")).hexdigest()[:32]
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Where pilot left branches, a file for each: by that it knows them again when their task comes back.
+
+    Files and not refs, since a repository may forget the commits of a branch that somebody deleted.
+    """
+
+    folder: Path
+
+    def note(self, sha: str, branch: str, task_id: str) -> None:
+        """A branch gets to `sha` for that task. To be written before it does."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = self.folder / f".{sha}.{secrets.token_hex(4)}"
+        part.write_text(json.dumps({"branch": branch, "task": task_id}))
+        part.replace(self.folder / sha)
+
+    def forget(self, sha: str | None, branch: str) -> None:
+        """The branch went on from there."""
+        if sha is not None and self.owner(sha, branch) is not None:
+            (self.folder / sha).unlink(missing_ok=True)
+
+    def owner(self, sha: str, branch: str) -> str | None:
+        """The task for which pilot left the branch there; None when it did not."""
+        try:
+            found = json.loads((self.folder / sha).read_text())
+            return str(found["task"]) if found["branch"] == branch else None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None

@@ -18,7 +18,7 @@ from pilot.domain.text import one_line, slug
 from pilot.runner.git import Git
 from pilot.runner.gitdir import Layout, make_bare
 from pilot.runner.identity import common_dir, find_repository, git_dir_of, url_key
-from pilot.runner.pristine import Pristine, put
+from pilot.runner.pristine import Left, Pristine, put
 
 FETCH_TIMEOUT = 3600.0
 """Seconds; a transfer that stands still is broken off much earlier."""
@@ -177,9 +177,9 @@ class Source:
     async def take(self, pristine: Pristine, ref: str, known: str) -> None:
         """Bring the objects of a ref of the pristine repository (what follows `refs/pilot/`) in; no ref changes.
 
-        `known` is a commit that both have.
+        `known` is a commit that both have. What is in the pristine repository has been checked on its way in.
         """
-        await self.git.run(
+        await replace(self.git, config=("fetch.fsckObjects=false",)).run(
             "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance",
             "--upload-pack=git-upload-pack", f"--negotiation-tip={known}",
             "--", str(pristine.path), f"refs/pilot/{ref}",
@@ -215,13 +215,17 @@ def open_source(git: Git, project: ProjectSettings, state_dir: Path) -> Source:
     return Source(common, git_dir, held, top=None if git_dir == root else root)
 
 
-def pristine_of(source: Source, project_id: int, state_dir: Path) -> Pristine:
-    """Pilot's own repository for the project: made when missing."""
-    path = state_dir / "repos" / f"{project_id}-{_digest(str(source.common))}.git"
-    hold = state_dir / "locks" / f"{_digest(str(path))}.lock"
-    pristine = Pristine(path, source.git.at(path, hold=hold), source.layout())
+def pristine_of(source: Source, home: Path) -> Pristine:
+    """Pilot's own repository beside a workspace: made when missing."""
+    path = home / "git"
+    pristine = Pristine(path, source.git.at(path, hold=home / ".hold"), source.layout())
     pristine.ensure()
     return pristine
+
+
+def left_of(source: Source, project_id: int, state_dir: Path) -> Left:
+    """What pilot remembers of the project's branches."""
+    return Left(state_dir / "branches" / f"{project_id}-{_digest(str(source.common))}")
 
 
 def is_branch_name(name: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 from pilot.domain.errors import WorkspaceError
 from pilot.domain.outcome import FailureClass
 from pilot.runner.files import make_spread
-from pilot.runner.pristine import Pristine
+from pilot.runner.pristine import Left, Pristine
 from pilot.runner.source import Source
 from pilot.runner.tree import Tree
 
@@ -93,13 +92,9 @@ class Workspace:
     record: Record
     source: Source
     pristine: Pristine
+    left: Left
     tree: Tree
     lock: int = -1
-
-    @property
-    def key(self) -> str:
-        """Its name among the refs of the pristine repository."""
-        return key_of(self.record.store, self.execution)
 
     @property
     def scratch(self) -> Path:
@@ -133,11 +128,6 @@ class Snapshot:
     insertions: int = 0
     deletions: int = 0
     notes: tuple[str, ...] = ()
-
-
-def key_of(store: str, execution: int) -> str:
-    """A name for an execution that other stores with the same state directory don't use."""
-    return f"{re.sub(r'[^0-9A-Za-z]', '', store)[:12] or 'store'}-{execution}"
 
 
 async def keep_old(ws: Workspace, new: str, old: str | None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pilot.domain.text import one_line
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.making import MODES, Maker, home_of
-from pilot.runner.pristine import seen_ref
+from pilot.runner.source import Source
 from pilot.runner.space import Snapshot, Workspace, keep_old, load, lock_folder
 from pilot.runner.tree import Tree, pattern
 
@@ -98,7 +98,7 @@ class Workspaces:
                 await ws.tree.stand_on(head)
             work = await _committed(ws, ws.tree, head, message)
             commit, snapshot = work.commit, await _measured(ws, work, notes)
-            await ws.pristine.put({f"head/{ws.key}": commit, f"base/{ws.key}": ws.record.base})
+            await ws.pristine.put({"head": commit, "base": ws.record.base})
             record = ws.record
             record.head, record.index, record.changed = commit, commit, snapshot.changed
             record.old_wip = record.wip or record.old_wip
@@ -121,8 +121,9 @@ class Workspaces:
             record, head = ws.record, snapshot.head_sha
             branch = await ws.source.branch(ws.branch)
             now = branch.sha if branch is not None else None
+            ws.left.note(head, ws.branch, ws.task_id)
             if now != head:
-                await ws.source.take(ws.pristine, f"head/{ws.key}", record.base)
+                await ws.source.take(ws.pristine, "head", record.base)
                 place = "" if branch is None else branch.checked_out
                 # A branch that is gone is nobody's loss; a person who freed its name did that.
                 if now not in (None, record.seen) or (place and place != str(ws.path)):
@@ -134,9 +135,11 @@ class Workspaces:
                     if error.failure is FailureClass.CONFLICT:
                         raise await _kept_aside(ws, head, "") from error
                     raise
+                ws.left.forget(now, ws.branch)
+            if record.preserved != head:
+                ws.left.forget(record.preserved, ws.branch)
             record.seen = record.preserved = head
             ws.save()
-            await ws.pristine.put({seen_ref(ws.task_id, ws.branch): head})
             await _forget_wip(ws)
 
     async def keep_wip(self, ws: Workspace) -> str | None:
@@ -159,8 +162,8 @@ class Workspaces:
             if commit == ws.record.preserved or work.tree == work.base_tree:
                 ws.save()
                 return None
-            await ws.pristine.put({f"wip/{ws.key}": commit, f"wip-head/{ws.key}": head})
-            await ws.source.take(ws.pristine, f"wip/{ws.key}", ws.record.base)
+            await ws.pristine.put({"wip": commit, "wip-head": head})
+            await ws.source.take(ws.pristine, "wip", ws.record.base)
             await ws.source.move({f"refs/pilot/wip/{ws.execution}": (commit, None)})
             ws.record.wip, ws.record.changed = commit, True
             ws.save()
@@ -191,9 +194,7 @@ class Workspaces:
             ws.save()
             if ws.mode != "in_place":
                 await mode.remove(ws)
-            names = ("base", "head", "wip", "wip-head")
-            known = await ws.pristine.refs(*(f"{name}/{ws.key}" for name in names))
-            await ws.pristine.put(dict.fromkeys(known))
+            ws.pristine.path.rename(ws.home / "gone")  # half of it would be worse than nothing
             await asyncio.to_thread(remove_tree, ws.home)
             ws.close()
             return True
@@ -280,7 +281,7 @@ async def _forget_wip(ws: Workspace) -> None:
     name = f"wip/{ws.execution}"
     if (await ws.source.kept(name)).get(name) == ws.record.old_wip:
         await ws.source.move({f"refs/pilot/{name}": (None, ws.record.old_wip)})
-    known = await ws.pristine.refs(f"wip/{ws.key}", f"wip-head/{ws.key}")
+    known = await ws.pristine.refs("wip", "wip-head")
     await ws.pristine.put(dict.fromkeys(known))
     ws.record.old_wip = None
     ws.save()
@@ -301,7 +302,16 @@ async def _is_safe(ws: Workspace) -> bool:
     head, _ = await mode.head(ws)
     if record.kept != record.index:
         await ws.tree.stand_on(record.kept)
+    if not await _has_all(ws.source, record.refs.values()):
+        return False
     return head == record.head and not (await ws.tree.changes()).any
+
+
+async def _has_all(source: Source, commits: Collection[str]) -> bool:
+    """Whether the project has all of these: what else an agent committed or stashed may be nowhere but here."""
+    asked = "\n".join(sorted(commits)).encode()
+    done = await source.git.run("cat-file", "--batch-check", stdin=asked)
+    return "missing" not in done.text
 
 
 @contextlib.contextmanager

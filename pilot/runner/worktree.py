@@ -63,7 +63,7 @@ class WorktreeMode:
         """See `Mode.settle`. The branch is the project's own, so this delivers it, too."""
         branch = await ws.source.branch(ws.branch)
         if branch is None or branch.sha != head:
-            await ws.source.take(ws.pristine, f"head/{ws.key}", ws.record.start)
+            await ws.source.take(ws.pristine, "head", ws.record.start)
             old = branch.sha if branch else None
             await keep_old(ws, head, old)
             await self._put_branch(ws, head, old)

@@ -118,6 +118,33 @@ async def test_a_new_run_of_a_task_starts_from_the_base_and_loses_nothing(tmp_pa
 
 
 @APART
+async def test_a_project_that_cleans_up_is_worked_in_as_before(tmp_path: Path, workspace: str) -> None:
+    """The branches of old tasks are deleted, and git forgets their commits: nothing of pilot's needs them."""
+    s = site(tmp_path, workspace=workspace)
+    await ended(s, "echo 1 > one; git add one; git commit -qm one; echo 2 > two")
+    git(s.repo, "branch", "-D", "pilot/GH-46")
+    shell(s.repo, "git reflog expire --expire=now --all; git gc -q --prune=now")
+
+    await ended(s, "echo 3 > three; git add three; git commit -qm three; echo 4 > four", id=8, task_id="GH-47")
+    await ended(s, "echo 5 > five; git add five; git commit -qm five", id=9)
+
+    assert git(s.repo, "log", "--format=%s", "main..pilot/GH-47").splitlines() == ["x", "three"]
+    assert git(s.repo, "log", "--format=%s", "main..pilot/GH-46").splitlines() == ["five"]
+    assert git(s.repo, "fsck", "--connectivity-only") == ""
+
+
+async def test_many_tasks_leave_no_heap(tmp_path: Path) -> None:
+    """What an attempt needed goes with its workspace; the project gets loose objects, not a pack for each task."""
+    s = site(tmp_path)
+    for n in range(4):
+        await ended(s, f"echo {n} > f; git add f; git commit -qm {n}; echo {n} > g", id=n + 1, task_id=f"T-{n}")
+
+    left = [path for path in s.state.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert len(left) <= 4, "one small file for each branch"
+    assert list((s.repo / ".git/objects/pack").iterdir()) == []
+
+
+@APART
 async def test_a_new_run_that_changes_nothing_leaves_the_old_branch(tmp_path: Path, workspace: str) -> None:
     s = site(tmp_path, workspace=workspace)
     await ended(s, "echo 1 > one")
