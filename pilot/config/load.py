@@ -17,6 +17,7 @@ from pilot.config.locate import Source, default_state_dir, find
 from pilot.config.problems import problem_at, problems_of
 from pilot.config.render import json_schema, mask
 from pilot.config.schema import Settings
+from pilot.config.unbuilt import ignored, refused
 from pilot.domain.errors import ConfigError
 
 __all__ = ["Loaded", "json_schema", "load", "mask"]
@@ -47,7 +48,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     if problems or settings is None:
         raise ConfigError(_in_order(problems, source))
     warnings = [*source.warnings, *_in_order(_warnings(settings, document), source)]
-    return Loaded(settings, source.path, tuple(warnings))
+    return Loaded(settings, source.path, (*warnings, *refused(settings), *ignored(settings)))
 
 
 def _validate(document: Document, source: Source) -> tuple[Settings | None, list[ErrorDetails]]:
