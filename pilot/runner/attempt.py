@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import secrets
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
@@ -20,14 +19,13 @@ from pilot.domain.text import one_line
 from pilot.runner import prompt
 from pilot.runner.agent import Broken, watch
 from pilot.runner.files import remove_tree
+from pilot.runner.finalise import bounded, in_own_time
 from pilot.runner.gates import Gates, judge
 from pilot.runner.proctree import MARKER
 from pilot.runner.record import Recorder, patiently
 from pilot.runner.shell import run_shell
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
-FINALISATION = 60.0
-"""Seconds for what preserves the work: its own, whatever the attempt's time."""
 SETUP_TIMEOUT = 1800.0
 _GOES_ON = frozenset(
     {
@@ -40,8 +38,6 @@ _GOES_ON = frozenset(
     }
 )
 """Failures that are not the work's: it goes on later where it stopped, so nothing of it is committed yet."""
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -142,7 +138,7 @@ class Attempt:
     async def commit(self) -> Snapshot:
         """What is there becomes one commit, in the time that finalisation has of its own."""
         await self.step("commit")
-        self.snapshot = snapshot = await self.in_own_time(
+        self.snapshot = snapshot = await in_own_time(
             self.workspaces.snapshot(self.space, one_line(self.execution.title, 100) or self.execution.task_id)
         )
         for note in snapshot.notes:
@@ -152,7 +148,7 @@ class Attempt:
     async def preserve(self, snapshot: Snapshot) -> None:
         """The commit gets onto the branch in the project's repository."""
         await self.step("preserve")
-        await self.in_own_time(self.workspaces.preserve(self.space, snapshot))
+        await in_own_time(self.workspaces.preserve(self.space, snapshot))
         if snapshot.changed:
             await patiently(lambda: self.journal.note(self.execution, head_sha=snapshot.head_sha))
             counts = f"{len(snapshot.files)} files, +{snapshot.insertions} -{snapshot.deletions}"
@@ -167,10 +163,17 @@ class Attempt:
         return judge(self.gates)
 
     async def keep(self, *, hurried: bool = False) -> None:
-        """Keep the work as it is, for an attempt that will go on with it. `hurried`: one cancel breaks it off."""
+        """Keep the work as it is, for an attempt that will go on with it. `hurried`: one cancel breaks it off.
+
+        The workspace stays in any case, so a git that fails here must not outweigh what the agent's run came to.
+        """
         await self.step("preserve")
         keeping = self.workspaces.keep_wip(self.space)
-        commit = await (_bounded(keeping) if hurried else self.in_own_time(keeping))
+        try:
+            commit = await (bounded(keeping) if hurried else in_own_time(keeping))
+        except WorkspaceError as error:
+            await self.recorder.say(f"the work stays in {self.space.path} only: {error}")
+            return
         if commit is not None:
             name = f"refs/pilot/wip/{self.execution.id}"
             await self.recorder.say(f"the unfinished work is kept as {name} ({commit[:12]})")
@@ -185,10 +188,9 @@ class Attempt:
         if self.ws is None:
             return
         try:
-            async with asyncio.timeout(FINALISATION):
-                await self.keep(hurried=True)
-                await self.workspaces.release(self.ws, keep=True)
-        except (PilotError, OSError, TimeoutError) as error:
+            await self.keep(hurried=True)
+            await bounded(self.workspaces.release(self.ws, keep=True))
+        except (PilotError, OSError) as error:
             # The work is where it was: in the workspace, which stays.
             if not isinstance(error, LeaseLost):
                 await self._say_last(f"the work stays in {self.ws.path}: {error}")
@@ -197,7 +199,7 @@ class Attempt:
         """Give up the workspace, or say why it stays."""
         ws = self.space
         try:
-            gone = await self.in_own_time(self.workspaces.release(ws, keep=keep))
+            gone = await in_own_time(self.workspaces.release(ws, keep=keep))
         except WorkspaceError as error:
             await self.recorder.say(str(error))
             return
@@ -210,22 +212,6 @@ class Attempt:
             with contextlib.suppress(OSError):
                 remove_tree(self.ws.scratch)
             self.ws.close()
-
-    async def in_own_time(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it within `FINALISATION`, also when the attempt is cancelled meanwhile; a second cancel breaks it off."""
-        task = asyncio.ensure_future(_bounded(work))
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                task.cancel()
-                await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # seen: the cancellation is what counts
-            raise
-        return task.result()
 
     def ended(self, outcome: Outcome) -> Outcome:
         """The outcome with all that the attempt learnt."""
@@ -329,16 +315,6 @@ class Attempt:
     def goes_on(self, outcome: Outcome) -> bool:
         """Whether the next attempt goes on where this one stopped, as if nothing had been."""
         return outcome.failure in _GOES_ON or outcome.ending in (Ending.QUESTION, Ending.CANCELLED, Ending.INTERRUPTED)
-
-
-async def _bounded(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        async with asyncio.timeout(FINALISATION):
-            return await work
-    except TimeoutError as error:
-        raise WorkspaceError(
-            FailureClass.INFRA, f"the work could not be preserved within {FINALISATION:g} s"
-        ) from error
 
 
 def _fence() -> str:

@@ -52,6 +52,8 @@ class Workspaces:
             try:
                 ws = await maker.prepare()
             except BaseException:
+                if load(maker.home) is None:  # nothing was begun
+                    remove_tree(maker.home)
                 os.close(lock)
                 raise
             ws.lock = lock

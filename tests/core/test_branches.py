@@ -38,6 +38,7 @@ async def test_a_branch_that_is_not_pilot_s_is_refused_before_any_work(tmp_path:
         await s.workspaces.prepare(s.project, execution())
 
     assert raised.value.failure is FailureClass.CONFLICT
+    assert list((s.state / "workspaces").iterdir()) == []
 
 
 @pytest.mark.parametrize("meddling", ["commit --amend -qm theirs", "reset -q --hard HEAD~1"])

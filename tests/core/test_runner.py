@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from pilot.config.executor import ExecutorSettings
-from pilot.domain.errors import LeaseLost
+from pilot.domain.errors import LeaseLost, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage, failed
 from pilot.domain.ports import AgentRequest, Emit, OutputKind
-from pilot.runner import attempt as attempt_module
+from pilot.runner import finalise
 from pilot.runner.prompt import freeze
 from pilot.runner.workspace import Workspaces
 from tests.core.worksite import (
@@ -228,6 +228,24 @@ async def test_what_will_go_on_is_kept_uncommitted(tmp_path: Path, failure: str)
     assert shell(s.state / "workspaces/7-gh-46/api", "git status --short") == "?? new\n"
 
 
+@pytest.mark.parametrize("end", ["echo rate_limit; exit 3", ASK])
+async def test_a_git_that_fails_does_not_hide_why_the_agent_stopped(
+    tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s = site(tmp_path)
+
+    async def keep_wip(*_: Any) -> None:
+        raise WorkspaceError(FailureClass.INFRA, "no space left")
+
+    monkeypatch.setattr(Workspaces, "keep_wip", keep_wip)
+
+    outcome = await s.run(f"echo x > new; {end}", execution=execution())
+
+    assert outcome.failure is FailureClass.RATE_LIMIT or outcome.ending is Ending.QUESTION
+    assert "no space left" in s.notebook.text(OutputKind.PILOT)
+    assert (s.state / "workspaces/7-gh-46/api/new").exists()
+
+
 async def test_set_up_runs_once_in_a_new_workspace(tmp_path: Path) -> None:
     s = site(tmp_path, setup=("mkdir deps; echo 1 >> deps/lib", "test -e deps/lib"), gate_repairs=0,
              gates=({"name": "t", "run": "wc -l < deps/lib; false"},))  # fmt: skip
@@ -284,7 +302,7 @@ async def test_finalisation_has_an_end_of_its_own(tmp_path: Path, monkeypatch: p
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(Workspaces, "preserve", preserve)
-    monkeypatch.setattr(attempt_module, "FINALISATION", 0.3)
+    monkeypatch.setattr(finalise, "FINALISATION", 0.3)
 
     outcome = await s.run("echo x > new", execution=execution())
 
