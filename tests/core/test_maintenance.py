@@ -311,6 +311,23 @@ async def test_a_direct_run_ends_with_its_process(stage: Stage, state: str) -> N
     assert "mine" not in stage.script.order
 
 
+async def test_a_direct_run_elsewhere_ends_with_its_lease(stage: Stage) -> None:
+    api = await stage.project("api")
+    run = stage.node(NodeKind.RUN, host="there")
+    await stage.queue.start_node(run, MINUTE)
+    id, behind = await stage.task(api, "mine", reserved_for=run.id, priority=0), await stage.task(api, "behind")
+    reaper = Reaper(stage)
+    reaper.away.add(run.id)
+
+    async with stage.dispatcher(limits=SOON, **reaper.seams):
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert (await stage.row(id)).status is Status.QUEUED
+        stage.clock.advance(MINUTE + 1)
+        await stage.reach(Status.CANCELLED, id)
+        await stage.reach(Status.COMPLETED, behind)
+
+
 async def test_a_direct_run_that_asks_outlives_its_process(stage: Stage) -> None:
     """Exit code 3: whoever answers later lets another node go on."""
     api = await stage.project("api")

@@ -63,6 +63,40 @@ async def test_work_that_comes_while_the_worker_goes_is_not_missed(stage: Stage,
                 await asyncio.sleep(0)
 
 
+class LooksEarly(Through):
+    """A claim that found nothing, and whose answer comes when the test says."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.queue)
+        self.empty = asyncio.Event()
+        self.answer = asyncio.Event()
+
+    async def claim(self, node: str, **how: Any) -> list[Execution]:
+        found = await super().claim(node, **how)
+        if not found:
+            self.empty.set()
+            await self.answer.wait()
+        return found
+
+
+async def test_work_that_comes_while_the_worker_looks_is_not_missed(stage: Stage) -> None:
+    api = await stage.project("api")
+    queue = LooksEarly(stage)
+    worker = ProjectWorker(
+        api, queue, Attempts(queue, stage.script, stage.clock, lambda: 0.0), Turns(1), node="n1", lease=MINUTE,
+        own=False, admitting=lambda: True, linger=60.0,
+    )  # fmt: skip
+
+    serving = asyncio.create_task(worker.run())
+    await queue.empty.wait()
+    id = await stage.task(api, "T-0")
+    worker.wake()
+    queue.answer.set()
+    await stage.reach(Status.COMPLETED, id)
+    serving.cancel()
+    await asyncio.wait([serving])
+
+
 class Breaks(Through):
     """A claim with a bug in it, `times` times."""
 
