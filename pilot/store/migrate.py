@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -13,6 +14,8 @@ from pathlib import Path
 
 from pilot.domain.errors import StoreRefused
 
+WAIT = 30.0
+"""Seconds for whoever has the file to be done with it."""
 APPLICATION_ID = 0x50494C54
 """`PRAGMA application_id` of a database that pilot made ("PILT")."""
 
@@ -68,7 +71,7 @@ def check(path: Path) -> None:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=WAIT)
 
 
 def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
@@ -80,13 +83,27 @@ def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
         if version == newest("sqlite"):
             return []
         # Outside the transaction, and before it: WAL is a property of the file.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         if version:
             _keep_copy(connection, path, version)
         return _apply(connection, path, clock)
     finally:
         connection.close()
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """The one statement that does not wait for a reader, whatever the timeout: a second process that opens, say."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None:

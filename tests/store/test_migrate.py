@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -113,6 +114,21 @@ async def test_an_empty_file_is_a_new_store(tmp_path: Path) -> None:
     (tmp_path / "pilot.db").touch()
 
     assert await filled(tmp_path / "pilot.db", 1) == [1]
+
+
+def test_a_new_store_waits_for_a_process_that_looks_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "pilot.db"
+    path.touch()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM sqlite_master").fetchall()
+    leave = threading.Timer(0.3, other.execute, ["COMMIT"])
+    leave.start()
+
+    assert migrate(path, Clock()) == [name for _, name, _ in KNOWN]
+
+    leave.join()
+    other.close()
 
 
 async def test_without_leave_to_make_one_there_must_be_one(tmp_path: Path) -> None:
