@@ -44,9 +44,11 @@ def statements(script: str) -> Iterator[str]:
 
 def inspect(connection: sqlite3.Connection, path: Path) -> int:
     """The file's schema number, 0 for an empty file. Raises `StoreRefused`; changes nothing."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    # One statement, one view: between two, another process may make the whole schema.
+    version, application, tables = connection.execute(
+        "SELECT v.user_version, a.application_id, (SELECT count(*) FROM sqlite_master) "
+        "FROM pragma_user_version AS v, pragma_application_id AS a"
+    ).fetchone()
     if application != APPLICATION_ID and (tables or version or application):
         raise StoreRefused(
             f"{path} was made by another program; it is left as it is. "

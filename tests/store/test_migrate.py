@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -116,19 +117,20 @@ async def test_an_empty_file_is_a_new_store(tmp_path: Path) -> None:
     assert await filled(tmp_path / "pilot.db", 1) == [1]
 
 
-def test_a_new_store_waits_for_a_process_that_looks_at_it(tmp_path: Path) -> None:
-    path = tmp_path / "pilot.db"
-    path.touch()
-    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN")
-    other.execute("SELECT * FROM sqlite_master").fetchall()
-    leave = threading.Timer(0.3, other.execute, ["COMMIT"])
-    leave.start()
+def test_a_new_store_that_many_make_at_once_is_made_once(tmp_path: Path) -> None:
+    for round in range(25):
+        path = tmp_path / f"{round}.db"
+        path.touch()
+        start = threading.Barrier(6)
 
-    assert migrate(path, Clock()) == [name for _, name, _ in KNOWN]
+        def make(path: Path = path, start: threading.Barrier = start) -> list[str]:
+            start.wait()
+            return migrate(path, Clock())
 
-    leave.join()
-    other.close()
+        with ThreadPoolExecutor(6) as pool:
+            made = [future.result() for future in [pool.submit(make) for _ in range(6)]]
+
+        assert sorted(map(len, made)) == [0] * 5 + [len(KNOWN)]
 
 
 async def test_without_leave_to_make_one_there_must_be_one(tmp_path: Path) -> None:
