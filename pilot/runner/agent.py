@@ -46,7 +46,7 @@ async def watch(
                 why = Broken.TIMEOUT
             elif recorder.idle >= stall:
                 before, used = used, await asyncio.to_thread(cpu_seconds, request.marker)
-                if used - before > BUSY * stall:
+                if used < before or used - before > BUSY * stall:  # less: a process has come to its end
                     recorder.touch()
                     continue
                 why = Broken.STALL
