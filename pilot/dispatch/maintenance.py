@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 
@@ -15,55 +14,13 @@ from pilot.domain.errors import LeaseLost, PilotError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome
 from pilot.domain.policy import Settlement
-from pilot.domain.ports import Clock, Finish, Held, Node
+from pilot.domain.ports import Clock, DispatchQueue, Finish, Node
 
 log = structlog.get_logger()
 FORGOTTEN = 24 * 60 * 60 * 1000
 """ms after the end of its lease when another host's node is no longer listed."""
 SELF_FENCE = 0.6
 """Part of the lease after which runs are ended if it could not be renewed; the rest is theirs to end in."""
-
-
-class LeaseQueue(Protocol):
-    """The part of the queue that leases and recovery need."""
-
-    async def heartbeat(self, node: str, lease: int) -> list[Held]:
-        """See `ports.Queue.heartbeat`."""
-        ...
-
-    async def cancels(self, node: str) -> list[int]:
-        """What this node runs and somebody wants ended."""
-        ...
-
-    async def nodes(self) -> list[tuple[Node, int]]:
-        """Every known node and the end (UTC ms) of its lease."""
-        ...
-
-    async def held_by(self, nodes: Collection[str]) -> list[Execution]:
-        """What these nodes run, and whatever runs on an ended lease."""
-        ...
-
-    async def recover(
-        self,
-        nodes: Collection[str],
-        why: str,
-        fences: frozenset[tuple[int, int]] | None = None,
-        silent: frozenset[str] | None = None,
-    ) -> list[Execution]:
-        """Take back what dead nodes held."""
-        ...
-
-    async def expire_parks(self) -> list[str]:
-        """Open the backends whose time has come."""
-        ...
-
-    async def get(self, id: int) -> Execution:
-        """See `ports.Queue.get`."""
-        ...
-
-    async def finish(self, finish: Finish) -> Execution | None:
-        """See `ports.Queue.finish`."""
-        ...
 
 
 @dataclass(slots=True)
@@ -74,7 +31,7 @@ class Leases:
     work from then on, and two must never work on one repository.
     """
 
-    queue: LeaseQueue
+    queue: DispatchQueue
     node: str
     lease: int
     clock: Clock
@@ -158,7 +115,7 @@ class Recovery:
     over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep.
     """
 
-    queue: LeaseQueue
+    queue: DispatchQueue
     node: Node
     clock: Clock
     alive: Callable[[Node], bool | None]
