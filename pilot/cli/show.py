@@ -69,7 +69,8 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("after", ", ".join(map(str, after))),
             ("source", f"{execution.source}, kind {execution.kind}, priority {execution.priority}"),
             ("labels", ", ".join(execution.labels)),
-            ("agent", f"{execution.backend}{f', {execution.model}' if execution.model else ''}"),
+            # `executor.sandbox: auto` takes what there is, and this version has none.
+            ("agent", f"{execution.backend}{f', {execution.model}' if execution.model else ''}, sandbox none"),
             ("session", execution.session_id),
             ("attempts", f"{execution.attempt} made, {execution.failures} of {execution.max_attempts} failed"),
             ("branch", execution.branch),
