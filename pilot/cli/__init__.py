@@ -1,0 +1,1 @@
+"""The commands: they parse, call what does the work, and print. Nothing else prints."""
