@@ -13,6 +13,8 @@ from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
 
 SECOND = 1000
 MINUTE = 60 * SECOND
+LONGEST_PARK = 35 * 24 * 60 * MINUTE
+"""A reset time is an agent's word; no allowance renews itself more rarely than by the month."""
 MAX_LOSSES = 5
 """A task under which its node died this often in a row is held: it may be what kills the node."""
 
@@ -175,7 +177,8 @@ def _settle_failure(
     if rule.parks is not Parking.NEVER:
         until = None
         if rule.parks is Parking.UNTIL_RESET:
-            until = outcome.retry_at if outcome.retry_at and outcome.retry_at > now else now + pause
+            named = outcome.retry_at or 0
+            until = min(named, now + LONGEST_PARK) if named > now else now + pause
         if rule.cap is None or streak <= rule.cap:
             park = Park(execution.backend, failure, outcome.detail, until)
             return Settlement(

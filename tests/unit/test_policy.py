@@ -143,6 +143,13 @@ def test_some_failures_park_the_backend_and_let_the_task_wait(failure: F) -> Non
     assert settlement.park.until == (None if for_a_person else NOW + 5 * MINUTE)
 
 
+def test_a_reset_in_the_year_3000_is_not_believed() -> None:
+    settlement = decide(failed(F.QUOTA, "x", retry_at=NOW + 10**14))
+
+    assert settlement.park is not None
+    assert settlement.park.until == NOW + 35 * 24 * 60 * MINUTE
+
+
 @pytest.mark.parametrize("failure", [F.RATE_LIMIT, F.QUOTA])
 @pytest.mark.parametrize("named", [None, 0, NOW - 1, NOW])
 def test_a_reset_that_is_no_help_is_guessed(failure: F, named: int | None) -> None:
