@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -13,7 +13,7 @@ from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.dispatch.intake import TaskRequest
-from pilot.domain.errors import Busy
+from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.ports import Journal, NodeKind, OutputKind
 from pilot.domain.task import DIRECT_PRIORITY
@@ -134,13 +134,21 @@ async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None
 @contextlib.contextmanager
 def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Future[Status]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def cancel() -> None:
+        while True:  # a store that is locked or full just now does not make a wish go away
+            try:
+                await context.store.queue.cancel(id, by="the terminal")
+            except (Busy, StoreError):
+                await asyncio.sleep(0.2)
+            else:
+                return
 
     def interrupt() -> None:
         if tasks:
             dispatcher.force()
-        cancel: Awaitable[Status] = context.store.queue.cancel(id, by="the terminal")
-        tasks.append(asyncio.ensure_future(cancel))
+        tasks.append(asyncio.create_task(cancel()))
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
