@@ -15,6 +15,7 @@ from pilot.domain.errors import PilotError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
+from pilot.runner import beside
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.making import MODES, Maker, home_of
@@ -85,6 +86,7 @@ class Workspaces:
             if made:
                 (ws.home / "exclude").write_bytes(os.fsencode("".join(f"{pattern(path)}\n" for path in made)))
                 await MODES[ws.mode].settle(ws, ws.record.head)
+                beside.remember(ws, made)
             ws.record.set_up, ws.fresh = True, False
             ws.save()
             return tuple(made)
@@ -96,6 +98,7 @@ class Workspaces:
         """
         with _disk():
             head, notes = await MODES[ws.mode].head(ws)
+            notes = [*notes, *await asyncio.to_thread(beside.notes, ws)]
             if head != ws.record.index:
                 await ws.tree.stand_on(head)
             work = await _committed(ws, ws.tree, head, message)
@@ -255,6 +258,8 @@ async def _measured(ws: Workspace, work: _Work, more_notes: Sequence[str]) -> Sn
         files.append(path)
         insertions += int(added) if added.isdigit() else 0
         deletions += int(removed) if removed.isdigit() else 0
+    if any(path.rpartition("/")[2] == ".gitignore" for path in files):
+        notes.append("the change edits .gitignore: gates may see files that are no part of it")
     return Snapshot(commit, tree, True, tuple(files), insertions, deletions, tuple(notes))
 
 

@@ -259,6 +259,25 @@ async def test_set_up_runs_once_in_a_new_workspace(tmp_path: Path) -> None:
     assert outcome.gates[0].tail.strip() == "1"
 
 
+async def test_a_change_of_what_git_ignores_is_said(tmp_path: Path) -> None:
+    s = site(tmp_path)
+
+    await s.run("echo impl.py > .gitignore; echo x > impl.py", execution=execution())
+
+    assert "the change edits .gitignore" in s.notebook.text(OutputKind.PILOT)
+
+
+async def test_what_is_written_beside_the_change_is_said(tmp_path: Path) -> None:
+    s = site(tmp_path, setup=("mkdir gen; echo 1 > gen/lib",))
+
+    outcome = await s.run("echo x > new; echo y > gen/agent.py", execution=execution())
+
+    assert outcome.delivered
+    assert "gen/agent.py" not in files_of(s.repo, "pilot/GH-46")
+    said = s.notebook.text(OutputKind.PILOT)
+    assert "1 files in folders that set-up made are new or changed, and no part of the change: gen/agent.py" in said
+
+
 async def test_a_set_up_that_fails_is_tried_again_before_any_agent_runs(tmp_path: Path) -> None:
     s = site(tmp_path, setup=(f"cat {tmp_path}/flag || exit 9",))
 
