@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -65,7 +65,7 @@ async def _run(dispatcher: Dispatcher, sock: socket.socket, node: str, projects:
 
 
 @contextlib.contextmanager
-def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded):  # type: ignore[no-untyped-def]
+def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
@@ -108,7 +108,7 @@ async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> N
             raise ConfigError(missing)
         await context.configure(new.settings)
     except PilotError as error:
-        log.error("config.refused", problems=str(error).splitlines())  # noqa: TRY400
+        log.error("config.refused", problems=str(error).splitlines())
         return
     await dispatcher.reconfigure(context.stored.values())
     later = [name for name in _AT_START if getattr(new.settings, name) != getattr(loaded.settings, name)]

@@ -272,7 +272,7 @@ class Dispatcher:
                 if news or tokens:
                     await self._leases.heed_cancels()
             except PilotError as error:
-                log.error("watch.failed", error=str(error))  # noqa: TRY400
+                log.error("watch.failed", error=str(error))
                 swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
             # In the order in which they have waited: it is the order in which they get their turns.

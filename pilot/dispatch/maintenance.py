@@ -52,7 +52,7 @@ class Leases:
                     async with asyncio.timeout(limit):
                         await self.renew()
                 except (PilotError, TimeoutError) as error:
-                    log.error("heartbeat.failed", error=str(error) or "no answer")  # noqa: TRY400
+                    log.error("heartbeat.failed", error=str(error) or "no answer")
                     pause = period / 4
                     if fence.when() <= loop.time():  # for what was claimed since it fell
                         fence = loop.call_later(limit, self._fence)
@@ -131,7 +131,7 @@ class Recovery:
             try:
                 await self.once()
             except (PilotError, OSError) as error:
-                log.error("recovery.failed", error=str(error))  # noqa: TRY400
+                log.error("recovery.failed", error=str(error))
 
     async def once(self) -> list[Execution]:
         """One sweep; what was taken back. A failed read raises: it is never taken for "nothing there"."""
@@ -156,7 +156,7 @@ class Recovery:
             try:
                 ended = await self.end_processes(execution.id, execution.fence)
             except OSError as error:  # too little of the machine left to tell who lives: the next sweep may
-                log.error("recovery.delayed", execution=execution.id, error=str(error))  # noqa: TRY400
+                log.error("recovery.delayed", execution=execution.id, error=str(error))
                 dead = [node for node in dead if node != execution.node]
                 continue
             fences.add((execution.id, execution.fence))

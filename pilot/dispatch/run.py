@@ -150,7 +150,7 @@ class Attempts:
             except LeaseLost:
                 raise
             except Exception as error:  # the border: whatever it is, the slot must become free again
-                log.error("finish.delayed", execution=finish.execution.id, error=repr(error))  # noqa: TRY400
+                log.error("finish.delayed", execution=finish.execution.id, error=repr(error))
                 if run.stopped is Stop.LOST:
                     raise LeaseLost(f"execution {finish.execution.id}: {error}") from error
                 tries += 1

@@ -110,7 +110,7 @@ class ProjectWorker:
                 )
                 execution = found[0] if found else None
         except (StoreError, Busy) as error:
-            log.error("claim.failed", project=self.project.name, error=str(error))  # noqa: TRY400
+            log.error("claim.failed", project=self.project.name, error=str(error))
             self._refused = True
         finally:
             if execution is None:
