@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pilot.config.schema import ProfileSettings, Settings
+from pilot.config.schema import Settings
 
 
 def refused(settings: Settings) -> Iterator[str]:
     """What somebody relies on: running without it would break their trust, so nothing runs."""
-    if settings.executor.sandbox == "bubblewrap" or any(p.sandbox == "bubblewrap" for p in _profiles(settings)):
+    if settings.executor.sandbox == "bubblewrap" or any(
+        p.sandbox == "bubblewrap" for p in settings.executor.profiles.values()
+    ):
         yield "executor.sandbox: bubblewrap is not built into this version; it runs agents without a sandbox only"
     if settings.budget.per_execution_usd is not None or settings.budget.per_day_usd is not None:
         yield "budget: spending limits are not built into this version; remove them to run without"
@@ -35,7 +37,3 @@ def ignored(settings: Settings) -> Iterator[str]:
     names = [p.name for p in settings.projects if p.github is not None and p.publish == "pull_request"]
     if names:
         yield f"no pull requests in this version: the finished change of {', '.join(names)} is a local branch"
-
-
-def _profiles(settings: Settings) -> Iterator[ProfileSettings]:
-    yield from settings.executor.profiles.values()

@@ -66,7 +66,7 @@ class Attempt:
     @property
     def space(self) -> Workspace:
         """The workspace; there is one from the second step on."""
-        assert self.ws is not None  # noqa: S101
+        assert self.ws is not None  # noqa: S101  `open` comes first
         return self.ws
 
     async def step(self, phase: str, **facts: str | None) -> None:
@@ -260,7 +260,7 @@ class Attempt:
             return failed(FailureClass.TIMEOUT, f"not done within {self.allowed:g} s")
         if ended is Broken.STALL:
             return failed(FailureClass.STALL, f"no sign of life for {self.executor.stall_timeout:g} s")
-        assert isinstance(ended, Outcome)  # noqa: S101
+        assert isinstance(ended, Outcome)  # noqa: S101  all else was told apart above
         self.usage = self.usage.plus(ended.usage)
         self.model = ended.model or self.model
         if ended.session_lost and otherwise is not None:
