@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from pilot.backends.command import Command
 from pilot.config.executor import CommandSettings
-from pilot.domain.outcome import Ending
+from pilot.domain.outcome import Ending, Usage
 from pilot.domain.ports import AgentRequest, OutputKind
 from pilot.runner.process import running
 
@@ -40,6 +40,9 @@ class Null:
     async def output(self, _kind: OutputKind, data: bytes) -> None:
         self.size += len(data)
         self.pieces += 1
+
+    def usage(self, usage: Usage) -> None:
+        pass
 
     async def session(self, _session_id: str) -> None:
         raise AssertionError("a command has no session")

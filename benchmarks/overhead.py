@@ -46,6 +46,9 @@ class Quick:
 
     name = "quick"
 
+    def account(self) -> str:
+        return ""
+
     def capabilities(self) -> Capabilities:
         return Capabilities()
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.ports import AgentRequest
-from pilot.domain.text import clean
+from pilot.domain.text import clean, fingerprint
 
 INSTRUCTIONS_LIMIT = 96 << 10
 """Bytes of one argument; Linux takes no more than 128 KiB."""
@@ -85,6 +85,17 @@ def child_environment(
     # as root the CLI refuses to skip permissions unless told that the machine is there for it
     sandbox = {"IS_SANDBOX": "1"} if root and bypasses(settings) else {}
     return {**DEFAULTS, **sandbox, **account, **environment, **FORCED}
+
+
+def account(child: Mapping[str, str]) -> str:
+    """Whose allowance a run in this environment uses up: the key, or the login in the CLI's folder."""
+    names = (*KEYS, "ANTHROPIC_BASE_URL")
+    return fingerprint({name: child[name] for name in names if child.get(name)} or {"login": config_dir(child)})
+
+
+def config_dir(child: Mapping[str, str]) -> str:
+    """Where the CLI has its login, its settings and its sessions."""
+    return child.get("CLAUDE_CONFIG_DIR") or f"{child.get('HOME', '/').rstrip('/')}/.claude"
 
 
 def bypasses(settings: ClaudeCodeSettings) -> bool:

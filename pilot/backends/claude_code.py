@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pilot.backends.claude_cli import INTERRUPT, KEYS, arguments, bypasses, child_environment, message
+from pilot.backends.claude_cli import INTERRUPT, KEYS, account, arguments, bypasses, child_environment, message
 from pilot.backends.claude_events import Record
 from pilot.backends.claude_outcome import outcome, session_in_use, session_lost
 from pilot.config.executor import ClaudeCodeSettings
@@ -172,6 +172,11 @@ class ClaudeCode:
         except TimeoutError:
             return None
         return await process.wait()
+
+    def account(self) -> str:
+        """The key that the CLI takes, or the login that it finds."""
+        child = child_environment(self._settings, self._environment, self._environ, root=self._root)
+        return account(child)
 
     async def check(self) -> list[Check]:
         """For doctor: found, version, an account in sight, and what it means to run as root."""

@@ -62,6 +62,10 @@ class Command:
         """What any program can do; a model can be chosen when there is a place for it."""
         return Capabilities(questions=True, model="model" in self._places)
 
+    def account(self) -> str:
+        """Nobody's that could be told."""
+        return ""
+
     async def check(self) -> list[Check]:
         """For doctor: whether the program is there."""
         program = self._argv[0]

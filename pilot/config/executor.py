@@ -102,6 +102,15 @@ class EnvironmentSettings(Section):
         return handed_on | {name: secret.get_secret_value() for name, secret in self.set.items()}
 
 
+class SandboxSettings(Section):
+    """What a sandbox shows besides the workspace, the system's programs and what the agent itself needs."""
+
+    read: tuple[Text, ...] = Field((), strict=False)
+    """Files and folders that may be read, such as a toolchain in a home directory."""
+    write: tuple[Text, ...] = Field((), strict=False)
+    """Files and folders that may be written, too."""
+
+
 class MatchSettings(Section):
     """What a task has to be; all of what is set here, and an empty match is for every task."""
 
@@ -126,6 +135,8 @@ class RouteSettings(Section):
     """A type, a profile, or a plug-in's name."""
     model: Word | None = None
     """Model for them, over the agent's own setting."""
+    fallback: tuple[Word, ...] = Field((), strict=False)
+    """Who does them, in this order, while the one before takes no work (rate limit, quota, login)."""
 
 
 class _Agent(Section):
@@ -153,6 +164,8 @@ class _Agent(Section):
     """What agents find in their environment."""
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"
     """auto takes what the machine has; doctor and show say which."""
+    sandbox_paths: SandboxSettings = SandboxSettings()
+    """What more a sandbox shows."""
 
 
 class ProfileSettings(_Agent):
@@ -169,6 +182,8 @@ class ExecutorSettings(_Agent):
     """Named variants, which routes, projects and --backend may use."""
     routes: tuple[RouteSettings, ...] = Field((), strict=False)
     """Who does what: the first that matches; else `type`."""
+    fallback: tuple[Word, ...] = Field((), strict=False)
+    """Who does what no route matches, in this order, while `type` takes no work."""
 
     def domain_routes(self) -> tuple[Route, ...]:
         """The routes as the core has them."""
@@ -176,6 +191,7 @@ class ExecutorSettings(_Agent):
             Route(
                 use=route.use,
                 model=route.model,
+                fallback=route.fallback,
                 labels=route.match.labels,
                 kind=route.match.kind,
                 project=route.match.project,

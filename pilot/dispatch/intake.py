@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from pilot.config.schema import ProjectSettings, Settings
 from pilot.domain.errors import UsageError
 from pilot.domain.execution import Enqueued
-from pilot.domain.routing import choose
+from pilot.domain.routing import Choice, choose
 from pilot.domain.task import DEFAULT_PRIORITY, Kind, Project, Task
 from pilot.domain.text import one_line, slug
 
@@ -75,9 +75,10 @@ class Intake:
         """The task as it will be stored: route and model decided, defaults filled in."""
         title, body = _title_and_body(request)
         executor = self.settings.executor_for(own)
-        backend, model = choose(
+        choice = choose(
             executor.domain_routes(),
             executor.type,
+            executor.fallback,
             project=project.name,
             kind=request.kind,
             labels=request.labels,
@@ -85,14 +86,15 @@ class Intake:
             source=request.source,
         )
         if request.backend is not None:
-            backend, model = request.backend, None
-        if self.known and backend not in self.known:
-            raise UsageError(f"no backend {backend!r}; there are {', '.join(sorted(self.known))}")
+            choice = Choice(request.backend, None, (), "asked for")
+        if self.known and choice.backend not in self.known:
+            raise UsageError(f"no backend {choice.backend!r}; there are {', '.join(sorted(self.known))}")
         options: Mapping[str, Any] = {
             "branch": request.branch,
             "base": request.base,
             "publish": request.publish,
             "timeout": request.timeout,
+            "route": choice.rule,
         }
         return Task(
             project_id=project.id,
@@ -107,8 +109,10 @@ class Intake:
             after=request.after,
             payload=request.payload,
             options={key: value for key, value in options.items() if value is not None},
-            backend=backend,
-            model=request.model or model,
+            backend=choice.backend,
+            fallback=choice.fallback,
+            external=executor.resolve(choice.backend).type == "external",
+            model=request.model or choice.model,
             max_attempts=request.max_attempts or executor.max_attempts,
             available_at=request.available_at,
             idempotency_key=request.idempotency_key,

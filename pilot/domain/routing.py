@@ -13,6 +13,7 @@ class Route:
 
     use: str
     model: str | None = None
+    fallback: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     kind: str | None = None
     project: str | None = None
@@ -31,18 +32,29 @@ class Route:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who does a task, with which model, and who instead while that one takes no work; `rule` says why, for people."""
+
+    backend: str
+    model: str | None
+    fallback: tuple[str, ...]
+    rule: str
+
+
 def choose(
     routes: Sequence[Route],
     default: str,
+    fallback: Sequence[str] = (),
     *,
     project: str,
     kind: str,
     labels: Sequence[str],
     title: str,
     source: str,
-) -> tuple[str, str | None]:
+) -> Choice:
     """The backend (or profile) name and the model that a task gets."""
-    for route in routes:
+    for number, route in enumerate(routes, 1):
         if route.matches(project=project, kind=kind, labels=labels, title=title, source=source):
-            return route.use, route.model
-    return default, None
+            return Choice(route.use, route.model, route.fallback, f"route {number}")
+    return Choice(default, None, tuple(fallback), "executor.type")

@@ -44,7 +44,9 @@ class Task:
     """One request, before it is an execution.
 
     `options` are this task's own wishes over its project's settings: `branch`, `base`, `publish`,
-    `timeout` (ms). `payload` is any JSON value the source wants kept. Times are UTC milliseconds.
+    `timeout` (ms), and `route`: the rule that chose the backend. `fallback`: who does it, in this order, while
+    `backend` takes no work. `external`: left to a remote worker.
+    `payload` is any JSON value the source wants kept. Times are UTC milliseconds.
     """
 
     project_id: int
@@ -60,6 +62,8 @@ class Task:
     payload: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
     backend: str = ""
+    fallback: tuple[str, ...] = ()
+    external: bool = False
     model: str | None = None
     max_attempts: int = 3
     available_at: int | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
+from collections.abc import Mapping
 
 REPLACEMENT = "\ufffd"
 
@@ -74,3 +76,10 @@ def tail(text: str, limit: int = 4000) -> str:
     cut = text[-limit:]
     newline = cut.find("\n")
     return "…\n" + cut[newline + 1 :] if 0 <= newline < limit // 2 else "…" + cut
+
+
+def fingerprint(facts: Mapping[str, str]) -> str:
+    """A short name for a set of facts that may be secret: equal ones have the same, and nothing can be read off it."""
+    # slow on purpose: a key that somebody guesses must not be checked by the million
+    words = "\0".join(f"{name}={facts[name]}" for name in sorted(facts))
+    return hashlib.pbkdf2_hmac("sha256", words.encode(errors="replace"), b"pilot account", 20_000).hex()[:8]

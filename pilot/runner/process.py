@@ -13,6 +13,7 @@ from typing import cast
 
 import structlog
 
+from pilot.domain.ports import Places, Sandbox
 from pilot.runner.ending import Patience, end_family, remember
 from pilot.runner.lines import Chunks, Line, Lines
 from pilot.runner.pipes import Pipes, Stdin, Stream
@@ -22,6 +23,7 @@ __all__ = ["MARKER", "Line", "Process", "Stream", "become_subreaper", "end_marke
 
 Interrupt = Callable[["Process"], Awaitable[None]]
 
+NOWHERE = Places()
 _log = structlog.get_logger(__name__)
 _KILLED = 10.0
 """Seconds that the kernel has to take a killed process away."""
@@ -164,16 +166,21 @@ async def running(
     interrupt: Interrupt | None = None,
     grace: float = 5.0,
     line_limit: int = 1 << 20,
+    sandbox: Sandbox | None = None,
+    places: Places = NOWHERE,
 ) -> AsyncIterator[Process]:
     """Run a programme in its own session, and leave nothing of it behind.
 
     `env` is its whole environment; `PILOT_RUN` is added: `marker`, a slash, and a part of this run's own.
     `stdin`: written and closed; None: empty input, or with `keep_stdin` one for `write`. `grace` is seconds,
-    `line_limit` bytes. Leaving the block, also by cancellation, ends what still runs (`Process.end`) and then
+    `line_limit` bytes. `sandbox`: it runs in there, and finds `places` there.
+    Leaving the block, also by cancellation, ends what still runs (`Process.end`) and then
     every process that the programme started, whether or not it succeeded, before the block is left.
     Raises OSError as the system gives it when the programme can't be started.
     """
     own = f"{marker}/{secrets.token_hex(4)}"
+    if sandbox is not None:
+        argv = await asyncio.to_thread(sandbox.command, argv, cwd=cwd, env=env, places=places)
     family, pipes, patience = Family(lambda value: value == own), Pipes(), Patience()
     piped = stdin is not None or keep_stdin
     transport, feed = await _started(argv, cwd, {**env, MARKER: own}, piped, family, pipes, patience)

@@ -12,6 +12,7 @@ import structlog
 
 from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution
+from pilot.domain.outcome import Usage
 from pilot.domain.ports import Journal, OutputKind
 
 log = structlog.get_logger()
@@ -46,6 +47,7 @@ class Recorder:
     ) -> None:
         self.broken = asyncio.Event()
         self.session_id: str | None = None
+        self.used = Usage()
         self._journal = journal
         self._execution = execution
         self._limit = limit
@@ -107,6 +109,10 @@ class Recorder:
         self._activity = self._loop.time()
         await patiently(lambda: self._journal.note(self._execution, session_id=session_id))
         self.session_id = session_id
+
+    def usage(self, usage: Usage) -> None:
+        """See `Emit.usage`."""
+        self.used = usage
 
     def touch(self) -> None:
         """A sign of life from pilot itself."""

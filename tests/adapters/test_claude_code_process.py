@@ -15,7 +15,7 @@ from pilot.backends.claude_code import LINE_LIMIT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.outcome import Ending, FailureClass, Outcome
 from pilot.domain.ports import AgentRequest, OutputKind
-from tests.adapters.backend_suite import Seen
+from pilot.testing.backend_suite import Seen
 
 PROLOGUE = f"""#!{sys.executable} -S
 import json, os, signal, sys, time

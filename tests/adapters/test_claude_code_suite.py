@@ -9,7 +9,7 @@ from pathlib import Path
 from pilot.backends.claude_code import ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.ports import Backend
-from tests.adapters.backend_suite import BackendSuite
+from pilot.testing.backend_suite import BackendSuite
 
 
 def line(**event: object) -> bytes:

@@ -20,7 +20,7 @@ from pilot.runner import proctree
 from pilot.runner.ending import Patience, end_family
 from pilot.runner.process import MARKER, Line, Process, end_marked, running
 from pilot.runner.proctree import Family, Seen, is_alive, look, marker_of, start_ticks
-from tests.memory import Peak
+from pilot.testing.memory import Peak
 
 ENV = {"PATH": os.environ["PATH"]}
 PY = sys.executable

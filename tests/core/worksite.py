@@ -135,6 +135,9 @@ class Scripted:
     requests: list[AgentRequest] = field(default_factory=list)
     name: str = "fake"
 
+    def account(self) -> str:
+        return ""
+
     def capabilities(self) -> Capabilities:
         return Capabilities(resume=self.resume, questions=True)
 

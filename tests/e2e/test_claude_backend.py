@@ -14,7 +14,7 @@ import pytest
 
 from pilot.backends.claude_code import AFTER_RESULT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
-from pilot.domain.outcome import Ending, FailureClass, Outcome
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
 from pilot.domain.ports import AgentRequest, OutputKind
 from tests.e2e.claude import claude_binary, claude_environment, sessions
 from tests.e2e.model_server import ModelServer, Turn, status, text, tool
@@ -34,6 +34,9 @@ class Seen:
 
     async def session(self, session_id: str) -> None:
         self.sessions.append(session_id)
+
+    def usage(self, usage: Usage) -> None:
+        self.used = usage
 
     def said(self, kind: OutputKind) -> str:
         return b"".join(data for of, data in self.pieces if of is kind).decode()

@@ -183,5 +183,5 @@ def test_the_schema_takes_durations_as_they_are_written() -> None:
 
 
 def test_profiles_and_projects_take_the_executors_keys() -> None:
-    assert set(ProfileSettings.model_fields) == set(ExecutorSettings.model_fields) - {"profiles", "routes"}
+    assert set(ProfileSettings.model_fields) == set(ExecutorSettings.model_fields) - {"profiles", "routes", "fallback"}
     assert all(not field.is_required() for field in RetryRuleSettings.model_fields.values())

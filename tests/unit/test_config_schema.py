@@ -180,7 +180,8 @@ def test_routes_are_those_of_the_core() -> None:
             "title": "x",
             "source": "cli",
         }
-        return choose(routes, "claude-code", **(facts | task))
+        choice = choose(routes, "claude-code", **(facts | task))
+        return choice.backend, choice.model
 
     assert chosen(title="Review it") == ("opencode", "m")
     assert chosen(title="Review it", kind="test") == ("claude-code", None)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilot.domain.routing import Route, choose
+from pilot.domain.routing import Choice, Route, choose
 
 TASK: dict[str, Any] = {
     "project": "api", "kind": "build", "labels": ("Docs", "urgent"), "title": "Review the docs", "source": "github",
@@ -65,10 +65,12 @@ def test_the_first_rule_that_matches_wins_and_else_the_default() -> None:
         Route(use="opencode", model="openai/gpt-5", labels=("docs",)),
         Route(use="acp"),
     ]
-    assert choose(routes, "claude-code", **TASK) == ("opencode", "openai/gpt-5")
-    assert choose(routes, "claude-code", **{**TASK, "labels": ()}) == ("acp", None)
-    assert choose(routes[:2], "claude-code", **{**TASK, "labels": ()}) == ("claude-code", None)
-    assert choose([], "claude-code", **TASK) == ("claude-code", None)
+    assert choose(routes, "claude-code", **TASK) == Choice("opencode", "openai/gpt-5", (), "route 1")
+    assert choose(routes, "claude-code", **{**TASK, "labels": ()}) == Choice("acp", None, (), "route 2")
+    assert choose(routes[:2], "claude-code", **{**TASK, "labels": ()}) == Choice(
+        "claude-code", None, (), "executor.type"
+    )
+    assert choose([], "claude-code", ["codex"], **TASK) == Choice("claude-code", None, ("codex",), "executor.type")
 
 
 labels = st.lists(st.text("abAB", max_size=2), max_size=4)

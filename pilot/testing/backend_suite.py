@@ -27,10 +27,10 @@ from typing import Any
 import pytest
 
 from pilot.domain.errors import LeaseLost
-from pilot.domain.outcome import Ending, FailureClass, Outcome
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
 from pilot.domain.ports import AgentRequest, Backend, Capabilities, OutputKind
 from pilot.runner.proctree import MARKER, is_alive, marker_of, start_ticks
-from tests.memory import Peak
+from pilot.testing.memory import Peak
 
 MB = 1 << 20
 
@@ -157,6 +157,7 @@ class Seen:
     def __init__(self, *, keep: bool = True) -> None:
         self.pieces: list[tuple[OutputKind, bytes]] = []
         self.sessions: list[str] = []
+        self.used: list[Usage] = []
         self.size = 0
         self._keep = keep
         self._news = asyncio.Event()
@@ -170,6 +171,9 @@ class Seen:
 
     async def session(self, session_id: str) -> None:
         self.sessions.append(session_id)
+
+    def usage(self, usage: Usage) -> None:
+        self.used.append(usage)
 
     @property
     def all(self) -> bytes:

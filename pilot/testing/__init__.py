@@ -1,0 +1,1 @@
+"""For tests of backends, here and in plug-ins: `BackendSuite`. Needs pytest, which pilot itself does not."""
