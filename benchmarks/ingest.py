@@ -12,8 +12,8 @@ from pathlib import Path
 from benchmarks.figures import Figure
 from pilot.backends.command import Command
 from pilot.config.executor import CommandSettings
+from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, Usage
-from pilot.domain.ports import AgentRequest, OutputKind
 from pilot.runner.process import running
 
 MB = 1_000_000

@@ -16,9 +16,9 @@ from typing import Any
 from benchmarks.figures import Figure
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
+from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome
-from pilot.domain.ports import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.runner.identity import repository_key
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces

@@ -19,9 +19,10 @@ from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.config.unbuilt import refused
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
+from pilot.domain.agent import Backend
 from pilot.domain.errors import ConfigError, NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
-from pilot.domain.ports import Backend, Journal, Node, NodeKind, Runner
+from pilot.domain.ports import Journal, Node, NodeKind, Runner
 from pilot.domain.task import Project
 from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked

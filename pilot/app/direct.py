@@ -13,9 +13,10 @@ from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.dispatch.intake import TaskRequest
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution, Status
-from pilot.domain.ports import Journal, NodeKind, OutputKind
+from pilot.domain.ports import Journal, NodeKind
 from pilot.domain.task import DIRECT_PRIORITY
 from pilot.runner.proctree import become_subreaper
 

@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 from pilot.config.conflicts import suggestion
 from pilot.config.executor import BUILT_IN, PLUGINS, ExecutorSettings
+from pilot.domain.agent import Backend
 from pilot.domain.errors import ConfigError, PilotError
-from pilot.domain.ports import Backend
 
 __all__ = ["build", "known_backends"]
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from pilot.config.executor import ClaudeCodeSettings
-from pilot.domain.ports import AgentRequest
+from pilot.domain.agent import AgentRequest
 from pilot.domain.text import clean, fingerprint
 
 INSTRUCTIONS_LIMIT = 96 << 10

@@ -21,8 +21,8 @@ from pilot.backends.claude_cli import INTERRUPT, KEYS, account, arguments, bypas
 from pilot.backends.claude_events import Record
 from pilot.backends.claude_outcome import outcome, session_in_use, session_lost
 from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import FailureClass, Outcome, failed
-from pilot.domain.ports import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.text import one_line
 from pilot.runner.process import Process, running
 from pilot.runner.proctree import oom_kills

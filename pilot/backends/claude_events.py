@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilot.domain.ports import OutputKind
+from pilot.domain.agent import OutputKind
 from pilot.domain.text import one_line, tail
 
 Piece = tuple[OutputKind, bytes]

@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pilot.config.executor import CommandSettings
+from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
-from pilot.domain.ports import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.text import clean, for_terminal, one_line, tail
 from pilot.runner.process import Process, Stream, running
 from pilot.runner.proctree import oom_kills

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilot.cli.session import Session
+from pilot.domain.agent import Check
 from pilot.domain.errors import ConfigError, PilotError
-from pilot.domain.ports import Check
 
 if TYPE_CHECKING:
     from pilot.config.executor import ExecutorSettings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from enum import StrEnum
 
+from pilot.domain.agent import AgentRequest, Backend
 from pilot.domain.errors import PilotError
 from pilot.domain.outcome import FailureClass, Outcome, failed
-from pilot.domain.ports import AgentRequest, Backend
 from pilot.runner.cpu import cpu_seconds
 from pilot.runner.record import Recorder
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
+from pilot.domain.agent import AgentRequest, Backend
 from pilot.domain.errors import LeaseLost, PilotError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage, failed
-from pilot.domain.ports import AgentRequest, Backend, Journal
+from pilot.domain.ports import Journal
 from pilot.domain.text import one_line
 from pilot.runner import prompt
 from pilot.runner.agent import Broken, watch

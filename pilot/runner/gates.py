@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot.config.schema import GateSettings
+from pilot.domain.agent import Emit, OutputKind
 from pilot.domain.outcome import FailureClass, GateResult, Outcome, failed
-from pilot.domain.ports import Emit, OutputKind
 from pilot.domain.text import one_line
 from pilot.runner.shell import TAIL, Ran, run_shell
 

@@ -13,7 +13,7 @@ from typing import cast
 
 import structlog
 
-from pilot.domain.ports import Places, Sandbox
+from pilot.domain.agent import Places, Sandbox
 from pilot.runner.ending import Patience, end_family, remember
 from pilot.runner.lines import Chunks, Line, Lines
 from pilot.runner.pipes import Pipes, Stdin, Stream

@@ -10,10 +10,11 @@ from types import TracebackType
 
 import structlog
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Usage
-from pilot.domain.ports import Journal, OutputKind
+from pilot.domain.ports import Journal
 
 log = structlog.get_logger()
 PIECE = 64 << 10
@@ -36,7 +37,7 @@ _STREAMS = frozenset({OutputKind.STDOUT, OutputKind.STDERR})
 
 
 class Recorder:
-    """Implements `ports.Emit` for one attempt. A context manager: leaving it writes what is left.
+    """Implements `agent.Emit` for one attempt. A context manager: leaving it writes what is left.
 
     Raises `LeaseLost` (or `StoreError`, when the store stays away) from `output` as soon as a write has failed;
     `broken` is set then, for who waits in silence.

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
+from pilot.domain.agent import Backend
 from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
 from pilot.domain.policy import mark_of
-from pilot.domain.ports import Backend, Journal
+from pilot.domain.ports import Journal
 from pilot.runner.attempt import Attempt
 from pilot.runner.gates import first_red
 from pilot.runner.record import Recorder

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilot.domain.ports import Emit, OutputKind
+from pilot.domain.agent import Emit, OutputKind
 from pilot.domain.text import for_terminal
 from pilot.runner.process import running
 

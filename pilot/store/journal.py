@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution
-from pilot.domain.ports import OutputKind
 from pilot.store.database import Database, Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 

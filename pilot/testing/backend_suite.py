@@ -26,9 +26,9 @@ from typing import Any
 
 import pytest
 
+from pilot.domain.agent import AgentRequest, Backend, Capabilities, OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
-from pilot.domain.ports import AgentRequest, Backend, Capabilities, OutputKind
 from pilot.runner.proctree import MARKER, is_alive, marker_of, start_ticks
 from pilot.testing.memory import Peak
 

@@ -12,8 +12,8 @@ from pilot.backends.claude_cli import arguments, child_environment, message
 from pilot.backends.claude_events import Piece, Record
 from pilot.backends.claude_outcome import outcome, session_in_use
 from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
-from pilot.domain.ports import AgentRequest, OutputKind
 
 TRANSCRIPTS = Path(__file__).parent / "transcripts/claude"
 SESSION = "11111111-2222-4333-8444-555555555555"

@@ -13,8 +13,8 @@ import pytest
 
 from pilot.backends.claude_code import LINE_LIMIT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome
-from pilot.domain.ports import AgentRequest, OutputKind
 from pilot.testing.backend_suite import Seen
 
 PROLOGUE = f"""#!{sys.executable} -S

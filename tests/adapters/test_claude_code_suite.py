@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pilot.backends.claude_code import ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
-from pilot.domain.ports import Backend
+from pilot.domain.agent import Backend
 from pilot.testing.backend_suite import BackendSuite
 
 

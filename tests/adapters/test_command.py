@@ -13,9 +13,9 @@ import pytest
 from pilot.backends import build, known_backends
 from pilot.backends.command import TEXT, Command
 from pilot.config.executor import CommandSettings, ExecutorSettings, ProfileSettings
+from pilot.domain.agent import Backend, OutputKind
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass
-from pilot.domain.ports import Backend, OutputKind
 from pilot.testing.backend_suite import BackendSuite, Script, Seen, Stage
 
 

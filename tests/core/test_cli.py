@@ -18,8 +18,9 @@ import pytest
 
 from pilot.cli.codes import exit_code
 from pilot.cli.main import main
+from pilot.domain.agent import OutputKind
 from pilot.domain.execution import Status
-from pilot.domain.ports import NodeKind, OutputKind
+from pilot.domain.ports import NodeKind
 from pilot.store import open_store, wall_clock
 from pilot.store.history import History
 from tests.store.bed import Bed, asked, broken, done, limited

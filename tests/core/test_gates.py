@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot.config.schema import GateSettings
+from pilot.domain.agent import OutputKind
 from pilot.domain.outcome import FailureClass, GateResult
-from pilot.domain.ports import OutputKind
 from pilot.runner.gates import Gates, judge
 from pilot.runner.record import Recorder
 from pilot.runner.shell import TAIL, Tail

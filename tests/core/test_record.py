@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost, StoreError
 from pilot.domain.execution import Execution
-from pilot.domain.ports import OutputKind
 from pilot.runner import record
 from pilot.runner.record import HIGH, PIECE, Recorder
 from tests.core.worksite import Notebook, execution, until

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from pilot.config.executor import ExecutorSettings
+from pilot.domain.agent import AgentRequest, Emit, OutputKind
 from pilot.domain.errors import LeaseLost, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage, failed
-from pilot.domain.ports import AgentRequest, Emit, OutputKind
 from pilot.runner import finalise
 from pilot.runner.prompt import freeze
 from pilot.runner.workspace import Workspaces

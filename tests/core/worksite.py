@@ -13,10 +13,10 @@ from typing import Any
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
+from pilot.domain.agent import AgentRequest, Backend, Capabilities, Check, Emit, OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
-from pilot.domain.ports import AgentRequest, Backend, Capabilities, Check, Emit, OutputKind
 from pilot.runner.git import Git
 from pilot.runner.process import running
 from pilot.runner.runner import AttemptRunner

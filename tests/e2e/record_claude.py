@@ -17,7 +17,7 @@ from typing import Any
 
 from pilot.backends.claude_cli import arguments, child_environment, message
 from pilot.config.executor import ClaudeCodeSettings
-from pilot.domain.ports import AgentRequest
+from pilot.domain.agent import AgentRequest
 from tests.e2e.claude import claude_binary, claude_environment
 from tests.e2e.model_server import ModelServer, Turn, status, text, tool
 

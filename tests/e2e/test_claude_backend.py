@@ -14,8 +14,8 @@ import pytest
 
 from pilot.backends.claude_code import AFTER_RESULT, ClaudeCode
 from pilot.config.executor import ClaudeCodeSettings
+from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
-from pilot.domain.ports import AgentRequest, OutputKind
 from tests.e2e.claude import claude_binary, claude_environment, sessions
 from tests.e2e.model_server import ModelServer, Turn, status, text, tool
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import StoreError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.policy import Park
-from pilot.domain.ports import Finish, OutputKind
+from pilot.domain.ports import Finish
 from pilot.store import Store, open_store
 from tests.store.bed import HOUR, START, Bed, Clock, again, asked, broken, done
 

@@ -14,11 +14,12 @@ from typing import Any, ClassVar, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost, NotFound, PilotError, UsageError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
 from pilot.domain.policy import settle
-from pilot.domain.ports import Finish, OutputKind
+from pilot.domain.ports import Finish
 from pilot.domain.task import Task
 from pilot.store import Store, open_store
 from tests.store.audit import Past, audit

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage
 from pilot.domain.policy import Settlement, settle
-from pilot.domain.ports import Finish, OutputKind
+from pilot.domain.ports import Finish
 from tests.store.bed import (
     HOUR,
     MINUTE,

@@ -8,9 +8,9 @@ from collections.abc import Generator, Sequence
 
 import pytest
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost, StoreError, UsageError
 from pilot.domain.execution import Enqueued, Status
-from pilot.domain.ports import OutputKind
 from pilot.store import open_store
 from pilot.store.database import Notify, Rows, Statement, Step
 from tests.store.bed import HOUR, Bed, Clock, broken, done, task

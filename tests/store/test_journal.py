@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution
-from pilot.domain.ports import OutputKind
 from tests.store.bed import SECOND, Bed, again, interrupted
 
 TEXT = OutputKind.TEXT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pilot.domain.ports import OutputKind
+from pilot.domain.agent import OutputKind
 from pilot.store import open_store
 from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task
 

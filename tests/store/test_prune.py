@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pilot.domain.agent import OutputKind
 from pilot.domain.execution import Status
-from pilot.domain.ports import OutputKind
 from tests.store.bed import HOUR, Bed, asked, broken, done
 
 

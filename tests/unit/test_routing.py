@@ -65,8 +65,8 @@ def test_the_first_rule_that_matches_wins_and_else_the_default() -> None:
         Route(use="opencode", model="openai/gpt-5", labels=("docs",)),
         Route(use="acp"),
     ]
-    assert choose(routes, "claude-code", **TASK) == Choice("opencode", "openai/gpt-5", (), "route 1")
-    assert choose(routes, "claude-code", **{**TASK, "labels": ()}) == Choice("acp", None, (), "route 2")
+    assert choose(routes, "claude-code", **TASK) == Choice("opencode", "openai/gpt-5", (), "route 2")
+    assert choose(routes, "claude-code", **{**TASK, "labels": ()}) == Choice("acp", None, (), "route 3")
     assert choose(routes[:2], "claude-code", **{**TASK, "labels": ()}) == Choice(
         "claude-code", None, (), "executor.type"
     )
