@@ -18,7 +18,7 @@ from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, Outcome
+from pilot.domain.outcome import Ending, Outcome, Usage
 from pilot.runner.identity import repository_key
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
@@ -33,7 +33,7 @@ class Phases:
 
     times: list[tuple[str, float]] = field(default_factory=list)
 
-    async def note(self, execution: Execution, **facts: str | None) -> None:
+    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
         if facts.get("phase"):
             self.times.append((facts["phase"] or "", time.perf_counter()))
 

@@ -16,6 +16,7 @@ from pilot.dispatch.intake import TaskRequest
 from pilot.domain.agent import OutputKind
 from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Usage
 from pilot.domain.ports import Journal, NodeKind
 from pilot.domain.task import DIRECT_PRIORITY
 from pilot.runner.proctree import become_subreaper
@@ -58,8 +59,8 @@ class _ShownJournal:
     journal: Journal
     show: Show
 
-    async def note(self, execution: Execution, **facts: str | None) -> None:
-        await self.journal.note(execution, **facts)
+    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+        await self.journal.note(execution, usage=usage, **facts)
         if facts.get("phase"):
             self.show(Progress(ProgressKind.PHASE, facts["phase"] or ""))
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pilot.domain.agent import OutputKind
 from pilot.domain.execution import Enqueued, Execution, Status
-from pilot.domain.outcome import Outcome
+from pilot.domain.outcome import Outcome, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.task import Project, Task
 
@@ -186,8 +186,8 @@ class DispatchQueue(Queue, Protocol):
 class Journal(Protocol):
     """Where a running attempt writes what it learns. Every write is fenced: raises `LeaseLost`, nothing written."""
 
-    async def note(self, execution: Execution, **facts: str | None) -> None:
-        """Store facts of the running attempt, durable on return.
+    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+        """Store facts of the running attempt, durable on return. `usage`: what it has used up so far, in all.
 
         Keys: `phase` (what it does now, for people), `session_id`, `model`, `workspace`, `branch`, `base_sha`,
         `head_sha`, `input_hash`, `sandbox`, `answered` (the model has answered: a park that this attempt is the

@@ -8,6 +8,7 @@ import secrets
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
@@ -88,7 +89,7 @@ class Attempt:
         except TimeoutError as error:
             words = f"the workspace was not ready within {self.allowed:g} s"
             raise WorkspaceError(FailureClass.INFRA, words) from error
-        facts = {"workspace": str(ws.path), "branch": ws.branch, "base_sha": ws.base_sha}
+        facts: dict[str, Any] = {"workspace": str(ws.path), "branch": ws.branch, "base_sha": ws.base_sha}
         await patiently(lambda: self.journal.note(self.execution, **facts))
         if not ws.fresh:
             return

@@ -16,11 +16,10 @@ from pilot.domain.text import clean, tail
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
-from pilot.store.records import EventRow, Table, dumps, event, events_statement, ids, ids_of
+from pilot.store.records import LARGE, EventRow, Table, dumps, event, events_statement, ids, ids_of, known
 
 EXCERPT = 8_000  # characters of evidence kept per attempt
 SUMMARY = 16_000
-_LARGE = 1 << 53  # sums of it stay integers
 
 _ENDS = Table(
     id="bigint", fence="bigint", status="text", reason="text", available_at="bigint", counted="bigint",
@@ -39,10 +38,12 @@ _PARKS = Table(backend="text", failure="text", reason="text", until="bigint", ex
 
 
 def _add(column: str) -> str:
-    # A sum of what is known: one attempt whose cost nobody told does not hide the others'.
+    # A sum of what is known: one attempt whose cost nobody told does not hide the others'. What an attempt noted on
+    # its way counts when it came to no figure of its own: cancelled, interrupted, lost.
+    own = f"""coalesce(f.{column}, (SELECT t.{column} FROM attempts t
+                WHERE t.execution_id = executions.id AND t.number = executions.attempt))"""
     return (
-        f"{column} = CASE WHEN f.{column} IS NULL THEN executions.{column} "
-        f"ELSE coalesce(executions.{column}, 0) + f.{column} END"
+        f"{column} = CASE WHEN {own} IS NULL THEN executions.{column} ELSE coalesce(executions.{column}, 0) + {own} END"
     )
 
 
@@ -86,7 +87,9 @@ class FinishClaims:
               failure_class = a.failure_class, detail = a.detail, excerpt = a.excerpt, summary = a.summary,
               gates = a.gates, tree = a.tree, head_sha = coalesce(a.head_sha, attempts.head_sha),
               session_id = coalesce(a.session_id, attempts.session_id), model = coalesce(a.model, attempts.model),
-              input_tokens = a.input_tokens, output_tokens = a.output_tokens, cost_usd = a.cost_usd
+              input_tokens = coalesce(a.input_tokens, attempts.input_tokens),
+              output_tokens = coalesce(a.output_tokens, attempts.output_tokens),
+              cost_usd = coalesce(a.cost_usd, attempts.cost_usd)
             FROM {_ATTEMPTS.of(dialect, "a")}
             WHERE attempts.execution_id = a.execution_id AND attempts.number = a.number"""
         self._ask = f"""
@@ -196,7 +199,7 @@ def _end_row(finish: Finish, lost: bool) -> list[object]:
         int(to.keep_session), _text(to.feedback), int(judged), outcome.failure,
         _text(outcome.detail) if outcome.ending is Ending.FAILED else None, outcome.ending, outcome.model,
         outcome.session_id, outcome.branch, outcome.base_sha, outcome.head_sha,
-        "branch" if outcome.delivered else None, *_usage(outcome), to.streak, to.mark,
+        "branch" if outcome.delivered else None, *known(outcome.usage).values(), to.streak, to.mark,
     ]  # fmt: skip
 
 
@@ -206,15 +209,8 @@ def _attempt_row(finish: Finish) -> list[object]:
     return [
         execution.id, execution.attempt, outcome.ending, outcome.failure, _text(outcome.detail) or None,
         clean(tail(outcome.excerpt, EXCERPT)) or None, clean(tail(outcome.text, SUMMARY)) or None,
-        gates, outcome.tree, outcome.head_sha, outcome.session_id, outcome.model, *_usage(outcome),
+        gates, outcome.tree, outcome.head_sha, outcome.session_id, outcome.model, *known(outcome.usage).values(),
     ]  # fmt: skip
-
-
-def _usage(outcome: Outcome) -> list[float | None]:
-    # An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known.
-    usage = outcome.usage
-    figures = (usage.input_tokens, usage.output_tokens, usage.cost_usd)
-    return [n if n is not None and 0 <= n < _LARGE else None for n in figures]
 
 
 def _question_row(finish: Finish) -> list[object]:
@@ -240,7 +236,7 @@ def _longest_parks(finishes: Iterable[Finish]) -> list[Finish]:
 def _park_row(finish: Finish) -> list[object]:
     park = finish.settlement.park
     assert park is not None  # noqa: S101  chosen by it
-    until = None if park.until is None else min(park.until, _LARGE)
+    until = None if park.until is None else min(park.until, LARGE)
     return [park.backend, park.failure, _short(park.reason), until, finish.execution.id]
 
 

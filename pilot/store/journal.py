@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution
+from pilot.domain.outcome import Usage
 from pilot.store.database import Database, Dialect, Rows, Statement, Step
-from pilot.store.records import Table
+from pilot.store.records import Table, known
 
 _FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", "input_hash")
-_NOTES = Table(id="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"))
+_USAGE = {"input_tokens": "bigint", "output_tokens": "bigint", "cost_usd": "float"}
+_NOTES = Table(id="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"), **_USAGE)
 _CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
 
 
 @dataclass(frozen=True, slots=True)
 class _Note:
     execution: Execution
-    facts: dict[str, str | None]
+    facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +42,21 @@ class SqlJournal:
             UPDATE executions SET {kept} FROM {_NOTES.of(dialect, "n")}
             WHERE executions.id = n.id AND executions.fence = n.fence AND executions.status = 'running'
             RETURNING executions.id, executions.fence"""
-        own = ", ".join(f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha"))
+        own = ", ".join(
+            f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha", *_USAGE)
+        )
         self._attempt = f"""
             UPDATE attempts SET phase = coalesce(n.phase, attempts.phase), {own} FROM {_NOTES.of(dialect, "n")}
             WHERE attempts.execution_id = n.id AND attempts.fence = n.fence"""
         self._standing = _standing(dialect)
 
-    async def note(self, execution: Execution, **facts: str | None) -> None:
+    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
         """See `Journal.note`."""
         unknown = facts.keys() - {*_FACTS, "phase"}
         if unknown:
             raise TypeError(f"no such fact: {', '.join(sorted(unknown))}")
-        await self._database.write(self._notes, _Note(execution, facts))
+        figures = {} if usage is None else known(usage)
+        await self._database.write(self._notes, _Note(execution, {**facts, **figures}))
 
     async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         """See `Journal.write`."""
@@ -58,7 +64,7 @@ class SqlJournal:
 
     def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[Exception | None]]:
         # One row per claim: of two that meet in one group, an update would take either and lose the other.
-        claims: dict[tuple[int, int], dict[str, str]] = {}
+        claims: dict[tuple[int, int], dict[str, Any]] = {}
         for n in notes:
             told = claims.setdefault((n.execution.id, n.execution.fence), {})
             told.update({name: fact for name, fact in n.facts.items() if fact is not None})
@@ -102,8 +108,10 @@ class SqlJournal:
         return [None if n in standing else _lost(w.execution) for n, w in enumerate(writes)]
 
 
-def _rows(claims: Mapping[tuple[int, int], Mapping[str, str]]) -> str:
-    return _NOTES.rows([*claim, told.get("phase"), *map(told.get, _FACTS)] for claim, told in claims.items())
+def _rows(claims: Mapping[tuple[int, int], Mapping[str, Any]]) -> str:
+    return _NOTES.rows(
+        [*claim, told.get("phase"), *map(told.get, (*_FACTS, *_USAGE))] for claim, told in claims.items()
+    )
 
 
 def _standing(dialect: Dialect) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from pilot.domain.events import EventType
+from pilot.domain.outcome import Usage
 from pilot.domain.text import REPLACEMENT, clean
 from pilot.store.database import Dialect, Statement
 
 OPEN_STATUSES = "('blocked', 'queued', 'running', 'needs_human')"
 """Literal, as in the partial indexes: a bound parameter could not use them."""
 
-
+LARGE = 1 << 53
+"""Sums of it stay integers."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
@@ -73,3 +76,9 @@ def ids_of(dialect: Dialect, name: str = "ids") -> str:
 def ids(values: Iterable[int]) -> str:
     """The parameter for `ids_of`."""
     return dumps([[value] for value in values])
+
+
+def known(usage: Usage) -> dict[str, float | None]:
+    """By column. An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known."""
+    figures = asdict(usage)
+    return {name: n if n is not None and 0 <= n < LARGE else None for name, n in figures.items()}

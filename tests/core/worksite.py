@@ -16,7 +16,7 @@ from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import AgentRequest, Backend, Capabilities, Check, Emit, OutputKind
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.runner.git import Git
 from pilot.runner.process import running
 from pilot.runner.runner import AttemptRunner
@@ -109,7 +109,7 @@ class Notebook:
     lost: bool = False
     on_phase: Callable[[str], None] = lambda _: None
 
-    async def note(self, execution: Execution, **facts: str | None) -> None:
+    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
         if self.lost:
             raise LeaseLost("lost")
         if phase := facts.pop("phase", None):

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pilot.domain.outcome import Usage
     from tests.e2e.daemon import Home
 
 
@@ -96,8 +97,8 @@ class Trap:
 
         trap, note = self, SqlJournal.note
 
-        async def noting(self: SqlJournal, execution: Any, **facts: str | None) -> None:
-            await note(self, execution, **facts)
+        async def noting(self: SqlJournal, execution: Any, *, usage: Usage | None = None, **facts: str | None) -> None:
+            await note(self, execution, usage=usage, **facts)
             if execution.task_id == trap.task:
                 trap.count("note", " ".join(f"{name}={value}" for name, value in facts.items() if value))
 

@@ -35,23 +35,15 @@ and, with any of them: `delay` (seconds before the answer), `usage` (merged into
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import re
-import signal
-import socket
-import struct
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-Turn = Mapping[str, Any]
-Script = Sequence[Turn] | Mapping[str, Any]
+from tests.e2e import scripted_server
+from tests.e2e.scripted_server import Handler, ScriptedServer, Turn, filled, serve, status, text, tool
+
+__all__ = ["ModelServer", "Request", "Turn", "status", "text", "tool"]
 
 USAGE = {
     "input_tokens": 100,
@@ -72,39 +64,15 @@ _ERRORS = {
 }
 
 
-def text(words: str, **more: Any) -> Turn:
-    """The agent's last words."""
-    return {"text": words, **more}
+class Request(scripted_server.Request):
+    """What the CLI sent."""
 
-
-def tool(name: str, **arguments: Any) -> Turn:
-    """One tool call."""
-    return {"tools": [{"name": name, "input": arguments}]}
-
-
-def status(code: int, message: str = "scripted", **more: Any) -> Turn:
-    """An HTTP error."""
-    return {"status": code, "message": message, **more}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What the CLI sent. Header names are lower case; `body` is {} when there was none."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: Mapping[str, Any]
+    __slots__ = ()
 
     @property
     def session(self) -> str:
         """The conversation, as the CLI names it."""
         return self.headers.get("x-claude-code-session-id", "")
-
-    @property
-    def asks_agent(self) -> bool:
-        """A turn of the agent, not a side question or a probe."""
-        return self.method == "POST" and bool(self.body.get("tools"))
 
     @property
     def cwd(self) -> str:
@@ -113,163 +81,40 @@ class Request:
         return found[1] if found else ""
 
 
-class ModelServer:
-    """Answers by script from a thread of its own until it is closed; keeps every request."""
-
-    def __init__(self, script: Script = (), *, port: int = 0, log: Path | None = None) -> None:
-        self.requests: list[Request] = []
-        self._scripts: list[Mapping[str, Any]] = (
-            list(script["scripts"]) if isinstance(script, Mapping) else [{"turns": script}]
-        )
-        self._conversations: dict[str, list[Turn]] = {}
-        self._lock = threading.Lock()
-        self._log = log
-        self.numbers = itertools.count(1)
-        self.closing = threading.Event()
-        self._http = _Server(("127.0.0.1", port), _Handler, self)
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
-
-    @property
-    def url(self) -> str:
-        """For ANTHROPIC_BASE_URL."""
-        return f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    @property
-    def agent_requests(self) -> list[Request]:
-        """The turns that were asked for, in order."""
-        return [request for request in self.requests if request.asks_agent]
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.closing.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
-
-    def take(self, request: Request) -> Turn:
-        """Record a request, and say what it gets."""
-        with self._lock:
-            self.requests.append(request)
-            if self._log is not None:
-                with self._log.open("a") as log:
-                    entry = {"path": request.path, "session": request.session, "body": request.body}
-                    log.write(json.dumps(entry) + "\n")
-            if not request.asks_agent:
-                return text("ok")
-            said = json.dumps(request.body.get("messages"), ensure_ascii=False)
-            if request.session not in self._conversations:
-                self._conversations[request.session] = self._turns_for(said)
-            left = self._conversations[request.session]
-            place = next((n for n, turn in enumerate(left) if turn.get("when", "") in said), None)
-            return text("done") if place is None else left.pop(place)
-
-    def _turns_for(self, said: str) -> list[Turn]:
-        turns: Sequence[Turn] = next((s["turns"] for s in self._scripts if s.get("when", "") in said), ())
-        return [turn for turn in turns for _ in range(int(turn.get("times", 1)))]
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, address: tuple[str, int], handler: type[_Handler], model: ModelServer) -> None:
-        super().__init__(address, handler)
-        self.model = model
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is what many scripts are about."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-    def do_HEAD(self) -> None:
-        self._take({})
-        self._send(200, b"")
-
-    def do_GET(self) -> None:
-        self._take({})
-        self._send(404, b"{}")
-
-    def do_POST(self) -> None:
-        length = int(self.headers.get("content-length", "0"))
-        body = json.loads(self.rfile.read(length) or b"{}")
-        turn = self._take(body)
-        self.server.model.closing.wait(turn.get("delay", 0))
+class _Handler(Handler):
+    def answer(self, request: scripted_server.Request, turn: Turn) -> None:
+        assert isinstance(request, Request)
+        body = request.body
         if not self.path.startswith("/v1/messages"):
-            self._send(404, b"{}")
+            self.send(404, b"{}")
         elif "count_tokens" in self.path:
-            self._send(200, b'{"input_tokens": 100}')
+            self.send(200, b'{"input_tokens": 100}')
         elif "status" in turn:
             self._error(turn)
         elif turn.get("cut") == "reset" or ("cut" in turn and not body.get("stream")):
-            self._drop()
+            self.drop()
         elif "sse_error" in turn and not body.get("stream"):
             self._error({"status": 529, "error": turn["sse_error"]})
         else:
-            cwd = Request("POST", self.path, {}, body).cwd
             model = str(body.get("model", ""))
-            events = list(_events(turn, next(self.server.model.numbers), model, cwd))
+            events = list(_events(turn, next(self.server.model.numbers), model, request.cwd))
             if body.get("stream"):
-                self._stream(turn, events)
+                self.stream(turn, events, first="message_start", words="content_block_delta")
             else:
-                self._send(200, json.dumps(_message(events)).encode())
-
-    def _take(self, body: Mapping[str, Any]) -> Turn:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        return self.server.model.take(Request(self.command, self.path, headers, body))
+                self.send(200, json.dumps(_message(events)).encode())
 
     def _error(self, turn: Turn) -> None:
         code = int(turn["status"])
         kind = turn.get("error") or _ERRORS.get(code, "api_error")
         error = {"type": "error", "error": {"type": kind, "message": turn.get("message", "scripted")}}
-        self._send(code, json.dumps(error).encode(), turn.get("headers", {}))
+        self.send(code, json.dumps(error).encode(), turn.get("headers", {}))
 
-    def _send(self, code: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(code)
-        for name, value in {"content-type": "application/json", **(headers or {})}.items():
-            self.send_header(name, str(value))
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
 
-    def _stream(self, turn: Turn, events: Sequence[Mapping[str, Any]]) -> None:
-        self.send_response(200)
-        for name, value in {"content-type": "text/event-stream", **turn.get("headers", {})}.items():
-            self.send_header(name, str(value))
-        self.send_header("transfer-encoding", "chunked")
-        self.end_headers()
-        for event in events:
-            self._event(event)
-            if event["type"] == "message_start" and "silence" in turn:
-                self.server.model.closing.wait(turn["silence"])
-            if event["type"] == "content_block_delta" and "sse_error" in turn:
-                self._event({"type": "error", "error": {"type": turn["sse_error"], "message": "scripted"}})
-                break
-            if event["type"] == "content_block_delta" and turn.get("cut"):
-                self._drop()
-                return
-        self.wfile.write(b"0\r\n\r\n")
+class ModelServer(ScriptedServer):
+    """The Messages API by script; `url` is for ANTHROPIC_BASE_URL."""
 
-    def _event(self, event: Mapping[str, Any]) -> None:
-        data = f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode()
-        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
-        self.wfile.flush()
-
-    def _drop(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
+    request = Request
+    handler = _Handler
 
 
 def _events(turn: Turn, number: int, model: str, cwd: str) -> Iterator[dict[str, Any]]:
@@ -284,7 +129,7 @@ def _events(turn: Turn, number: int, model: str, cwd: str) -> Iterator[dict[str,
     if words:
         blocks.append(({"type": "text", "text": ""}, {"type": "text_delta", "text": words}))
     for place, call in enumerate(turn.get("tools", ())):
-        arguments = _filled(call["input"], cwd)
+        arguments = filled(call["input"], cwd)
         block = {"type": "tool_use", "id": f"toolu_{number:08d}_{place}", "name": call["name"], "input": {}}
         blocks.append((block, {"type": "input_json_delta", "partial_json": json.dumps(arguments)}))
     for index, (block, delta) in enumerate(blocks):
@@ -297,17 +142,7 @@ def _events(turn: Turn, number: int, model: str, cwd: str) -> Iterator[dict[str,
     yield {"type": "message_stop"}
 
 
-def _filled(value: Any, cwd: str) -> Any:
-    if isinstance(value, str):
-        return value.replace("${cwd}", cwd)
-    if isinstance(value, Mapping):
-        return {key: _filled(item, cwd) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, cwd) for item in value]
-    return value
-
-
-def _message(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _message(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The whole answer, as the non-streaming API gives it, from the events of the streaming one."""
     message: dict[str, Any] = dict(events[0]["message"])
     content: list[dict[str, Any]] = []
@@ -323,19 +158,5 @@ def _message(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def main() -> None:
-    """Serve one script until a signal."""
-    parser = argparse.ArgumentParser(description="A scripted Anthropic Messages server on loopback")
-    parser.add_argument("script", type=Path)
-    parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--log", type=Path, help="append every request, one JSON line each")
-    options = parser.parse_args()
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    with ModelServer(json.loads(options.script.read_text()), port=options.port, log=options.log) as server:
-        print(f"listening on {server.url}", flush=True)
-        signal.sigwait(signals)
-
-
 if __name__ == "__main__":
-    main()
+    serve(ModelServer)
