@@ -40,8 +40,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tests.e2e import scripted_server
-from tests.e2e.scripted_server import Handler, ScriptedServer, Turn, filled, serve, status, text, tool
+from tests.e2e.scripted_server import Handler, Request, ScriptedServer, Turn, filled, serve, status, text, tool
 
 __all__ = ["ModelServer", "Request", "Turn", "status", "text", "tool"]
 
@@ -64,8 +63,8 @@ _ERRORS = {
 }
 
 
-class Request(scripted_server.Request):
-    """What the CLI sent."""
+class _Messages(Request):
+    """A request to the Messages API."""
 
     __slots__ = ()
 
@@ -82,8 +81,8 @@ class Request(scripted_server.Request):
 
 
 class _Handler(Handler):
-    def answer(self, request: scripted_server.Request, turn: Turn) -> None:
-        assert isinstance(request, Request)
+    def answer(self, request: Request, turn: Turn) -> None:
+        assert isinstance(request, _Messages)
         body = request.body
         if not self.path.startswith("/v1/messages"):
             self.send(404, b"{}")
@@ -113,7 +112,7 @@ class _Handler(Handler):
 class ModelServer(ScriptedServer):
     """The Messages API by script; `url` is for ANTHROPIC_BASE_URL."""
 
-    request = Request
+    request = _Messages
     handler = _Handler
 
 
