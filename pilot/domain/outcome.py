@@ -26,6 +26,7 @@ class FailureClass(StrEnum):
     NETWORK = "network"
     CONFLICT = "conflict"  #: git: the branch or the tree is not as it was left
     INFRA = "infra"  #: node, disk, database
+    BUDGET = "budget"  #: it would cost more than it may
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
 

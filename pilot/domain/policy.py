@@ -67,6 +67,7 @@ RULES: Mapping[FailureClass, Rule] = {
     FailureClass.NETWORK: _OUTSIDE,
     FailureClass.INFRA: _OUTSIDE,
     FailureClass.CONFLICT: _HELD,
+    FailureClass.BUDGET: _HELD,
     FailureClass.CANCELLED: Rule(counts=False, cap=0, last=Status.CANCELLED),
     FailureClass.UNKNOWN: Rule(counts=True, backoff=_BACKOFF),
 }

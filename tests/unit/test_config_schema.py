@@ -219,8 +219,8 @@ def test_retry_changes_only_what_it_says() -> None:
     assert rules[FailureClass.UNKNOWN].parks is Parking.FOR_A_PERSON
 
 
-def test_every_failure_class_but_cancelled_can_be_set() -> None:
-    assert set(RetrySettings.model_fields) == set(FailureClass) - {"cancelled"}
+def test_every_failure_class_but_those_that_no_retry_helps_can_be_set() -> None:
+    assert set(RetrySettings.model_fields) == set(FailureClass) - {"cancelled", "budget"}
 
 
 @pytest.mark.parametrize("rule", RULES.values())
