@@ -16,7 +16,7 @@ from pilot.config.executor import CommandSettings, ExecutorSettings, ProfileSett
 from pilot.domain.agent import Backend, OutputKind
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass
-from pilot.testing.backend_suite import BackendSuite, Script, Seen, Stage
+from pilot.testing import BackendSuite, Script, Seen, Stage
 
 
 def command(*argv: str, **more: Any) -> Command:
