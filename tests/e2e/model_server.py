@@ -71,7 +71,7 @@ class _Messages(Request):
     @property
     def session(self) -> str:
         """The conversation, as the CLI names it."""
-        return self.headers.get("x-claude-code-session-id", "")
+        return self.headers.get("x-claude-code-session-id") or self.headers.get("x-session-id", "")
 
     @property
     def cwd(self) -> str:
