@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from pilot.config.executor import ClaudeCodeSettings
-from pilot.domain.agent import AgentRequest
+from pilot.domain.agent import AgentRequest, Places
 from pilot.domain.text import clean, fingerprint
 
 INSTRUCTIONS_LIMIT = 96 << 10
@@ -47,6 +47,11 @@ FORCED = {
     # else `@/any/file` in an issue puts that file into the prompt
     "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
 }
+STEERED_BY = (
+    "settings.json", "settings.local.json", "CLAUDE.md", "agents", "commands", "hooks", "output-styles", "plugins",
+    "rules", "skills",
+)  # fmt: skip
+"""What in the CLI's folder a run must not leave behind for the next: it could run commands, or give orders."""
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", *CLOUDS)
 """One of these in the environment is an account."""
 
@@ -96,6 +101,20 @@ def account(child: Mapping[str, str]) -> str:
 def config_dir(child: Mapping[str, str]) -> str:
     """Where the CLI has its login, its settings and its sessions."""
     return child.get("CLAUDE_CONFIG_DIR") or f"{child.get('HOME', '/').rstrip('/')}/.claude"
+
+
+def places(child: Mapping[str, str]) -> Places:
+    """What the CLI has on the machine: sessions and a login, settings with hooks, and files that variables name."""
+    own, home = config_dir(child), child.get("HOME", "/").rstrip("/")
+    settings = [f"{own}/{name}" for name in STEERED_BY]
+    if child.get("CLAUDE_CODE_USE_BEDROCK"):
+        settings.append(f"{home}/.aws")
+    named = (child.get("GOOGLE_APPLICATION_CREDENTIALS"), child.get("NODE_EXTRA_CA_CERTS"))
+    return Places(
+        state=(own,),
+        logins=(f"{own}/.credentials.json",),
+        settings=(*settings, *(path for path in named if path and path.startswith("/"))),
+    )
 
 
 def bypasses(settings: ClaudeCodeSettings) -> bool:

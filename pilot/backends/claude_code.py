@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pilot.backends.claude_cli import INTERRUPT, KEYS, account, arguments, bypasses, child_environment, message
+from pilot.backends.claude_cli import INTERRUPT, KEYS, account, arguments, bypasses, child_environment, message, places
 from pilot.backends.claude_events import Record
 from pilot.backends.claude_outcome import outcome, session_in_use, session_lost
 from pilot.config.executor import ClaudeCodeSettings
@@ -120,17 +120,20 @@ class ClaudeCode:
         """Start the CLI once and read it to its end."""
         run = _Run()
         before, begun = oom_kills(), False
+        child = child_environment(self._settings, request.environment, self._environ, root=self._root)
         try:
             async with running(
                 arguments(self._settings, request, session, resume=resume),
                 cwd=request.workspace,
-                env=child_environment(self._settings, request.environment, self._environ, root=self._root),
+                env=child,
                 marker=request.marker,
                 stdin=message(request.prompt),
                 keep_stdin=True,
                 interrupt=_interrupt,
                 grace=GRACE,
                 line_limit=LINE_LIMIT,
+                sandbox=request.sandbox,
+                places=places(child),
             ) as process:
                 begun = True
                 run.returncode = await self._follow(process, run, emit, session)

@@ -193,7 +193,12 @@ async def _started(argv: Sequence[str], request: AgentRequest, stdin: bytes | No
     begun = False
     try:
         async with running(
-            argv, cwd=request.workspace, env=request.environment, marker=request.marker, stdin=stdin
+            argv,
+            cwd=request.workspace,
+            env=request.environment,
+            marker=request.marker,
+            stdin=stdin,
+            sandbox=request.sandbox,
         ) as process:
             begun = True
             yield process
