@@ -11,6 +11,7 @@ from pilot.config.fields import (
     Argument,
     Duration,
     Fixed,
+    Free,
     Frozen,
     Handle,
     Positive,
@@ -160,6 +161,8 @@ class _Agent(Section):
     """Of type acp."""
     command: CommandSettings = CommandSettings()
     """Of type command."""
+    settings: Free = Field(Fixed(), repr=False)
+    """Of a plug-in's type: what that plug-in wants to be told."""
     environment: EnvironmentSettings = EnvironmentSettings()
     """What agents find in their environment."""
     sandbox: Literal["auto", "bubblewrap", "none"] = "auto"

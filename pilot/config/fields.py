@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from pilot.config.document import Trap
 from pilot.config.durations import DURATION_PATTERN, LONGEST
 from pilot.config.durations import parse_duration as parse_duration
 
@@ -184,3 +185,24 @@ Handle = Annotated[
 Variable = Annotated[str, named(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 Repository = Annotated[str, named(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "owner/repo")]
 Frozen = AfterValidator(Fixed)
+
+
+def _read_free(value: object) -> object:
+    """Anything, as plain dicts and lists: nobody outside knows the classes that a file is read into."""
+    match value:
+        case Mapping():
+            if not all(isinstance(key, str) for key in value):
+                raise PydanticCustomError("free", "its keys have to be text")
+            return {str(key): _read_free(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_read_free(one) for one in value]
+        case Trap():
+            return value.text
+        case _:
+            return value
+
+
+Free = Annotated[Mapping[str, Any], BeforeValidator(_read_free), Frozen]
+"""Keys and values that somebody else makes sense of."""
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+"""What stands under such a name is not shown."""

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from pilot.config.conflicts import conflicts, suggestion
 from pilot.config.document import Document, KeyPath, Problem, resolve
-from pilot.config.fields import Section
+from pilot.config.fields import SECRET_NAME, Section
 from pilot.config.locate import Source, default_state_dir, find
 from pilot.config.problems import problem_at, problems_of
 from pilot.config.render import json_schema, mask
@@ -22,7 +22,6 @@ from pilot.domain.errors import ConfigError
 
 __all__ = ["Loaded", "json_schema", "load", "mask"]
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _PASSWORD = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
 
 
@@ -117,7 +116,9 @@ def _secrets(value: object, path: KeyPath) -> Iterator[KeyPath]:
             yield from _secrets(getattr(value, name), (*path, fields[name].alias or name))
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            if isinstance(one, Section) or _SECRET_NAME.search(key):  # not `set: {CI: "1"}`
+            if isinstance(one, str) and SECRET_NAME.search(key):
+                yield (*path, key)
+            elif isinstance(one, (Section, Mapping)) or SECRET_NAME.search(key):  # not `set: {CI: "1"}`
                 yield from _secrets(one, (*path, key))
     elif isinstance(value, SecretStr):
         yield path

@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from pilot.config.durations import DURATION_PATTERN, format_duration
-from pilot.config.fields import DurationMark, Section
+from pilot.config.fields import SECRET_NAME, DurationMark, Section
 from pilot.config.schema import ProfileSettings, ProjectSettings, RetryRuleSettings, RetrySettings, Settings
 from pilot.domain.outcome import FailureClass
 
@@ -55,8 +55,8 @@ def _plain(value: object, field: FieldInfo, only_set: bool) -> Any:
         case SecretStr():
             return MASK
         case Mapping():
-            return {key: _plain(one, field, only_set) for key, one in value.items()}
-        case tuple():
+            return {key: _kept(key, one) or _plain(one, field, only_set) for key, one in value.items()}
+        case tuple() | list():
             return [_plain(one, field, only_set) for one in value]
         case Enum():
             return value.value
@@ -66,6 +66,11 @@ def _plain(value: object, field: FieldInfo, only_set: bool) -> Any:
             return format_duration(value)
         case _:
             return value
+
+
+def _kept(key: str, value: object) -> str | None:
+    """The mask of what a plug-in's setting of that name may give away."""
+    return MASK if isinstance(value, str) and SECRET_NAME.search(key) else None
 
 
 def _marks(field: FieldInfo) -> list[Any]:
