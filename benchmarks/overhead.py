@@ -33,7 +33,7 @@ class Phases:
 
     times: list[tuple[str, float]] = field(default_factory=list)
 
-    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+    async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         if facts.get("phase"):
             self.times.append((facts["phase"] or "", time.perf_counter()))
 

@@ -59,8 +59,8 @@ class _ShownJournal:
     journal: Journal
     show: Show
 
-    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
-        await self.journal.note(execution, usage=usage, **facts)
+    async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
+        await self.journal.note(execution, usage, **facts)
         if facts.get("phase"):
             self.show(Progress(ProgressKind.PHASE, facts["phase"] or ""))
 

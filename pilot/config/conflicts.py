@@ -77,9 +77,21 @@ def _executor(where: KeyPath, executor: object, base: object) -> Iterator[Confli
         if use in ("command", "acp") and argv(use, profile) in ([], ()):
             yield at, f"of type {use}, which needs {use}.argv: the program and its arguments"
 
+    def chain(at: KeyPath, first: object, rest: object) -> Iterator[Conflict]:
+        seen = [first]
+        for index, use in enumerate(_list(rest)):
+            yield from check((*at, index), use, profiles)
+            if use in seen:
+                yield (*at, index), f"'{use}' is who does them already"
+            seen.append(use)
+
     yield from check((*where, "type"), _get(executor, "type"), profiles)
     for index, route in enumerate(_list(_get(executor, "routes"))):
-        yield from check((*where, "routes", index, "use"), _get(route, "use"), profiles)
+        at = (*where, "routes", index)
+        yield from check((*at, "use"), _get(route, "use"), profiles)
+        yield from chain((*at, "fallback"), _get(route, "use"), _get(route, "fallback"))
+    own = [_get(one, "type") for one in (executor, base)]
+    yield from chain((*where, "fallback"), next(filter(None, own), None), _get(executor, "fallback"))
     for name, profile in _mapping(_get(executor, "profiles")).items():
         if name in BUILT_IN:
             yield (*where, "profiles", name), f"'{name}' is a type; a profile needs another name"

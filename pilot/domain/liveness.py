@@ -38,7 +38,7 @@ class Signs:
 
 @dataclass(frozen=True, slots=True)
 class Liveness:
-    """`stall`: seconds without a sign of life (output, work, an open tool call) that are too many. `budget`: dollars."""
+    """`stall`: seconds without a sign of life (output, work, an open tool call). `budget`: dollars; None: no limit."""
 
     stall: float
     budget: float | None = None

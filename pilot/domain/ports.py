@@ -186,7 +186,7 @@ class DispatchQueue(Queue, Protocol):
 class Journal(Protocol):
     """Where a running attempt writes what it learns. Every write is fenced: raises `LeaseLost`, nothing written."""
 
-    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+    async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         """Store facts of the running attempt, durable on return. `usage`: what it has used up so far, in all.
 
         Keys: `phase` (what it does now, for people), `session_id`, `model`, `workspace`, `branch`, `base_sha`,

@@ -1,65 +1,90 @@
-"""One run of an agent, watched: its time, its silence, and the journal that may be lost meanwhile."""
+"""One run of an agent, watched: its time, its signs of life, its cost, and the journal that may be lost meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-from enum import StrEnum
+from dataclasses import dataclass
 
 from pilot.domain.agent import AgentRequest, Backend
 from pilot.domain.errors import PilotError
+from pilot.domain.liveness import Liveness, Signs, Verdict
 from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.runner.cpu import cpu_seconds
 from pilot.runner.record import Recorder
 
-BUSY = 0.02
-"""Share of one processor, over the time of silence, that counts as a sign of life."""
 
+@dataclass(slots=True)
+class _Work:
+    """Processor time of the run's processes, and when it was looked at."""
 
-class Broken(StrEnum):
-    """Why pilot itself ended a run."""
+    marker: str
+    used: float = 0.0
+    at: float = 0.0
+    done: float = 0.0
 
-    TIMEOUT = "timeout"
-    STALL = "stall"
+    async def look(self, now: float) -> None:
+        used = await asyncio.to_thread(cpu_seconds, self.marker)
+        # Less than before: a process has come to its end, and what it used went with it. That is work, too.
+        self.done = now - self.at if used < self.used else used - self.used
+        self.used, self.at = used, now
 
 
 async def watch(
-    backend: Backend, request: AgentRequest, recorder: Recorder, *, deadline: float, stall: float
-) -> Outcome | Broken:
-    """Run the agent to its end, or end it: at `deadline` (loop time), or after `stall` seconds without a sign of life.
+    backend: Backend, request: AgentRequest, recorder: Recorder, *, deadline: float, policy: Liveness
+) -> Outcome | Verdict:
+    """Run the agent to its end, or end it as the policy says: the verdict. `deadline` is loop time.
 
-    Signs of life are output of any kind and work: processor time of its processes. Cancelled, it ends the agent
-    first. Raises what the recorder met (`LeaseLost`), the agent ended.
+    Cancelled, it ends the agent first. Raises what the recorder met (`LeaseLost`), the agent ended.
     """
     loop = asyncio.get_running_loop()
-    recorder.touch()
-    used = 0.0
+    recorder.begin(policy.budget)
+    work = _Work(request.marker, at=loop.time())
     task = asyncio.ensure_future(_executed(backend, request, recorder))
-    lost = asyncio.ensure_future(recorder.broken.wait())
+    alarms = [asyncio.ensure_future(event.wait()) for event in (recorder.broken, recorder.overspent)]
     try:
         while True:
-            pause = min(deadline - loop.time(), stall - recorder.idle)
-            await asyncio.wait({task, lost}, timeout=max(pause, 0.0), return_when=asyncio.FIRST_COMPLETED)
+            signs = _signs(recorder, deadline - loop.time())
+            await asyncio.wait({task, *alarms}, timeout=policy.pause(signs), return_when=asyncio.FIRST_COMPLETED)
             if task.done():
                 return task.result()
-            why = None
-            if loop.time() >= deadline:
-                why = Broken.TIMEOUT
-            elif recorder.idle >= stall:
-                before, used = used, await asyncio.to_thread(cpu_seconds, request.marker)
-                if used < before or used - before > BUSY * stall:  # less: a process has come to its end
-                    recorder.touch()
-                    continue
-                why = Broken.STALL
-            if why is not None or lost.done():
+            verdict = Verdict.GOES_ON
+            if not recorder.broken.is_set():
+                verdict = await _judged(policy, recorder, work, deadline)
+            if verdict is not Verdict.GOES_ON or recorder.broken.is_set():
                 await _end(task)
                 if not task.cancelled() and task.exception() is None:
                     return task.result()  # it had come to its end all the same
-                if why is not None and not lost.done():
-                    return why
                 recorder.check()
+                return verdict
     finally:
-        lost.cancel()
+        for alarm in alarms:
+            alarm.cancel()
         await _end(task)
+
+
+def _signs(recorder: Recorder, left: float, looked: float = 0.0, worked: float = 0.0) -> Signs:
+    return Signs(
+        left=left,
+        idle=recorder.idle,
+        looked=looked,
+        worked=worked,
+        tools=recorder.open_tools,
+        cost=recorder.used.cost_usd,
+    )
+
+
+async def _judged(policy: Liveness, recorder: Recorder, work: _Work, deadline: float) -> Verdict:
+    """The verdict by what is said; work is looked at only when that alone would end the run."""
+    loop = asyncio.get_running_loop()
+    verdict = policy.verdict(_signs(recorder, deadline - loop.time()))
+    if verdict is not Verdict.STALL:
+        return verdict
+    since = work.at
+    await work.look(loop.time())
+    verdict = policy.verdict(_signs(recorder, deadline - loop.time(), work.at - since, work.done))
+    if verdict is Verdict.GOES_ON:
+        recorder.touch()
+    return verdict
 
 
 async def _executed(backend: Backend, request: AgentRequest, recorder: Recorder) -> Outcome:

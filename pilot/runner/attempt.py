@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
-from pilot.domain.agent import AgentRequest, Backend
+from pilot.domain.agent import Sandbox
 from pilot.domain.errors import LeaseLost, PilotError, WorkspaceError
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage, failed
+from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome
 from pilot.domain.ports import Journal
 from pilot.domain.text import one_line
 from pilot.runner import prompt
-from pilot.runner.agent import Broken, watch
 from pilot.runner.files import remove_tree
 from pilot.runner.finalise import bounded, in_own_time
 from pilot.runner.gates import Gates, judge
-from pilot.runner.proctree import MARKER
 from pilot.runner.record import Recorder, patiently
 from pilot.runner.shell import run_shell
+from pilot.runner.talk import Place, Talk
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
 SETUP_TIMEOUT = 1800.0
@@ -37,33 +33,31 @@ _GOES_ON = frozenset(
         FailureClass.INVALID_CONFIG,
         FailureClass.NETWORK,
         FailureClass.INFRA,
+        FailureClass.BUDGET,
     }
 )
 """Failures that are not the work's: it goes on later where it stopped, so nothing of it is committed yet."""
 
 
-@dataclass(slots=True)
+Confine = Callable[[Execution, ExecutorSettings, Workspace], Sandbox | None]
+"""What keeps an attempt's processes to its workspace; blocking. Raises `ConfigError` when that can't be had."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt under way. `allowed` is seconds, `deadline` loop time."""
+    """One attempt under way. Everything that runs a program for it runs it in `sandbox`."""
 
     execution: Execution
     project: ProjectSettings
-    executor: ExecutorSettings
-    backend: Backend
     workspaces: Workspaces
     journal: Journal
     recorder: Recorder
-    marker: str
-    environment: Mapping[str, str]
-    allowed: float
-    deadline: float
+    talk: Talk
+    confine: Confine
     ws: Workspace | None = None
-    session: str | None = None
-    usage: Usage = field(default_factory=Usage)
-    model: str | None = None
+    sandbox: Sandbox | None = None
     gates: tuple[GateResult, ...] = ()
     snapshot: Snapshot | None = None
-    _stalled: bool = field(default=False)
 
     @property
     def space(self) -> Workspace:
@@ -84,13 +78,18 @@ class Attempt:
         """The workspace, and set-up when it is new."""
         await self.step("workspace", input_hash=prompt.freeze(self.execution))
         try:
-            async with asyncio.timeout_at(self.deadline):
+            async with asyncio.timeout_at(self.talk.deadline):
                 self.ws = ws = await self.workspaces.prepare(self.project, self.execution)
         except TimeoutError as error:
-            words = f"the workspace was not ready within {self.allowed:g} s"
+            words = f"the workspace was not ready within {self.talk.allowed:g} s"
             raise WorkspaceError(FailureClass.INFRA, words) from error
-        facts: dict[str, Any] = {"workspace": str(ws.path), "branch": ws.branch, "base_sha": ws.base_sha}
-        await patiently(lambda: self.journal.note(self.execution, **facts))
+        self.sandbox = await asyncio.to_thread(self.confine, self.execution, self.talk.executor, ws)
+        sandbox = "none" if self.sandbox is None else self.sandbox.name
+        await patiently(
+            lambda: self.journal.note(
+                self.execution, workspace=str(ws.path), branch=ws.branch, base_sha=ws.base_sha, sandbox=sandbox
+            )
+        )
         if not ws.fresh:
             return
         if self.project.setup:
@@ -109,9 +108,9 @@ class Attempt:
         ran = await run_shell(
             command,
             cwd=self.space.path,
-            env=self.environment,
-            marker=self.marker,
-            timeout=min(SETUP_TIMEOUT, self._time_left()),
+            env=self.talk.environment,
+            marker=self.talk.marker,
+            timeout=min(SETUP_TIMEOUT, self.talk.time_left),
             emit=self.recorder,
         )
         if ran.timed_out or ran.exit_code:
@@ -119,23 +118,14 @@ class Attempt:
             raise WorkspaceError(FailureClass.INFRA, f"set-up {one_line(command)!r} {how}", ran.tail)
 
     async def work(self) -> Outcome:
-        """The agent's run: in the session there is, else in a new one that is told everything."""
+        """The agent's run."""
         await self.step("agent")
-        self.session = self.execution.session_id if self.backend.capabilities().resume else None
-        if self.session is None:
-            return await self._run(self._whole(self.execution.feedback))
-        words = prompt.go_on(self.execution, fence=_fence())
-        return await self._run(words, otherwise=self._whole(self.execution.feedback))
+        return await self.talk.begin(self._place())
 
     async def repair(self, red: GateResult) -> Outcome:
-        """The agent gets a red gate back: in its session, or in a new one that is told everything."""
+        """The agent gets a red gate back."""
         await self.step("repair")
-        words = prompt.repair(red.name, red.command, red.tail, fence=_fence())
-        whole = self._whole(words)
-        if self.session is None or not self.backend.capabilities().resume:
-            self.session = None
-            return await self._run(whole)
-        return await self._run(words, otherwise=whole)
+        return await self.talk.repair(self._place(), red)
 
     async def commit(self) -> Snapshot:
         """What is there becomes one commit, in the time that finalisation has of its own."""
@@ -160,7 +150,8 @@ class Attempt:
         """The gates, on exactly what was preserved; the failure that they show, if any."""
         await self.step("gates")
         ws = self.space
-        gates = Gates(self.project.gates, ws.path, self.environment, self.marker, lambda: self.workspaces.restore(ws))
+        talk = self.talk
+        gates = Gates(self.project.gates, ws.path, talk.environment, talk.marker, lambda: self.workspaces.restore(ws))
         self.gates = await gates.run(snapshot.tree, self.recorder)
         return judge(self.gates)
 
@@ -222,10 +213,10 @@ class Attempt:
         changed = snapshot is not None and snapshot.changed and there
         return replace(
             outcome,
-            session_id=outcome.session_id or self.session or self.recorder.session_id,
+            session_id=outcome.session_id or self.talk.session or self.recorder.session_id,
             session_lost=False,
-            model=outcome.model or self.model,
-            usage=self.usage,
+            model=outcome.model or self.talk.model,
+            usage=self.recorder.total,
             branch=ws.branch if ws is not None and changed and outcome.ending is not Ending.NO_CHANGE else None,
             base_sha=ws.base_sha if ws is not None else None,
             head_sha=snapshot.head_sha if snapshot is not None and changed else None,
@@ -236,12 +227,9 @@ class Attempt:
     @property
     def time_is_up(self) -> bool:
         """Whether nothing new may be begun."""
-        return self._time_left() <= 0
+        return self.talk.time_left <= 0
 
-    def _time_left(self) -> float:
-        return self.deadline - asyncio.get_running_loop().time()
-
-    def _whole(self, feedback: str | None) -> str:
+    def _place(self) -> Place:
         ws = self.space
         facts = prompt.Facts(
             project=self.project.name,
@@ -249,64 +237,7 @@ class Attempt:
             base=f"{ws.record.base_name} ({ws.base_sha[:12]})",
             checks=[gate.run for gate in self.project.gates if gate.required],
         )
-        return prompt.build(self.execution, facts, fence=_fence(), feedback=feedback)
-
-    async def _run(self, words: str, *, otherwise: str | None = None) -> Outcome:
-        """One run of the agent. `otherwise`: what a new session is told when the one to go on in is gone."""
-        ended = await self._watched(words)
-        if ended is Broken.STALL and not self._stalled and self._can_go_on():
-            self._stalled = True
-            await self.recorder.say("no sign of life; the agent was ended, and goes on in its session once")
-            ended = await self._watched(prompt.go_on(replace(self.execution, feedback=None), fence=_fence()))
-        if ended is Broken.TIMEOUT:
-            return failed(FailureClass.TIMEOUT, f"not done within {self.allowed:g} s")
-        if ended is Broken.STALL:
-            return failed(FailureClass.STALL, f"no sign of life for {self.executor.stall_timeout:g} s")
-        assert isinstance(ended, Outcome)  # noqa: S101  all else was told apart above
-        self.usage = self.usage.plus(ended.usage)
-        self.model = ended.model or self.model
-        if ended.session_lost and otherwise is not None:
-            await self.recorder.say("the agent's session is gone; a new one begins")
-            self.session = None
-            return await self._run(otherwise)
-        self.session = ended.session_id or self.recorder.session_id or self.session
-        return await self._asks(ended)
-
-    async def _watched(self, words: str) -> Outcome | Broken:
-        ws, execution = self.space, self.execution
-        ws.scratch.mkdir(exist_ok=True)
-        request = AgentRequest(
-            prompt=words,
-            workspace=str(ws.path),
-            execution=execution.id,
-            attempt=execution.attempt,
-            project=self.project.name,
-            task_id=execution.task_id,
-            environment={**self.environment, MARKER: self.marker},
-            marker=self.marker,
-            model=execution.model,
-            session_id=self.session,
-            new_session_id=str(uuid.uuid4()),
-            instructions=await asyncio.to_thread(prompt.instructions, ws.path),
-            timeout=max(self._time_left(), 0.001),
-            scratch=str(ws.scratch),
-        )
-        return await watch(
-            self.backend, request, self.recorder, deadline=self.deadline, stall=self.executor.stall_timeout
-        )
-
-    async def _asks(self, outcome: Outcome) -> Outcome:
-        """A question at the end of what the agent said is one, whatever its backend knows of questions."""
-        if outcome.ending not in (Ending.DONE, Ending.NO_CHANGE):
-            return outcome
-        question, problem = prompt.read_question(outcome.text)
-        if problem:
-            await self.recorder.say(f"the agent's last message has {problem}; it is taken for no question")
-        return outcome if question is None else replace(outcome, ending=Ending.QUESTION, question=question)
-
-    def _can_go_on(self) -> bool:
-        self.session = self.recorder.session_id or self.session
-        return self.session is not None and self.backend.capabilities().resume and not self.time_is_up
+        return Place(ws, self.sandbox, facts)
 
     async def _say_last(self, words: str) -> None:
         try:
@@ -317,10 +248,6 @@ class Attempt:
     def goes_on(self, outcome: Outcome) -> bool:
         """Whether the next attempt goes on where this one stopped, as if nothing had been."""
         return outcome.failure in _GOES_ON or outcome.ending in (Ending.QUESTION, Ending.CANCELLED, Ending.INTERRUPTED)
-
-
-def _fence() -> str:
-    return secrets.token_hex(8)
 
 
 def _some(paths: tuple[str, ...]) -> str:

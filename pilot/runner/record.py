@@ -34,21 +34,30 @@ _PATIENCE = 60.0
 
 _STREAMS = frozenset({OutputKind.STDOUT, OutputKind.STDERR})
 """Kinds that are one flow of bytes; the pieces of the others stay apart unless they end with a newline."""
+_ANSWERS = frozenset({OutputKind.TEXT, OutputKind.TOOL})
+"""Kinds that show that the model has answered."""
 
 
 class Recorder:
     """Implements `agent.Emit` for one attempt. A context manager: leaving it writes what is left.
 
     Raises `LeaseLost` (or `StoreError`, when the store stays away) from `output` as soon as a write has failed;
-    `broken` is set then, for who waits in silence.
+    `broken` is set then, for who waits in silence. `used` is the present run's usage, `open_tools` its calls that
+    are not over; `overspent` is set once the run costs more than it may.
     """
 
     def __init__(
         self, journal: Journal, execution: Execution, *, limit: int = LIMIT, end: int = END, interval: float = INTERVAL
     ) -> None:
         self.broken = asyncio.Event()
+        self.overspent = asyncio.Event()
         self.session_id: str | None = None
         self.used = Usage()
+        self.open_tools = 0
+        self._booked = Usage()
+        self._budget: float | None = None
+        self._answered = False
+        self._noted: tuple[bool, Usage] = (False, Usage())
         self._journal = journal
         self._execution = execution
         self._limit = limit
@@ -93,6 +102,7 @@ class Recorder:
         self._activity = self._loop.time()
         if not data:
             return
+        self._heed(kind)
         room = self._limit - self._taken
         if len(data) <= room and not self._late:
             self._take(kind, data)
@@ -114,6 +124,21 @@ class Recorder:
     def usage(self, usage: Usage) -> None:
         """See `Emit.usage`."""
         self.used = usage
+        if self._budget is not None and usage.cost_usd is not None and usage.cost_usd > self._budget:
+            self.overspent.set()
+        self._news.set()
+
+    @property
+    def total(self) -> Usage:
+        """What all runs of the attempt have used up."""
+        return self._booked.plus(self.used)
+
+    def begin(self, budget: float | None = None) -> None:
+        """The agent's next run in this attempt begins; it may cost so many dollars."""
+        self._booked, self.used, self._budget = self.total, Usage(), budget
+        self.open_tools = 0
+        self.overspent.clear()
+        self.touch()
 
     def touch(self) -> None:
         """A sign of life from pilot itself."""
@@ -152,6 +177,13 @@ class Recorder:
             await asyncio.wait([writer])
         self._writer = None
 
+    def _heed(self, kind: OutputKind) -> None:
+        if kind is OutputKind.TOOL:
+            self.open_tools += 1
+        elif kind is OutputKind.RESULT:
+            self.open_tools = max(self.open_tools - 1, 0)
+        self._answered = self._answered or kind in _ANSWERS
+
     def _take(self, kind: OutputKind, data: bytes) -> None:
         self._taken += len(data)
         self._size += len(data)
@@ -183,7 +215,7 @@ class Recorder:
             raise self._error
 
     async def _write(self) -> None:
-        while self._runs or not self._closing:
+        while self._runs or not self._closing or self._noted != (self._answered, self.total):
             await self._news.wait()
             if not self._closing:
                 with contextlib.suppress(TimeoutError):
@@ -208,6 +240,11 @@ class Recorder:
     async def _store(self, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         if pieces:
             await patiently(lambda: self._journal.write(self._execution, pieces))
+        news = (self._answered, self.total)
+        if news != self._noted:
+            answered = {"answered": "yes"} if self._answered and not self._noted[0] else {}
+            await patiently(lambda: self._journal.note(self._execution, news[1], **answered))
+            self._noted = news
 
 
 async def patiently(write: Callable[[], Awaitable[None]]) -> None:

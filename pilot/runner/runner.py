@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +13,29 @@ from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Backend
 from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.domain.policy import mark_of
 from pilot.domain.ports import Journal
-from pilot.runner.attempt import Attempt
+from pilot.runner.attempt import Attempt, Confine
 from pilot.runner.gates import first_red
 from pilot.runner.record import Recorder
-from pilot.runner.workspace import Workspaces
+from pilot.runner.talk import Talk
+from pilot.runner.workspace import Workspace, Workspaces
+
+
+async def _nothing_booked(_session: str) -> Usage:
+    return Usage()
+
+
+def _nowhere(_execution: Execution, _executor: ExecutorSettings, _ws: Workspace) -> None:
+    return None
 
 
 class AttemptRunner:
     """Implements `ports.Runner`. Settings are looked up for each execution, so that a reload counts at once.
+
+    `booked`: what was booked for a session, in all. `budget`: dollars that the execution's attempt may cost.
+    `confine`: its sandbox.
 
     What is raised: `CancelledError`, the work kept; `LeaseLost` and other errors of the store. All else is an
     outcome.
@@ -40,6 +52,9 @@ class AttemptRunner:
         state_dir: Path,
         store_id: str,
         environ: Mapping[str, str] | None = None,
+        booked: Callable[[str], Awaitable[Usage]] = _nothing_booked,
+        confine: Confine = _nowhere,
+        budget: Callable[[Execution], float | None] = lambda _execution: None,
     ) -> None:
         self._project = project
         self._backend = backend
@@ -48,6 +63,9 @@ class AttemptRunner:
         self._journal = journal
         self._store_id = store_id
         self._environ = os.environ if environ is None else environ
+        self._booked = booked
+        self._confine = confine
+        self._budget = budget
 
     async def __call__(self, execution: Execution) -> Outcome:
         """See `ports.Runner`."""
@@ -152,16 +170,24 @@ class AttemptRunner:
     ) -> Attempt:
         wanted = execution.options.get("timeout")
         seconds = executor.timeout if wanted is None else wanted / 1000
+        talk = Talk(
+            execution=execution,
+            executor=executor,
+            backend=backend,
+            recorder=recorder,
+            environment=executor.environment.variables(self._environ),
+            marker=f"{self._store_id}:{execution.id}:{execution.fence}",
+            allowed=seconds,
+            deadline=asyncio.get_running_loop().time() + seconds,
+            booked=self._booked,
+            budget=self._budget(execution),
+        )
         return Attempt(
             execution=execution,
             project=project,
-            executor=executor,
-            backend=backend,
             workspaces=self._workspaces,
             journal=self._journal,
             recorder=recorder,
-            marker=f"{self._store_id}:{execution.id}:{execution.fence}",
-            environment=executor.environment.variables(self._environ),
-            allowed=seconds,
-            deadline=asyncio.get_running_loop().time() + seconds,
+            talk=talk,
+            confine=self._confine,
         )

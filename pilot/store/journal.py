@@ -50,9 +50,9 @@ class SqlJournal:
             WHERE attempts.execution_id = n.id AND attempts.fence = n.fence"""
         self._standing = _standing(dialect)
 
-    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+    async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         """See `Journal.note`."""
-        unknown = facts.keys() - {*_FACTS, "phase"}
+        unknown = facts.keys() - {*_FACTS, "phase", "answered", "sandbox"}
         if unknown:
             raise TypeError(f"no such fact: {', '.join(sorted(unknown))}")
         figures = {} if usage is None else known(usage)

@@ -72,6 +72,7 @@ async def test_a_task_becomes_a_finished_branch(tmp_path: Path) -> None:
         "workspace": f"{s.state}/workspaces/7-gh-46/api",
         "branch": "pilot/GH-46",
         "base_sha": outcome.base_sha,
+        "sandbox": "none",
         "session_id": outcome.session_id,
         "head_sha": outcome.head_sha,
     }

@@ -109,7 +109,7 @@ class Notebook:
     lost: bool = False
     on_phase: Callable[[str], None] = lambda _: None
 
-    async def note(self, execution: Execution, *, usage: Usage | None = None, **facts: str | None) -> None:
+    async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         if self.lost:
             raise LeaseLost("lost")
         if phase := facts.pop("phase", None):
@@ -245,7 +245,8 @@ async def until(condition: Callable[[], Any], what: str = "") -> None:
 
 def again(before: Execution, notebook: Notebook, **more: Any) -> Execution:
     """The execution as it is claimed the next time, with what the journal holds."""
-    facts = {name: value for name, value in notebook.facts.items() if value is not None}
+    of_the_attempt = {"sandbox", "answered"}
+    facts = {name: value for name, value in notebook.facts.items() if value is not None and name not in of_the_attempt}
     return replace(before, attempt=before.attempt + 1, fence=before.fence + 1, **(facts | more))
 
 

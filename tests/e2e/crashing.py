@@ -97,8 +97,8 @@ class Trap:
 
         trap, note = self, SqlJournal.note
 
-        async def noting(self: SqlJournal, execution: Any, *, usage: Usage | None = None, **facts: str | None) -> None:
-            await note(self, execution, usage=usage, **facts)
+        async def noting(self: SqlJournal, execution: Any, usage: Usage | None = None, /, **facts: str | None) -> None:
+            await note(self, execution, usage, **facts)
             if execution.task_id == trap.task:
                 trap.count("note", " ".join(f"{name}={value}" for name, value in facts.items() if value))
 
