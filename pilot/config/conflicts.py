@@ -58,44 +58,64 @@ def _gates(where: KeyPath, gates: object) -> Iterator[Conflict]:
 
 def _executor(where: KeyPath, executor: object, base: object) -> Iterator[Conflict]:
     """Of one executor; `base` is the one that it lies over, None for the global one itself."""
-    profiles = {**_mapping(_get(base, "profiles")), **_mapping(_get(executor, "profiles"))}
-
-    def argv(kind: str, profile: object = None) -> object:
-        said = (_get(one, kind, "argv") for one in (profile, executor, base))
-        default = ["gemini"] if kind == "acp" else []
-        return next((value for value in said if value is not None), default)
-
-    def check(at: KeyPath, use: object, known: Mapping[str, object], profile: object = None) -> Iterator[Conflict]:
-        if not isinstance(use, str):
-            return
-        if use in known:
-            profile = known[use]
-            use = _get(profile, "type")
-        elif use not in BUILT_IN and use not in (plugins := _plugins()):
-            names = list(dict.fromkeys((*BUILT_IN, *known, *plugins)))
-            yield at, f"no agent '{use}'{suggestion(use, names)}: there are {', '.join(names)}"
-        if use in ("command", "acp") and argv(use, profile) in ([], ()):
-            yield at, f"of type {use}, which needs {use}.argv: the program and its arguments"
-
-    def chain(at: KeyPath, first: object, rest: object) -> Iterator[Conflict]:
-        seen = [first]
-        for index, use in enumerate(_list(rest)):
-            yield from check((*at, index), use, profiles)
-            if use in seen:
-                yield (*at, index), f"'{use}' is who does them already"
-            seen.append(use)
-
-    yield from check((*where, "type"), _get(executor, "type"), profiles)
+    names = _Names(executor, base)
+    yield from names.check((*where, "type"), _get(executor, "type"))
     for index, route in enumerate(_list(_get(executor, "routes"))):
         at = (*where, "routes", index)
-        yield from check((*at, "use"), _get(route, "use"), profiles)
-        yield from chain((*at, "fallback"), _get(route, "use"), _get(route, "fallback"))
-    own = [_get(one, "type") for one in (executor, base)]
-    yield from chain((*where, "fallback"), next(filter(None, own), None), _get(executor, "fallback"))
+        yield from names.check((*at, "use"), _get(route, "use"))
+        yield from names.chain((*at, "fallback"), _get(route, "use"), _get(route, "fallback"))
+    first = _get(executor, "type") or _get(base, "type") or "claude-code"
+    yield from names.chain((*where, "fallback"), first, _get(executor, "fallback"))
     for name, profile in _mapping(_get(executor, "profiles")).items():
         if name in BUILT_IN:
             yield (*where, "profiles", name), f"'{name}' is a type; a profile needs another name"
-        yield from check((*where, "profiles", name, "type"), _get(profile, "type"), {}, profile)
+        yield from names.typed((*where, "profiles", name, "type"), _get(profile, "type"), profile)
+
+
+class _Names:
+    """Who may be named in an executor that lies over `base`."""
+
+    def __init__(self, executor: object, base: object) -> None:
+        self.layers = (executor, base)
+        self.profiles = {**_mapping(_get(base, "profiles")), **_mapping(_get(executor, "profiles"))}
+
+    def check(self, at: KeyPath, use: object) -> Iterator[Conflict]:
+        """A type or a profile."""
+        if isinstance(use, str) and use in self.profiles:
+            profile = self.profiles[use]
+            yield from self.without_argv(at, _get(profile, "type"), profile)
+        else:
+            yield from self.typed(at, use, known=tuple(self.profiles))
+
+    def typed(
+        self, at: KeyPath, use: object, profile: object = None, known: tuple[str, ...] = ()
+    ) -> Iterator[Conflict]:
+        """A type, built in or a plug-in's; `known` are other names that would do."""
+        if not isinstance(use, str):
+            return
+        if use not in BUILT_IN and use not in (plugins := _plugins()):
+            names = list(dict.fromkeys((*BUILT_IN, *known, *plugins)))
+            yield at, f"no agent '{use}'{suggestion(use, names)}: there are {', '.join(names)}"
+        yield from self.without_argv(at, use, profile)
+
+    def without_argv(self, at: KeyPath, kind: object, profile: object) -> Iterator[Conflict]:
+        if kind not in ("command", "acp"):
+            return
+        said = (_get(one, str(kind), "argv") for one in (profile, *self.layers))
+        default = ["gemini"] if kind == "acp" else []
+        if next((value for value in said if value is not None), default) in ([], ()):
+            yield at, f"of type {kind}, which needs {kind}.argv: the program and its arguments"
+
+    def chain(self, at: KeyPath, first: object, rest: object) -> Iterator[Conflict]:
+        """Who does the work of `first` in its place."""
+        seen = [first]
+        for index, use in enumerate(_list(rest)):
+            yield from self.check((*at, index), use)
+            if use in seen:
+                yield (*at, index), f"'{use}' is asked before that already"
+            elif "external" in (use, _get(self.profiles, str(use), "type")):
+                yield (*at, index), f"'{use}' runs nothing here, so it can't do the work of another"
+            seen.append(use)
 
 
 def _plugins() -> tuple[str, ...]:

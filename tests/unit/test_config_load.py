@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pilot.config.load import Loaded, load, mask
+from pilot.config.render import MASK
 from pilot.config.unbuilt import ignored, refused
 from pilot.domain.errors import ConfigError
 
@@ -192,6 +193,16 @@ def test_what_yaml_reads_otherwise_than_it_looks_comes_with_a_hint(config: Path,
             "executor: {routes: [{use: p}], profiles: {p: {type: command}}}",
             "profiles.p.type: of type command, which needs",
         ),
+        ("executor: {fallback: [codx]}", "executor.fallback.0: no agent 'codx' (did you mean 'codex'?)"),
+        ("executor: {fallback: [command]}", "executor.fallback.0: of type command, which needs command.argv"),
+        ("executor: {fallback: [codex, claude-code]}", "executor.fallback.1: 'claude-code' is asked before that"),
+        ("executor: {fallback: [codex, codex]}", "executor.fallback.1: 'codex' is asked before that already"),
+        ("executor: {routes: [{use: acp, fallback: [nobody]}]}", "executor.routes.0.fallback.0: no agent 'nobody'"),
+        ("executor: {routes: [{use: acp, fallback: [acp]}]}", "executor.routes.0.fallback.0: 'acp' is asked before"),
+        ("executor: {fallback: [external]}", "executor.fallback.0: 'external' runs nothing here"),
+        ("executor: {profiles: {p: {type: external}}, fallback: [p]}", "executor.fallback.0: 'p' runs nothing here"),
+        ("projects: [{name: a, path: x, executor: {fallback: [codx]}}]", "projects.0.executor.fallback.0: no agent"),
+        ("executor: {settings: [a]}", "executor.settings: expected keys with values, got a list"),
         ("executor: {profiles: {p: {type: q}, q: {type: codex}}}", "executor.profiles.p.type: no agent 'q'"),
         ("executor: {profiles: {codex: {type: acp}}}", "executor.profiles.codex: 'codex' is a type;"),
         ("executor: {type: acp, acp: {argv: []}}", "executor.type: of type acp, which needs acp.argv"),
@@ -393,3 +404,27 @@ def test_a_project_among_thousands_is_small(config: Path) -> None:
 
     assert len(settings.projects) == 2_000
     assert now / 2_000 < 6 * 1024
+
+
+def test_what_a_plug_in_is_told_is_plain_and_stays_whole(tmp_path: Path) -> None:
+    path = tmp_path / "pilot.yaml"
+    path.write_text(
+        'executor:\n  settings: {words: [a, {b: 1}], oct: 010, api_key: "$${x}", deep: {token: t0p}}\n'
+        "  profiles: {other: {type: codex, settings: {words: c}}}\n"
+    )
+    found = load(path, {"HOME": str(tmp_path)})
+    settings = found.settings.executor.settings
+
+    assert dict(settings) == {
+        "words": ["a", {"b": 1}], "oct": "010", "api_key": "${x}", "deep": {"token": "t0p"},
+    }  # fmt: skip
+    assert type(settings["words"]) is list
+    assert type(settings["deep"]) is dict
+    # a profile's keys lie over the executor's
+    assert found.settings.executor.resolve("other").settings["words"] == "c"
+    assert found.settings.executor.resolve("other").settings["deep"] == {"token": "t0p"}
+    # what may be a secret is not shown, and better not written there
+    shown = mask(found.settings)["executor"]["settings"]
+    assert (shown["api_key"], shown["deep"], shown["words"]) == (MASK, {"token": MASK}, ["a", {"b": 1}])
+    assert "t0p" not in repr(found.settings)
+    assert [line for line in found.warnings if "executor.settings.deep.token: a secret stands in the file" in line]
