@@ -70,6 +70,9 @@ def arguments(settings: ClaudeCodeSettings, request: AgentRequest, session: str,
         argv.append(f"--model={model}")
     if settings.max_turns is not None:
         argv += ["--max-turns", str(settings.max_turns)]
+    if request.budget_usd is not None:
+        # 0 would be no limit, and the CLI looks at it between two requests only; the runner watches, too
+        argv += ["--max-budget-usd", f"{max(request.budget_usd, 0.000001):.6f}"]
     if request.instructions:
         argv.append(f"--append-system-prompt={_bounded(request.instructions, INSTRUCTIONS_LIMIT)}")
     return (*argv, *settings.extra_args)

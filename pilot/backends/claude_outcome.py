@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pilot.backends.claude_events import Event, Record, as_event, as_list, as_text
+from pilot.backends.claude_events import Record
+from pilot.backends.reading import Event, Words, as_event, as_list, as_number, as_text, by_words, killer
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage, failed
 from pilot.domain.text import clean, for_terminal, one_line, tail
 
@@ -35,7 +35,7 @@ _BY_STATUS: Mapping[int, FailureClass] = {
     429: FailureClass.RATE_LIMIT,
 }
 
-_BY_WORDS: tuple[tuple[re.Pattern[str], FailureClass], ...] = tuple(
+_BY_WORDS: Words = tuple(
     (re.compile(words, re.IGNORECASE), failure)
     for words, failure in (
         (r"prompt is too long|conversation (is )?too long|too large", FailureClass.AGENT),
@@ -44,7 +44,7 @@ _BY_WORDS: tuple[tuple[re.Pattern[str], FailureClass], ...] = tuple(
         (r"unable to connect|ECONN|ETIMEDOUT|ENOTFOUND|timed out|overloaded", FailureClass.NETWORK),
     )
 )
-_BY_STDERR: tuple[tuple[re.Pattern[str], FailureClass], ...] = (
+_BY_STDERR: Words = (
     *_BY_WORDS[1:],
     (re.compile(r"cannot be used with root", re.IGNORECASE), FailureClass.INVALID_CONFIG),
     (
@@ -105,7 +105,7 @@ def _with_facts(judged: Outcome, record: Record) -> Outcome:
 
 
 def _succeeded(result: Event) -> bool:
-    turns = _number(result.get("num_turns"))
+    turns = as_number(result.get("num_turns"))
     return result.get("is_error") is False and result.get("subtype") == "success" and bool(turns)
 
 
@@ -143,6 +143,8 @@ def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, 
     subtype, status = as_text(result.get("subtype")), result.get("api_error_status")
     if result.get("stop_reason") == "refusal" or record.refused:
         return FailureClass.REFUSAL, "the model refuses this request"
+    if subtype == "error_max_budget_usd":
+        return FailureClass.BUDGET, "the agent has cost as much as it may"
     if subtype.startswith("error_max_"):
         return FailureClass.AGENT, "the agent reached a limit of its run"
     which = as_text(record.limit.get("rateLimitType"))
@@ -160,7 +162,7 @@ def _classify(record: Record, result: Event, words: str) -> tuple[FailureClass, 
     if subtype == "success" and result.get("is_error") is False:
         why = "the agent ended well but its process did not" if result.get("num_turns") else "no turn was taken"
         return FailureClass.AGENT, why
-    if failure := _by_text(words, _BY_WORDS):
+    if failure := by_words(words, _BY_WORDS):
         return failure, ""
     return (FailureClass.UNKNOWN if record.error == "unknown" else FailureClass.AGENT), "the agent gave up"
 
@@ -170,12 +172,12 @@ def _without_result(returncode: int | None, stderr: str, oom: bool) -> Outcome:
     excerpt = for_terminal(tail(f"exit={returncode}\n{stderr}".strip()))
     if _NO_SESSION.search(stderr):
         return session_lost(words)
-    killer = _killer(returncode)
+    killer = killer(returncode)
     if killer is signal.SIGKILL and oom:
         return failed(FailureClass.OOM, "the agent was killed by the kernel for want of memory", excerpt=excerpt)
     if killer is not None:
         return failed(FailureClass.AGENT, f"the agent was killed by {killer.name}", excerpt=excerpt)
-    if failure := _by_text(stderr, _BY_STDERR):
+    if failure := by_words(stderr, _BY_STDERR):
         return failed(failure, words, excerpt=excerpt)
     exited = "did not exit" if returncode is None else f"exited with {returncode}"
     return failed(FailureClass.AGENT, f"the agent {exited} without a result: {words or 'no word'}", excerpt=excerpt)
@@ -185,23 +187,13 @@ def _by_status(status: int) -> FailureClass | None:
     return FailureClass.NETWORK if status >= 500 else _BY_STATUS.get(status)
 
 
-def _by_text(words: str, table: tuple[tuple[re.Pattern[str], FailureClass], ...]) -> FailureClass | None:
-    return next((failure for pattern, failure in table if pattern.search(words)), None)
-
-
-def _killer(returncode: int | None) -> signal.Signals | None:
-    """The signal that ended it: shells, and the CLI itself, say 128 + N where the system says -N."""
-    number = 0 if returncode is None else -returncode if returncode < 0 else returncode - 128
-    return signal.Signals(number) if number in set(signal.Signals) else None
-
-
 def _words(result: Event) -> str:
     errors = [as_text(error) for error in as_list(result.get("errors"))]
     return "; ".join(errors) or as_text(result.get("result"))
 
 
 def _resets_at(record: Record) -> int | None:
-    seconds = _number(record.limit.get("resetsAt"))
+    seconds = as_number(record.limit.get("resetsAt"))
     return int(seconds * 1000) if seconds and record.limit.get("status") == "rejected" else None
 
 
@@ -216,15 +208,9 @@ def _usage(result: Event) -> Usage:
             ("output_tokens",),
         )
     tokens_in, tokens_out = (_sum(counts, wanted) for wanted in names)
-    return Usage(tokens_in, tokens_out, _number(result.get("total_cost_usd")))
+    return Usage(tokens_in, tokens_out, as_number(result.get("total_cost_usd")))
 
 
 def _sum(counts: list[Event], names: tuple[str, ...]) -> int | None:
-    numbers = [number for count in counts for name in names if (number := _number(count.get(name))) is not None]
+    numbers = [number for count in counts for name in names if (number := as_number(count.get(name))) is not None]
     return int(sum(numbers)) if numbers else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if math.isfinite(value) and value >= 0 else None

@@ -131,7 +131,7 @@ def test_a_denied_tool_is_a_question_although_the_cli_succeeds() -> None:
         ("unreachable", FailureClass.NETWORK, "ConnectionRefused"),
         ("refusal", FailureClass.REFUSAL, "the model refuses this request"),
         ("max-turns", FailureClass.AGENT, "Reached maximum number of turns (1)"),
-        ("max-budget", FailureClass.AGENT, "Reached maximum budget"),
+        ("max-budget", FailureClass.BUDGET, "Reached maximum budget"),
         ("max-tokens", FailureClass.AGENT, "output token maximum"),
         ("no-session", FailureClass.AGENT, "session was not found"),
         ("bad-option", FailureClass.INVALID_CONFIG, "unknown option '--nope'"),

@@ -106,6 +106,7 @@ class Notebook:
     facts: dict[str, str | None] = field(default_factory=dict)
     phases: list[str] = field(default_factory=list)
     pieces: list[tuple[OutputKind, bytes]] = field(default_factory=list)
+    used: Usage = field(default_factory=Usage)
     lost: bool = False
     on_phase: Callable[[str], None] = lambda _: None
 
@@ -116,6 +117,7 @@ class Notebook:
             self.phases.append(phase)
             self.on_phase(phase)
         self.facts |= facts
+        self.used = usage or self.used
 
     async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         if self.lost:

@@ -239,6 +239,15 @@ async def test_too_many_turns_is_the_agent_s_failure(bench: Make) -> None:
     assert (end.failure, "maximum number of turns" in end.detail) == (FailureClass.AGENT, True)
 
 
+async def test_the_cli_keeps_to_its_budget(bench: Make) -> None:
+    b = bench(tool("Bash", command="echo hi", times=9))
+    end = await b.run(b.request(budget_usd=0.0))
+    assert (end.ending, end.failure) == (Ending.FAILED, FailureClass.BUDGET)
+    assert end.usage.cost_usd
+    assert len(b.server.requests) < 5
+    assert (await b.run(b.request(budget_usd=50.0, session_id=end.session_id))).ending is Ending.DONE
+
+
 async def test_bad_arguments_and_a_missing_program_are_a_matter_of_configuration(bench: Make) -> None:
     b = bench()
     end = await b.run(extra_args=["--nope"])
