@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
+from pilot.backends.reading import (
+    SHOWN_RESULT,
+    Event,
+    Piece,
+    as_event,
+    as_list,
+    as_text,
+    line_of,
+    parsed,
+    tool_line,
+)
 from pilot.domain.agent import OutputKind
-from pilot.domain.text import one_line, tail
-
-Piece = tuple[OutputKind, bytes]
-Event = Mapping[str, Any]
-
-SHOWN_RESULT = 2000
-"""Characters of a tool's answer that are shown; all of it is in the raw line."""
+from pilot.domain.text import tail
 
 _OVER = ("completed", "failed", "killed", "stopped")
-_TOOL_SUBJECT = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description")
 _CUT_RESULT = re.compile(
     rb'^\{"type":"result","subtype":"(?P<subtype>\w+)","is_error":(?P<is_error>true|false)'
     rb'.{0,400}?"num_turns":(?P<num_turns>\d+)'
@@ -54,7 +56,7 @@ class Record:
 
     def read(self, line: bytes, *, cut: bool = False) -> list[Piece]:
         """Take one line of stdout, without its end; `cut`: only its first part is there."""
-        event = _cut_result(line) if cut else _parsed(line)
+        event = _cut_result(line) if cut else parsed(line)
         if event is None:
             return [(OutputKind.RAW if cut else OutputKind.STDOUT, line + b"\n")]
         pieces = [(OutputKind.RAW, line + b"\n")]
@@ -96,7 +98,7 @@ class Record:
             case "task_notification":
                 self.tasks.discard(as_text(event.get("task_id")))
             case "api_retry":
-                yield OutputKind.PILOT, _line(f"the model's API failed, the agent tries again: {_retry(event)}")
+                yield OutputKind.PILOT, line_of(f"the model's API failed, the agent tries again: {_retry(event)}")
             case "model_refusal_no_fallback":
                 self.refused = True
 
@@ -107,41 +109,9 @@ class Record:
         for block in _blocks(event):
             if block.get("type") == "text" and (said := as_text(block.get("text"))):
                 self.text = said if own else self.text
-                yield OutputKind.TEXT, _line(said)
+                yield OutputKind.TEXT, line_of(said)
             elif block.get("type") == "tool_use":
-                yield OutputKind.TOOL, _line(tool_line(block.get("name"), block.get("input")))
-
-
-def tool_line(name: object, arguments: object) -> str:
-    """A tool call in one line: its name, and what it is about."""
-    given = as_event(arguments)
-    subject = next((as_text(given[key]) for key in _TOOL_SUBJECT if as_text(given.get(key))), None)
-    if subject is None:
-        subject = json.dumps(given, ensure_ascii=False, default=str) if given else ""
-    return one_line(f"{as_text(name) or 'tool'} {subject}")
-
-
-def as_event(value: object) -> Event:
-    """The value if it is an object, else an empty one: what an agent prints is checked, never trusted."""
-    return value if isinstance(value, dict) else {}
-
-
-def as_list(value: object) -> list[Any]:
-    """The value if it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def as_text(value: object) -> str:
-    """The value if it is text, else an empty one."""
-    return value if isinstance(value, str) else ""
-
-
-def _parsed(line: bytes) -> Event | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) else None
+                yield OutputKind.TOOL, line_of(tool_line(block.get("name"), block.get("input")))
 
 
 def _cut_result(line: bytes) -> Event | None:
@@ -169,13 +139,9 @@ def _tool_results(event: Event) -> Iterator[Piece]:
         if isinstance(content, list):
             parts = (as_event(part) for part in content)
             content = "\n".join(as_text(part.get("text")) or f"[{part.get('type')}]" for part in parts)
-        yield OutputKind.RESULT, _line(tail(as_text(content), SHOWN_RESULT))
+        yield OutputKind.RESULT, line_of(tail(as_text(content), SHOWN_RESULT))
 
 
 def _retry(event: Event) -> str:
     what = " ".join(str(event[key]) for key in ("error_status", "error") if event.get(key) is not None)
     return f"{what or 'unknown'}, attempt {event.get('attempt')} of {event.get('max_retries')}"
-
-
-def _line(text: str) -> bytes:
-    return text.encode(errors="replace") + b"\n"

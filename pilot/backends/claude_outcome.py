@@ -172,11 +172,11 @@ def _without_result(returncode: int | None, stderr: str, oom: bool) -> Outcome:
     excerpt = for_terminal(tail(f"exit={returncode}\n{stderr}".strip()))
     if _NO_SESSION.search(stderr):
         return session_lost(words)
-    killer = killer(returncode)
-    if killer is signal.SIGKILL and oom:
+    number = killer(returncode)
+    if number is signal.SIGKILL and oom:
         return failed(FailureClass.OOM, "the agent was killed by the kernel for want of memory", excerpt=excerpt)
-    if killer is not None:
-        return failed(FailureClass.AGENT, f"the agent was killed by {killer.name}", excerpt=excerpt)
+    if number is not None:
+        return failed(FailureClass.AGENT, f"the agent was killed by {number.name}", excerpt=excerpt)
     if failure := by_words(stderr, _BY_STDERR):
         return failed(failure, words, excerpt=excerpt)
     exited = "did not exit" if returncode is None else f"exited with {returncode}"

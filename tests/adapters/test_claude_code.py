@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pilot.backends.claude_cli import arguments, child_environment, message
-from pilot.backends.claude_events import Piece, Record
+from pilot.backends.claude_events import Record
 from pilot.backends.claude_outcome import outcome, session_in_use
+from pilot.backends.reading import Piece
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
