@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 
+from pilot.backends.plugins import plugged_in, plugins
 from pilot.config.conflicts import suggestion
-from pilot.config.executor import BUILT_IN, PLUGINS, ExecutorSettings
+from pilot.config.executor import BUILT_IN, ExecutorSettings
 from pilot.domain.agent import Backend
-from pilot.domain.errors import ConfigError, PilotError
+from pilot.domain.errors import ConfigError
 
 __all__ = ["build", "known_backends"]
 
-_READY = ("claude-code", "command")
+_READY = ("claude-code", "command", "external")
 
 
 def known_backends(executor: ExecutorSettings) -> list[str]:
     """Every name that `build` makes something of: types, profiles, plug-ins."""
-    plugins = _plugins()
-    able = {*_READY, *plugins}
+    able = {*_READY, *plugins()}
     if not executor.command.argv:
         able.discard("command")
-    profiles = [name for name, profile in executor.profiles.items() if profile.type in {*_READY, *plugins}]
+    profiles = [name for name, profile in executor.profiles.items() if profile.type in {*_READY, *plugins()}]
     return sorted({*able, *profiles})
 
 
@@ -39,33 +38,21 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
         case "claude-code":
             from pilot.backends.claude_code import ClaudeCode
 
-            return ClaudeCode(settings.claude_code, environ=environ, name=name)
+            environment = settings.environment.variables(environ)
+            return ClaudeCode(settings.claude_code, environ=environ, environment=environment, name=name)
         case "command":
             from pilot.backends.command import Command
 
             return Command(settings.command, name=name, environment=settings.environment.variables(environ))
         case "external":
-            raise ConfigError([f"{name} runs nothing here: what goes to it waits for a worker that claims over HTTP"])
+            from pilot.backends.external import External
+
+            return External(name=name)
         case kind if kind in BUILT_IN:
             can = ", ".join(known_backends(executor))
             raise ConfigError([f"this version can't drive {kind} yet; there are {can}, and any program as a command"])
-        case kind if kind in (plugins := _plugins()):
-            return _plugged_in(plugins[kind], name, settings)
+        case kind if kind in plugins():
+            return plugged_in(kind, name, settings)
         case kind:
-            names = [*BUILT_IN, *executor.profiles, *plugins]
+            names = [*BUILT_IN, *executor.profiles, *plugins()]
             raise ConfigError([f"no agent '{kind}'{suggestion(kind, names)}: there are {', '.join(names)}"])
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=PLUGINS)}
-
-
-def _plugged_in(plugin: EntryPoint, name: str, settings: ExecutorSettings) -> Backend:
-    try:
-        backend: Backend = plugin.load()(name, settings)
-    except PilotError:
-        raise
-    except Exception as error:  # the border to somebody else's code
-        where = f"{plugin.value} of {plugin.dist.name}" if plugin.dist else plugin.value
-        raise ConfigError([f"agent {name} can't be used: its plug-in {where} broke: {error!r}"]) from error
-    return backend

@@ -258,7 +258,6 @@ async def test_doctor_uses_the_environment_that_agents_get(tmp_path: Path) -> No
         ("opencode", "can't drive opencode yet"),
         ("codex", "can't drive codex yet"),
         ("acp", "can't drive acp yet"),
-        ("external", "waits for a worker"),
         ("claude-cod", "did you mean 'claude-code'?"),
     ],
 )
@@ -275,29 +274,3 @@ def test_a_command_that_can_not_work_is_a_configuration_error() -> None:
         build("command", ExecutorSettings())
     with pytest.raises(ConfigError, match="prompt_file"):
         command("agent", prompt="file")
-
-
-PLUGIN = """
-class Mine:
-    def __init__(self, name, settings): self.name, self.settings = name, settings
-def broken(name, settings): raise RuntimeError("no licence")
-"""
-
-
-def test_a_plug_in_is_called_with_its_name_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine_for_tests.py").write_text(PLUGIN)
-    info = tmp_path / "mine_for_tests-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-for-tests\nVersion: 1.0\n")
-    points = "mine = mine_for_tests:Mine\nbroken = mine_for_tests:broken\nabsent = no_such_module:Mine\n"
-    (info / "entry_points.txt").write_text(f"[pilot.backends]\n{points}")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    settings = executor(timeout=60.0, profiles={"fast": ProfileSettings(type="mine", timeout=5.0)})
-
-    assert {"mine", "broken", "fast"} <= set(known_backends(settings))
-    mine: Any = build("fast", settings)
-    assert (mine.name, mine.settings.timeout, mine.settings.type) == ("fast", 5.0, "mine")
-    with pytest.raises(ConfigError, match=r"plug-in mine_for_tests:broken of mine-for-tests broke: .*no licence"):
-        build("broken", settings)
-    with pytest.raises(ConfigError, match="no_such_module"):
-        build("absent", settings)
