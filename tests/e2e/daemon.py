@@ -195,6 +195,7 @@ class Home:
             "dispatcher": {"max_running": 4, "drain_timeout": "10s"},
             "executor": {
                 "type": "command",
+                "sandbox": "none",  # the scripted agents keep a diary beside their workspaces
                 "command": {"argv": [*python, str(SCRIPTED), "{workspace}", "{task_id}", "{project}",
                                      str(self.control)]},
             },

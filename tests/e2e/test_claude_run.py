@@ -141,6 +141,27 @@ def test_a_red_gate_is_repaired_in_the_same_session(home: Home) -> None:
         home.audit(completed=1)
 
 
+def test_a_model_that_falls_silent_is_given_up_and_asked_again_in_the_session(home: Home) -> None:
+    home.repo("web")
+    with conversing(home, {"T-1": [{"text": "I begin.", "silence": 60}, write("a.txt"), DONE]}) as model:
+        home.configure(executor={**home.settings["executor"], "stall_timeout": "3s"})
+        end = home.pilot("run", "Write a.txt.", "-p", "web", "--task-id", "T-1", "--json").json
+
+        assert (end["status"], end["attempt"], end["failures"]) == ("completed", 1, 0)
+        assert len({request.session for request in model.agent_requests}) == 1
+        assert "no sign of life" in home.pilot("logs", end["id"]).out
+
+
+def test_a_model_that_stays_silent_is_a_stall(home: Home) -> None:
+    home.repo("web")
+    with conversing(home, {"T-1": [{"text": "I begin.", "silence": 60, "times": 9}]}):
+        home.configure(executor={**home.settings["executor"], "stall_timeout": "3s"})
+        end = home.pilot("run", "Write a.txt.", "-p", "web", "--task-id", "T-1", "--json", code=124).json
+
+        assert (end["status"], end["failure_class"]) == ("failed", "stall")
+        assert home.processes() == {}
+
+
 def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home) -> None:
     home.repo("web")
     long = bash(f"setsid sleep 4711 & sleep 4712 & echo up > {home.control}/up; sleep 4713")
