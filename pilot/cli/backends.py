@@ -24,7 +24,7 @@ def list_(session: Session, json: bool) -> None:
     from dataclasses import asdict
 
     from pilot.backends import build, known_backends
-    from pilot.cli.checks import used_agents
+    from pilot.config.uses import used_agents
 
     settings = session.loaded().settings
     parked = {park["backend"]: park for park in _parked(session)}

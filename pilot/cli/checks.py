@@ -18,7 +18,6 @@ from pilot.domain.agent import Check
 from pilot.domain.errors import ConfigError, PilotError
 
 if TYPE_CHECKING:
-    from pilot.config.executor import ExecutorSettings
     from pilot.config.load import Loaded
     from pilot.config.schema import Settings
 
@@ -226,6 +225,7 @@ def _projects(settings: Settings) -> Iterator[Check]:
 
 async def _agents(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
     from pilot.backends import build
+    from pilot.config.uses import used_agents
 
     checks: list[Check] = []
     for name, executor in used_agents(settings):
@@ -236,20 +236,6 @@ async def _agents(settings: Settings, environ: Mapping[str, str]) -> list[Check]
                 Check(f"agent {name}", False, str(error), "set executor.type, or the route's `use`, to another")
             )
     return checks
-
-
-def used_agents(settings: Settings) -> list[tuple[str, ExecutorSettings]]:
-    """Every agent or profile that the configuration can send a task to, once per way it is set up."""
-    executors = [settings.executor]
-    executors += [settings.executor_for(own) for own in settings.projects if own.executor is not None]
-    found: list[tuple[str, ExecutorSettings]] = []
-    seen: list[tuple[str, ExecutorSettings]] = []
-    for executor in executors:
-        for name in (executor.type, *(route.use for route in executor.routes)):
-            if (name, executor.resolve(name)) not in seen:
-                seen.append((name, executor.resolve(name)))
-                found.append((name, executor))
-    return found
 
 
 def _sandbox(settings: Settings) -> Check:
