@@ -78,6 +78,8 @@ class AcpSettings(Section):
 
     argv: tuple[Argument, ...] = Field(("gemini", "--acp"), strict=False)
     """Program and arguments."""
+    permissions: Literal["allow", "refuse"] = "allow"
+    """What it is told when it asks whether it may do something; refuse ends its run in a question."""
 
 
 class CommandSettings(Section):
