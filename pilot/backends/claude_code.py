@@ -9,7 +9,6 @@ and exits.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import shutil
 import uuid
@@ -20,6 +19,8 @@ from pathlib import Path
 from pilot.backends.claude_cli import INTERRUPT, KEYS, account, arguments, bypasses, child_environment, message, places
 from pilot.backends.claude_events import Record
 from pilot.backends.claude_outcome import outcome, session_in_use, session_lost
+from pilot.backends.program import not_started, version
+from pilot.backends.reading import is_uuid
 from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import FailureClass, Outcome, failed
@@ -32,6 +33,7 @@ GRACE = 5.0
 AFTER_RESULT = 10.0
 """Seconds to exit in after the result: the CLI itself ends background commands 5 s after it."""
 CHECK_TIMEOUT = 5.0
+REMEDY = "install it (npm install -g @anthropic-ai/claude-code) or set executor.claude-code.command"
 LINE_LIMIT = 16 << 20
 """Lines of several MB occur: a tool's answer, or the result with the last message in it."""
 STDERR_TAIL = 8 << 10
@@ -104,7 +106,7 @@ class ClaudeCode:
             return failed(FailureClass.AGENT, "the prompt is empty")
         resume = request.session_id is not None
         session = request.session_id or request.new_session_id or str(uuid.uuid4())
-        if not _is_uuid(session):
+        if not is_uuid(session):
             # the CLI would look for a session of that *title*
             return session_lost(f"{one_line(session)} is no session of Claude Code")
         if not resume:
@@ -113,7 +115,7 @@ class ClaudeCode:
         if not resume and session_in_use(run.record, run.complaint):
             run = await self._run(request, emit, session, resume=True)
         if run.not_started is not None:
-            return not_started(self._settings.command, request.workspace, run.not_started)
+            return not_started(self._settings.command, request.workspace, run.not_started, REMEDY)
         return outcome(run.record, run.returncode, run.complaint, oom=run.oom)
 
     async def _run(self, request: AgentRequest, emit: Emit, session: str, *, resume: bool) -> _Run:
@@ -188,7 +190,7 @@ class ClaudeCode:
         if path is None:
             remedy = "npm install -g @anthropic-ai/claude-code, or set executor.claude-code.command"
             return [Check(self._name, False, f"{self._settings.command} is not on PATH", remedy)]
-        checks = [await self._version(path, child), self._account(child)]
+        checks = [await version(self._name, path, child, CHECK_TIMEOUT), self._account(child)]
         if self._root and bypasses(self._settings):
             checks.append(
                 Check(
@@ -199,22 +201,6 @@ class ClaudeCode:
                 )
             )
         return checks
-
-    async def _version(self, path: str, child: Mapping[str, str]) -> Check:
-        said = ""
-        try:
-            async with (
-                asyncio.timeout(CHECK_TIMEOUT),
-                running([path, "--version"], cwd="/", env=child, marker="doctor", grace=0.2) as process,
-            ):
-                async for line in process.lines():
-                    said = said or one_line(line.data.decode(errors="replace"))
-                code = await process.wait()
-        except TimeoutError:
-            return Check(self._name, False, f"{path} --version gave no answer in {CHECK_TIMEOUT:.0f} s")
-        except OSError as error:
-            return Check(self._name, False, f"{path} can't be run: {error.strerror or error}")
-        return Check(self._name, code == 0, f"{said or 'no version'} ({path})")
 
     def _account(self, child: Mapping[str, str]) -> Check:
         name = f"{self._name} account"
@@ -235,22 +221,3 @@ async def _interrupt(process: Process) -> None:
         return
     await process.close_stdin()
     await process.wait()
-
-
-def not_started(command: str, workspace: str, error: OSError) -> Outcome:
-    """The CLI could not be started at all."""
-    why = f"{command} can't be started: {error.strerror or error}"
-    if not Path(workspace).is_dir():
-        return failed(FailureClass.INFRA, f"the workspace {workspace} is not there", excerpt=why)
-    if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC, errno.EPERM):
-        # the same for every task until a person installs it or names it rightly
-        remedy = "install it (npm install -g @anthropic-ai/claude-code) or set executor.claude-code.command"
-        return failed(FailureClass.INVALID_CONFIG, f"{why}; {remedy}", excerpt=why)
-    return failed(FailureClass.INFRA, why, excerpt=why)
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return str(uuid.UUID(text)) == text.lower()
-    except ValueError:
-        return False

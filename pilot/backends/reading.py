@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,3 +77,11 @@ def killer(returncode: int | None) -> signal.Signals | None:
     """The signal that ended a program: shells and sandboxes say 128 + N where the system says -N."""
     number = 0 if returncode is None else -returncode if returncode < 0 else returncode - 128
     return signal.Signals(number) if number in set(signal.Signals) else None
+
+
+def is_uuid(text: str) -> bool:
+    """Whether it is written as ids of sessions are."""
+    try:
+        return str(uuid.UUID(text)) == text.lower()
+    except ValueError:
+        return False
