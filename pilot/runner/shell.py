@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pilot.domain.agent import Emit, OutputKind
+from pilot.domain.agent import Emit, OutputKind, Sandbox
 from pilot.domain.text import for_terminal
 from pilot.runner.process import running
 
@@ -86,9 +86,19 @@ class Tail:
         self._part = self._part[-_LINE:]
 
 
-async def run_shell(command: str, *, cwd: Path, env: Mapping[str, str], marker: str, timeout: float, emit: Emit) -> Ran:
+async def run_shell(
+    command: str,
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    marker: str,
+    timeout: float,
+    emit: Emit,
+    sandbox: Sandbox | None = None,
+) -> Ran:
     """Run it with `/bin/sh -c` to its end, or for `timeout` seconds; its whole process tree is gone afterwards.
 
+    The command is the operator's, but what it runs is the agent's: so it runs in the attempt's `sandbox`.
     Output goes to `emit` as it comes. Raises OSError when there is no shell or no such directory.
     """
     loop = asyncio.get_running_loop()
@@ -97,7 +107,8 @@ async def run_shell(command: str, *, cwd: Path, env: Mapping[str, str], marker: 
     code: int | None = None
     timed_out = False
     try:
-        async with running(("/bin/sh", "-c", command), cwd=str(cwd), env=env, marker=marker) as process:
+        argv = ("/bin/sh", "-c", command)
+        async with running(argv, cwd=str(cwd), env=env, marker=marker, sandbox=sandbox) as process:
             async with asyncio.timeout(timeout):
                 async for stream, data in process.chunks():
                     tail.feed(data)

@@ -30,11 +30,11 @@ class WorktreeMode:
 
     async def make(self, ws: Workspace, files: str, head: str) -> None:
         """See `Mode.make`."""
-        await asyncio.to_thread(shutil.rmtree, self._admin(ws), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, admin_of(ws), ignore_errors=True)
         await self._put_branch(ws, head, ws.record.seen)
         ws.record.seen = head
         ws.path.mkdir(parents=True)
-        admin = self._admin(ws)
+        admin = admin_of(ws)
         admin.mkdir(parents=True)
         (admin / "commondir").write_text("../..\n")
         (admin / "gitdir").write_bytes(os.fsencode(ws.path / ".git") + b"\n")
@@ -49,7 +49,7 @@ class WorktreeMode:
             ws.path.is_dir()
             and not ws.path.is_symlink()
             and (ws.home / "index").exists()
-            and (self._admin(ws) / "HEAD").exists()
+            and (admin_of(ws) / "HEAD").exists()
         )
 
     async def head(self, ws: Workspace) -> tuple[str, list[str]]:
@@ -68,7 +68,7 @@ class WorktreeMode:
             await keep_old(ws, head, old)
             await self._put_branch(ws, head, old)
         ws.record.seen = head
-        admin = self._admin(ws)
+        admin = admin_of(ws)
         for name in ("index.lock", "HEAD.lock"):
             if (admin / name).exists() and ws.source.git.hold is not None:
                 remove_stale_lock(admin / name, admin, ws.source.git.hold)
@@ -80,7 +80,7 @@ class WorktreeMode:
 
     async def remove(self, ws: Workspace) -> None:
         """See `Mode.remove`: what `git worktree list` shows, and a branch on which nothing came to be."""
-        admin = self._admin(ws)
+        admin = admin_of(ws)
         await asyncio.to_thread(shutil.rmtree, admin, ignore_errors=True)
         with contextlib.suppress(OSError):
             admin.parent.rmdir()
@@ -94,9 +94,11 @@ class WorktreeMode:
         if old != commit:
             await ws.source.move({f"refs/heads/{ws.branch}": (commit, old or "")})
 
-    def _admin(self, ws: Workspace) -> Path:
-        name = hashlib.sha256(os.fsencode(ws.path)).hexdigest()[:8]
-        return ws.source.common / "worktrees" / f"pilot-{ws.execution}-{name}"
-
     def _git(self, ws: Workspace) -> Git:
-        return ws.source.git.at(self._admin(ws))
+        return ws.source.git.at(admin_of(ws))
+
+
+def admin_of(ws: Workspace) -> Path:
+    """The work tree's own part of the shared git directory."""
+    name = hashlib.sha256(os.fsencode(ws.path)).hexdigest()[:8]
+    return ws.source.common / "worktrees" / f"pilot-{ws.execution}-{name}"

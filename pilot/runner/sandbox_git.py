@@ -1,0 +1,110 @@
+"""What a sandbox shows of git directories that are not the agent's own, and what it may not change there.
+
+`clone`: objects to borrow. `worktree`: the shared git directory read-only, but for objects, refs and the work tree's
+own part of it. `in_place`: the git directory of the checkout, but for what makes git run programs. In the last two
+an agent can still move other branches.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pilot.domain.errors import WorkspaceError
+from pilot.domain.outcome import FailureClass
+from pilot.runner.files import read_regular
+from pilot.runner.sandbox_mounts import Mounts
+from pilot.runner.space import Workspace
+from pilot.runner.worktree import admin_of
+
+_SHARED = ("objects", "refs", "logs", "reftable", "lfs")
+"""What of the shared git directory git in a linked work tree writes."""
+_FOLDERS = ("hooks", "info", "objects/info")
+_FILES = ("config", "config.worktree", "commondir", "gitdir")
+"""What decides which programs git runs, and whose objects it reads."""
+PLANTS = ("commondir", "config.worktree")
+"""Of these, what an agent can make where there is none: git has no use for an empty one to be mounted on."""
+_DEPTH = 32
+
+
+def add(mounts: Mounts, workspace: Workspace) -> None:
+    """Put the workspace's git directories into a sandbox. Raises `WorkspaceError` where that can't be made safe."""
+    for objects in _borrowed(workspace.borrows_from):
+        mounts.show(str(objects))
+    if workspace.mode == "worktree":
+        _add_shared(mounts, workspace.source.common, admin_of(workspace))
+        _fix(mounts, workspace.path / ".git")
+    elif workspace.mode == "in_place":
+        _add_own(mounts, workspace)
+
+
+def planted(workspace: Workspace) -> list[Path]:
+    """Files that git would take its configuration from, and that are in a checkout's git directory now."""
+    if workspace.mode != "in_place":
+        return []
+    return [folder / name for folder in _folders(workspace) for name in PLANTS if os.path.lexists(folder / name)]
+
+
+def _add_shared(mounts: Mounts, common: Path, own: Path) -> None:
+    mounts.show(str(common))
+    (common / "logs").mkdir(exist_ok=True)
+    for name in _SHARED:
+        _fix(mounts, common / name, write=True)
+    (common / "objects/info").mkdir(exist_ok=True)
+    _fix(mounts, common / "objects/info")
+    _fix(mounts, own, write=True)
+    _keep_files(mounts, own)
+
+
+def _add_own(mounts: Mounts, workspace: Workspace) -> None:
+    for folder in _folders(workspace):
+        mounts.show(str(folder), write=True, pin=True)
+        _keep_files(mounts, folder)
+    common = workspace.source.common
+    _fix(mounts, common / "objects", write=True)
+    for name in _FOLDERS:
+        (common / name).mkdir(exist_ok=True)
+        _fix(mounts, common / name)
+    if (workspace.path / ".git").is_file():
+        _fix(mounts, workspace.path / ".git")
+
+
+def _folders(workspace: Workspace) -> Iterable[Path]:
+    return dict.fromkeys((workspace.source.git_dir, workspace.source.common))
+
+
+def _keep_files(mounts: Mounts, folder: Path) -> None:
+    """Read-only is what is there; and what git would read there if it were."""
+    text = read_regular(folder / "config", 1 << 20) or b""
+    if b"worktreeconfig" in text.lower():
+        (folder / "config.worktree").touch()
+    for name in _FILES:
+        _fix(mounts, folder / name)
+
+
+def _fix(mounts: Mounts, path: Path, *, write: bool = False) -> None:
+    """Read-only where the rest may be written, or the other way round; a link would lead bubblewrap anywhere."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        words = f"{path} is a link, and a sandbox can't keep an agent from replacing it"
+        raise WorkspaceError(FailureClass.CONFLICT, f"{words}: use workspace: clone, or sandbox: none")
+    mounts.show(str(path), write=write, pin=True)
+
+
+def _borrowed(folders: Iterable[Path]) -> Iterator[Path]:
+    """Object stores, and those from which they borrow themselves."""
+    seen: set[Path] = set()
+    todo = list(folders)
+    while todo and len(seen) < _DEPTH:
+        folder = todo.pop()
+        if folder in seen or not folder.is_dir():
+            continue
+        seen.add(folder)
+        yield folder
+        text = read_regular(folder / "info/alternates", 1 << 16) or b""
+        todo += [folder / os.fsdecode(line) for line in text.splitlines() if line and not line.startswith(b"#")]
