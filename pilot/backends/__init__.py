@@ -13,7 +13,7 @@ from pilot.domain.errors import ConfigError
 
 __all__ = ["build", "known_backends"]
 
-_READY = ("claude-code", "command", "external")
+_READY = ("claude-code", "codex", "command", "external")
 
 
 def known_backends(executor: ExecutorSettings) -> list[str]:
@@ -40,6 +40,11 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
 
             environment = settings.environment.variables(environ)
             return ClaudeCode(settings.claude_code, environ=environ, environment=environment, name=name)
+        case "codex":
+            from pilot.backends.codex import Codex
+
+            environment = settings.environment.variables(environ)
+            return Codex(settings.codex, environ=environ, environment=environment, name=name)
         case "command":
             from pilot.backends.command import Command
 
