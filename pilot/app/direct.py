@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from pilot.app.agents import check_direct
 from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded
 from pilot.dispatch.dispatcher import Dispatcher
@@ -89,7 +90,9 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
                 reserved_for=node.id,
                 max_attempts=request.task.max_attempts or 1,
             )
-            new = await context.intake().submit(task, project, own)
+            ready = context.intake().task(task, project, own)
+            check_direct(ready.backend, ready.model, context.settings.executor_for(own))
+            new = await context.store.queue.enqueue(ready)
             if new.duplicate:
                 raise Busy(
                     f"{task.task_id} is execution {new.id} already ({new.status}); see `pilot show {new.id}`, "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import structlog
 
 from pilot.api.server import build, listen, server
+from pilot.app import agents
 from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded, load
 from pilot.config.unbuilt import refused
@@ -30,6 +31,7 @@ _AT_START = ("state_dir", "store", "server", "dispatcher", "retry")
 async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = None) -> None:
     """Run until SIGTERM or SIGINT; what runs then drains, a second signal ends it at once. SIGHUP reloads."""
     settings = loaded.settings
+    agents.check(settings)
     host, port = host or settings.server.host, settings.server.port if port is None else port
     become_subreaper()
     sock = listen(host, port)
@@ -106,6 +108,7 @@ async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> N
         new = await asyncio.to_thread(load, loaded.path, os.environ)
         if missing := list(refused(new.settings)):
             raise ConfigError(missing)
+        await asyncio.to_thread(agents.check, new.settings)
         await context.configure(new.settings)
     except PilotError as error:
         log.error("config.refused", problems=str(error).splitlines())

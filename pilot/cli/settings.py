@@ -19,9 +19,11 @@ def config() -> None:
 @click.pass_obj
 def check(session: Session, json: bool) -> None:
     """Say everything that is wrong with pilot.yaml, with line and key; exit 2 when something is."""
+    from pilot.app import agents
     from pilot.config.load import load
 
     loaded = load(session.config, session.environ)
+    agents.check(loaded.settings)
     path = None if loaded.path is None else str(loaded.path)
     if json:
         session.ui.document({"ok": True, "path": path, "warnings": list(loaded.warnings)})

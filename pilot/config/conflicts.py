@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -25,8 +26,8 @@ def conflicts(settings: object) -> list[Conflict]:
     `settings` is a `Settings`, or what a file says: dicts and lists of anything, so that a wrong value
     somewhere does not hide what is wrong between the others.
     """
-    executor = _get(settings, "executor")
-    found = list(_executor(("executor",), executor, None))
+    executor, plugins = _get(settings, "executor"), cache(_plugins)  # looked for once, if at all
+    found = list(_executor(("executor",), _Names(plugins, executor)))
     names: dict[str, int] = {}
     places: dict[object, int] = {}
     for index, project in enumerate(_list(_get(settings, "projects"))):
@@ -42,7 +43,7 @@ def conflicts(settings: object) -> list[Conflict]:
                 found.append(((*where, "url" if path is None else "path"), f"is projects.{other} already"))
         found += _gates((*where, "gates"), _get(project, "gates"))
         if (own := _get(project, "executor")) is not None:
-            found += _executor((*where, "executor"), own, executor)
+            found += _executor((*where, "executor"), _Names(plugins, own, executor))
     if _list(_get(settings, "notify", "telegram")) and _get(settings, "sources", "telegram") is None:
         found.append((("notify", "telegram"), "needs sources.telegram, whose bot sends the messages"))
     return found
@@ -56,9 +57,8 @@ def _gates(where: KeyPath, gates: object) -> Iterator[Conflict]:
             yield (*where, index, "name"), f"'{name}' is the name of gates.{seen[name]} already"
 
 
-def _executor(where: KeyPath, executor: object, base: object) -> Iterator[Conflict]:
-    """Of one executor; `base` is the one that it lies over, None for the global one itself."""
-    names = _Names(executor, base)
+def _executor(where: KeyPath, names: _Names) -> Iterator[Conflict]:
+    executor, base = names.layers
     yield from names.check((*where, "type"), _get(executor, "type"))
     for index, route in enumerate(_list(_get(executor, "routes"))):
         at = (*where, "routes", index)
@@ -73,10 +73,11 @@ def _executor(where: KeyPath, executor: object, base: object) -> Iterator[Confli
 
 
 class _Names:
-    """Who may be named in an executor that lies over `base`."""
+    """Who may be named in an executor; `base` is the one that it lies over, None for the global one itself."""
 
-    def __init__(self, executor: object, base: object) -> None:
+    def __init__(self, plugins: Callable[[], tuple[str, ...]], executor: object, base: object = None) -> None:
         self.layers = (executor, base)
+        self.plugins = plugins
         self.profiles = {**_mapping(_get(base, "profiles")), **_mapping(_get(executor, "profiles"))}
 
     def check(self, at: KeyPath, use: object) -> Iterator[Conflict]:
@@ -93,7 +94,7 @@ class _Names:
         """A type, built in or a plug-in's; `known` are other names that would do."""
         if not isinstance(use, str):
             return
-        if use not in BUILT_IN and use not in (plugins := _plugins()):
+        if use not in BUILT_IN and use not in (plugins := self.plugins()):
             names = list(dict.fromkeys((*BUILT_IN, *known, *plugins)))
             yield at, f"no agent '{use}'{suggestion(use, names)}: there are {', '.join(names)}"
         yield from self.without_argv(at, use, profile)
@@ -123,9 +124,13 @@ def _plugins() -> tuple[str, ...]:
 
 
 def _get(node: object, *keys: str) -> Any:
+    """What is said there; a default is nothing that somebody said."""
     for key in keys:
         attribute = key.replace("-", "_")
-        node = node.get(key) if isinstance(node, Mapping) else getattr(node, attribute, None)
+        if isinstance(node, Mapping):
+            node = node.get(key)
+        else:
+            node = getattr(node, attribute) if attribute in getattr(node, "model_fields_set", ()) else None
     return node
 
 

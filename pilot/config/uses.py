@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pilot.config.executor import ExecutorSettings
+from pilot.config.fields import Section
 from pilot.config.schema import ProjectSettings, Settings
 
 
@@ -32,14 +33,28 @@ def uses(executor: ExecutorSettings) -> Iterator[Use]:
 
 def own_executors(settings: Settings) -> Iterator[tuple[ProjectSettings, ExecutorSettings]]:
     """The projects that set up agents in a way of their own; of those that do it alike, the first."""
-    seen: set[str] = set()
+    seen: set[Hashable] = set()
     for project in settings.projects:
         if project.executor is None:
             continue
-        own = project.executor.model_dump_json(exclude_unset=True)
+        own = _what_is_set(project.executor)
         if own not in seen:
             seen.add(own)
             yield project, settings.executor_for(project)
+
+
+def _what_is_set(value: object) -> Hashable:
+    """The same for settings that say the same."""
+    match value:
+        case Section():
+            return tuple((name, _what_is_set(getattr(value, name))) for name in sorted(value.model_fields_set))
+        case Mapping():
+            return frozenset((key, _what_is_set(one)) for key, one in value.items())
+        case list() | tuple():
+            return tuple(_what_is_set(one) for one in value)
+        case Hashable():
+            return value
+    return repr(value)
 
 
 def used_agents(settings: Settings) -> list[tuple[str, ExecutorSettings]]:

@@ -1,0 +1,125 @@
+"""What pilot.yaml asks of its agents is held against what they can do before anything runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pilot.app import agents
+from pilot.config.load import load
+from pilot.config.schema import Settings
+from pilot.config.uses import used_agents
+from pilot.domain.agent import Capabilities
+from pilot.domain.errors import ConfigError, UsageError
+from tests.core.plugged import Able, plug_in
+
+PLAIN = Able(capabilities=Capabilities(model=False, sandbox=False))
+PLUGS = {
+    "able": Able(),
+    "plain": PLAIN,
+    "mute": Able(capabilities=None),
+    "broken": RuntimeError("no licence"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _plug_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plug_in(tmp_path / "plug-ins", monkeypatch, PLUGS)
+
+
+def settings(tmp_path: Path, text: str) -> Settings:
+    path = tmp_path / "pilot.yaml"
+    path.write_text(text)
+    return load(path, {"HOME": str(tmp_path)}).settings
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("executor: {type: able, fallback: [claude-code], routes: [{use: able, model: m}]}", []),
+        ("executor: {type: external}", []),
+        ("executor: {type: plain, sandbox: auto}", []),
+        ("executor: {type: able, sandbox: none, profiles: {p: {type: broken}}}", []),  # nobody uses p
+        (
+            "executor: {type: broken}",
+            ["executor.type: agent broken can't be used: its plug-in plugged:broken of plugged 1.0 broke"],
+        ),
+        ("executor: {routes: [{use: plain, model: m}]}", ["executor.routes.0.model: plain can't be given a model"]),
+        (
+            "executor: {routes: [{use: p, model: m}], command: {argv: [x]}, profiles: {p: {type: command}}}",
+            ["executor.routes.0.model: p can't be given a model"],
+        ),
+        (
+            "executor: {type: plain, sandbox: bubblewrap}",
+            ["executor.sandbox: bubblewrap is asked for, and plain does not run in pilot's sandbox"],
+        ),
+        (
+            "executor: {fallback: [p], profiles: {p: {type: plain, sandbox: bubblewrap}}}",
+            ["executor.profiles.p.sandbox: bubblewrap is asked for, and p does not"],
+        ),
+        ("executor: {type: mute}", ["executor.type: mute does not say what it can do"]),
+        (
+            "executor: {type: broken, fallback: [plain], routes: [{use: plain, model: m, fallback: [mute, broken]}]}",
+            [
+                "executor.type: agent broken can't be used",
+                "executor.routes.0.model: plain can't",
+                "executor.routes.0.fallback.0: mute does not",
+            ],
+        ),
+        (
+            "projects: [{name: a, path: /a}, {name: b, path: /b, executor: {type: plain, sandbox: bubblewrap}}]",
+            ["projects.b.executor.sandbox: bubblewrap is asked for, and plain"],
+        ),
+        (
+            "executor: {type: broken}\nprojects: [{name: b, path: /b, executor: {timeout: 5m}}]",
+            ["executor.type: agent broken can't be used"],  # said once, where it stands
+        ),
+    ],
+)
+def test_each_thing_that_an_agent_can_not_do_is_one_line_with_its_key(
+    tmp_path: Path, text: str, problems: list[str]
+) -> None:
+    found = agents.problems(settings(tmp_path, text), {})
+
+    assert len(found) == len(problems), found
+    for line, words in zip(found, problems, strict=True):
+        assert line.startswith(words), line
+        assert "\n" not in line
+    if problems:
+        with pytest.raises(ConfigError) as raised:
+            agents.check(settings(tmp_path, text))
+        assert list(raised.value.problems) == found
+
+
+def test_ten_thousand_projects_are_looked_at_once_per_way_of_setting_agents_up(tmp_path: Path) -> None:
+    own = "executor: {type: plain, environment: {set: {A: b}}, settings: {deep: {a: [1]}}}"
+    projects = "".join(f"  - {{name: p{n}, path: /p{n}, {own}}}\n" for n in range(10_000))
+    found = settings(tmp_path, f"executor: {{type: able, sandbox: bubblewrap}}\nprojects:\n{projects}")
+    before, started = PLAIN.built, time.process_time()
+
+    assert len(agents.problems(found, {})) == 1
+    assert PLAIN.built == before + 1
+    assert time.process_time() - started < 10
+    assert [name for name, _ in used_agents(found)] == ["able", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [
+        ("external", None, "external runs nothing here; `pilot enqueue` leaves"),
+        ("plain", "m", "plain can't be given a model; run it without --model"),
+        ("plain", None, "executor.sandbox: bubblewrap is asked for, and plain"),
+        ("broken", None, "agent broken can't be used"),
+        ("able", "m", ""),
+    ],
+)
+def test_a_direct_run_looks_at_its_own_agent_only(tmp_path: Path, name: str, model: str | None, words: str) -> None:
+    executor = settings(tmp_path, "executor: {type: broken, sandbox: bubblewrap}").executor
+    if not words:
+        agents.check_direct(name, model, executor)
+        return
+    with pytest.raises(UsageError) as raised:
+        agents.check_direct(name, model, executor)
+    assert str(raised.value).startswith(words)
