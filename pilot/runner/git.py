@@ -120,6 +120,7 @@ class Done:
 class Git:
     """Runs git with an environment of its own; `at` gives one that stands in a repository.
 
+    `common`: where a work tree's shared part is, not to be asked of a file that an agent can write.
     `own_config`: the user's own configuration and filters count (their checkout, by their wish). `hold`: a file
     that is locked, shared, as long as any git process of pilot's works in that repository: the lock goes with
     the process, also when pilot itself is killed. `marker` is by what recovery finds the process then.
@@ -131,6 +132,7 @@ class Git:
     author: tuple[str, str] = ("pilot", "pilot@localhost")
     marker: str = "git"
     git_dir: Path | None = None
+    common: Path | None = None
     work_tree: Path | None = None
     index: Path | None = None
     hold: Path | None = None
@@ -267,6 +269,7 @@ class Git:
         if not self.own_config:
             env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_ATTR_NOSYSTEM": "1"}
         places = {"GIT_DIR": self.git_dir, "GIT_WORK_TREE": self.work_tree, "GIT_INDEX_FILE": self.index}
+        places["GIT_COMMON_DIR"] = self.common
         return env | {name: str(place) for name, place in places.items() if place is not None}
 
     def _options(self) -> list[str]:

@@ -7,6 +7,7 @@ back by merges that refuse to touch what they do not know.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from pilot.domain.errors import WorkspaceError
@@ -146,7 +147,8 @@ class InPlaceMode:
             )
 
     def _git(self, ws: Workspace) -> Git:
-        return ws.source.git.at(ws.source.git_dir, work_tree=ws.path, own_config=True)
+        git = ws.source.git.at(ws.source.git_dir, work_tree=ws.path, own_config=True)
+        return replace(git, common=ws.source.common)
 
 
 def _text(path: Path) -> str:

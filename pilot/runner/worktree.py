@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from pilot.domain.errors import WorkspaceError
@@ -95,7 +96,7 @@ class WorktreeMode:
             await ws.source.move({f"refs/heads/{ws.branch}": (commit, old or "")})
 
     def _git(self, ws: Workspace) -> Git:
-        return ws.source.git.at(admin_of(ws))
+        return replace(ws.source.git.at(admin_of(ws)), common=ws.source.common)
 
 
 def admin_of(ws: Workspace) -> Path:
