@@ -20,7 +20,7 @@ Words = tuple[tuple[re.Pattern[str], FailureClass], ...]
 
 SHOWN_RESULT = 2000
 """Characters of a tool's answer that are shown; all of it is in the raw line."""
-_TOOL_SUBJECT = ("command", "file_path", "notebook_path", "path", "pattern", "url", "query", "description")
+_TOOL_SUBJECT = ("command", "file_path", "filePath", "notebook_path", "path", "pattern", "url", "query", "description")
 
 
 def parsed(line: bytes) -> Event | None:
