@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from pilot.backends.plugins import plugged_in, plugins
+from pilot.backends.plugins import installed, plugged_in
 from pilot.config.conflicts import suggestion
 from pilot.config.executor import BUILT_IN, ExecutorSettings
 from pilot.domain.agent import Backend
@@ -18,10 +18,10 @@ _READY = ("claude-code", "codex", "command", "external")
 
 def known_backends(executor: ExecutorSettings) -> list[str]:
     """Every name that `build` makes something of: types, profiles, plug-ins."""
-    able = {*_READY, *plugins()}
+    able = {*_READY, *installed()}
     if not executor.command.argv:
         able.discard("command")
-    profiles = [name for name, profile in executor.profiles.items() if profile.type in {*_READY, *plugins()}]
+    profiles = [name for name, profile in executor.profiles.items() if profile.type in {*_READY, *installed()}]
     return sorted({*able, *profiles})
 
 
@@ -56,8 +56,8 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
         case kind if kind in BUILT_IN:
             can = ", ".join(known_backends(executor))
             raise ConfigError([f"this version can't drive {kind} yet; there are {can}, and any program as a command"])
-        case kind if kind in plugins():
+        case kind if kind in installed():
             return plugged_in(kind, name, settings)
         case kind:
-            names = [*BUILT_IN, *executor.profiles, *plugins()]
+            names = [*BUILT_IN, *executor.profiles, *installed()]
             raise ConfigError([f"no agent '{kind}'{suggestion(kind, names)}: there are {', '.join(names)}"])

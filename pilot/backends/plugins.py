@@ -16,14 +16,14 @@ from pilot.domain.text import one_line
 _PORT = ("capabilities", "account", "check", "execute")
 
 
-def plugins() -> dict[str, tuple[EntryPoint, ...]]:
+def installed() -> dict[str, tuple[EntryPoint, ...]]:
     """The plug-ins of this installation by name, those apart that call themselves what is built in."""
     return {name: points for name, points in _points().items() if name not in BUILT_IN}
 
 
 def plugged_in(kind: str, name: str, settings: ExecutorSettings) -> Backend:
     """The backend that the plug-in `kind` makes for this name and these settings. Raises `ConfigError`."""
-    points = plugins()[kind]
+    points = installed()[kind]
     if len(points) > 1:
         them = " and ".join(_origin(point) for point in points)
         raise ConfigError([f"agent {name} can't be used: there are several plug-ins named {kind}, {them}; remove one"])

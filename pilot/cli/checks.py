@@ -9,10 +9,11 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pilot.cli.agent_checks import agents, sandboxes
 from pilot.cli.session import Session
 from pilot.domain.agent import Check
 from pilot.domain.errors import ConfigError, PilotError
@@ -37,8 +38,8 @@ async def examine(session: Session) -> list[Check]:
     settings = loaded.settings
     checks += [*_state_dir(settings.state_dir), *_store(session), _port(session, settings)]
     checks += _projects(settings)
-    checks += await _agents(settings, session.environ)
-    checks.append(_sandbox(settings))
+    checks += await agents(settings, session.environ)
+    checks += await asyncio.to_thread(sandboxes, settings, session.environ)
     return checks
 
 
@@ -221,25 +222,3 @@ def _projects(settings: Settings) -> Iterator[Check]:
         yield Check("projects", None, "none; `pilot run` works in any repository", "`pilot init` in a repository")
     elif sound:
         yield Check("projects", True, f"{sound} with a repository on this machine")
-
-
-async def _agents(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
-    from pilot.backends import build
-    from pilot.config.uses import used_agents
-
-    checks: list[Check] = []
-    for name, executor in used_agents(settings):
-        try:
-            checks += await build(name, executor, environ).check()
-        except PilotError as error:
-            checks.append(
-                Check(f"agent {name}", False, str(error), "set executor.type, or the route's `use`, to another")
-            )
-    return checks
-
-
-def _sandbox(settings: Settings) -> Check:
-    wanted = settings.executor.sandbox
-    detail = "none in this version: agents run with the rights of your user"
-    remedy = "run pilot as a user of its own, in a container or in a virtual machine"
-    return Check("sandbox", False if wanted == "bubblewrap" else None, f"{detail} (executor.sandbox: {wanted})", remedy)

@@ -190,7 +190,7 @@ def test_doctor_on_a_good_machine(home: Home) -> None:
     assert checks["store"]["status"] == "ok"
     assert "sound" in checks["store"]["detail"]
     assert checks["sandbox"]["status"] == "warning"
-    assert "none in this version" in checks["sandbox"]["detail"]
+    assert "executor.sandbox: none" in checks["sandbox"]["detail"]
     assert "✓ git: git version" in said.out
     assert all(check["remedy"] for check in document["checks"] if check["status"] == "failure")
 
