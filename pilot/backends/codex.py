@@ -25,9 +25,8 @@ from pilot.backends.codex_cli import (
     message,
     mode,
     places,
-    toml,
 )
-from pilot.backends.codex_events import Record
+from pilot.backends.codex_events import Record, no_helpers
 from pilot.backends.codex_outcome import outcome, session_lost, usage
 from pilot.backends.program import ask, not_started, version
 from pilot.backends.reading import is_uuid
@@ -255,7 +254,7 @@ class Codex:
             code, said = 1, f"no answer in {CHECK_TIMEOUT:.0f} s"
         except OSError as error:
             code, said = 1, f"can't be run: {error.strerror or error}"
-        if code == 0:
+        if code == 0 and not no_helpers(said):
             return Check(name, True, f"{kind} works")
         remedy = "let agents run in pilot's sandbox (executor.sandbox), or set executor.codex.sandbox"
         return Check(name, None, f"{kind} does not work here: {said or f'exit status {code}'}", remedy)

@@ -58,7 +58,7 @@ class Record:
     refused: list[str] = field(default_factory=list)
     """What the agent asked for and was not allowed, a line each."""
     no_helpers: str = ""
-    """Why the program could not set itself up to run commands in its own sandbox."""
+    """See the function of that name."""
     _open: dict[str, str] = field(default_factory=dict)
     _held: list[bytes] = field(default_factory=list)
 
@@ -85,8 +85,8 @@ class Record:
         """Take one line of stderr."""
         if (found := _REFUSED.search(line)) and not _OWN_RULE.search(line):
             self.refused.append(one_line(found["words"], 300))
-        elif found := _NO_HELPERS.search(line):
-            self.no_helpers = one_line(found["words"], 300)
+        else:
+            self.no_helpers = no_helpers(line) or self.no_helpers
 
     def _is_retry(self, event: Event) -> bool:
         words = as_text(event.get("message"))
@@ -145,6 +145,12 @@ class Record:
         self._open.clear()
 
 
+def no_helpers(line: str) -> str:
+    """Why the program could not set itself up to run commands in its own sandbox; "" when it does not say so."""
+    found = _NO_HELPERS.search(line)
+    return one_line(found["words"], 300) if found else ""
+
+
 def _call(kind: str, item: Event) -> str:
     match kind:
         case "command_execution":
@@ -176,7 +182,7 @@ def _answer(item: Event) -> str:
     code, state = item.get("exit_code"), as_text(item.get("status"))
     if isinstance(code, int) and code:
         return f"{said.rstrip()}\nexit code {code}".strip()
-    return said or state
+    return said.rstrip("\n") or state
 
 
 def _cut_item(line: bytes) -> Event | None:
