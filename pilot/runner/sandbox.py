@@ -29,7 +29,7 @@ from pilot.config.executor import SandboxSettings
 from pilot.domain.agent import Places
 from pilot.domain.text import slug
 from pilot.runner import sandbox_git, sandbox_programs, sandbox_system
-from pilot.runner.files import read_regular, remove_tree
+from pilot.runner.files import read_regular
 from pilot.runner.sandbox_machine import Bwrap
 from pilot.runner.sandbox_mounts import Mounts
 from pilot.runner.space import Workspace
@@ -52,7 +52,6 @@ class Bubblewrap:
     read: tuple[str, ...]
     write: tuple[str, ...]
     hidden: tuple[str, ...]
-    before: frozenset[Path]
     state_dir: Path
     lock: int
 
@@ -82,10 +81,8 @@ class Bubblewrap:
         return [*words, "--remount-ro", "/", "--chdir", cwd, "--", *self.bwrap.started(program), *argv[1:]]
 
     def close(self) -> None:
-        """The attempt is over: the home is for others, and what git would have obeyed in a checkout is taken away."""
-        for path in sandbox_git.planted(self.workspace):
-            if path not in self.before:
-                remove_tree(path)
+        """The attempt is over: others may have the home. More than once is no error."""
+        sandbox_git.tidy(self.workspace)
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
@@ -172,7 +169,6 @@ def make_sandbox(
         read=_absolute(paths.read),
         write=_absolute(paths.write),
         hidden=tuple(map(str, hidden)),
-        before=frozenset(sandbox_git.planted(workspace)),
         state_dir=state_dir,
         lock=lock,
     )

@@ -7,6 +7,7 @@ an agent can still move other branches.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -24,8 +25,8 @@ _SHARED = ("objects", "refs", "logs", "reftable", "lfs")
 _FOLDERS = ("hooks", "info", "objects/info")
 _FILES = ("config", "config.worktree", "commondir", "gitdir")
 """What decides which programs git runs, and whose objects it reads."""
-PLANTS = ("commondir", "config.worktree")
-"""Of these, what an agent can make where there is none: git has no use for an empty one to be mounted on."""
+_STAND_INS = {"commondir": b".\n", "config.worktree": b""}
+"""What git would read if it were there: these say nothing, and stand there so that nobody puts others there."""
 _DEPTH = 32
 
 
@@ -40,11 +41,13 @@ def add(mounts: Mounts, workspace: Workspace) -> None:
         _add_own(mounts, workspace)
 
 
-def planted(workspace: Workspace) -> list[Path]:
-    """Files that git would take its configuration from, and that are in a checkout's git directory now."""
-    if workspace.mode != "in_place":
-        return []
-    return [folder / name for folder in _folders(workspace) for name in PLANTS if os.path.lexists(folder / name)]
+def tidy(workspace: Workspace) -> None:
+    """Take away what `add` left in a checkout's git directory."""
+    if workspace.mode == "in_place":
+        for folder in _folders(workspace):
+            for name, text in _STAND_INS.items():
+                if read_regular(folder / name, len(text) + 1) == text:
+                    (folder / name).unlink(missing_ok=True)
 
 
 def _add_shared(mounts: Mounts, common: Path, own: Path) -> None:
@@ -67,6 +70,7 @@ def _add_own(mounts: Mounts, workspace: Workspace) -> None:
     for name in _FOLDERS:
         (common / name).mkdir(exist_ok=True)
         _fix(mounts, common / name)
+    _fix(mounts, common / "modules")  # each has a configuration of its own, and `git status` goes there
     if (workspace.path / ".git").is_file():
         _fix(mounts, workspace.path / ".git")
 
@@ -77,9 +81,9 @@ def _folders(workspace: Workspace) -> Iterable[Path]:
 
 def _keep_files(mounts: Mounts, folder: Path) -> None:
     """Read-only is what is there; and what git would read there if it were."""
-    text = read_regular(folder / "config", 1 << 20) or b""
-    if b"worktreeconfig" in text.lower():
-        (folder / "config.worktree").touch()
+    for name, text in _STAND_INS.items():
+        with contextlib.suppress(FileExistsError), (folder / name).open("xb") as file:
+            file.write(text)
     for name in _FILES:
         _fix(mounts, folder / name)
 

@@ -98,7 +98,7 @@ class Mounts:
 
     def arguments(self) -> Iterator[str]:
         """The options, in order. Makes mount points in pilot's own folders. Raises OSError."""
-        closed = []
+        closed: list[str] = []
         for place in sorted(self.at, key=lambda place: (place.count("/"), place)):
             mount = self.at[place]
             if not self._can_be(place, mount):
@@ -123,7 +123,10 @@ class Mounts:
             make_place(holder.source, relative, None if mount.kind == "symlink" else folder)
             return True
         where = os.path.join(holder.source, relative)
-        if holder.kind == "symlink" or mount.kind == "symlink" or not os.path.lexists(where):
+        if holder.kind == "symlink" or mount.kind == "symlink" or os.path.realpath(where) != where:
+            del self.at[place]  # seen by the link that is there, and so is all below it
+            return False
+        if not os.path.lexists(where):
             return False
         return mount.pin or mount.kind != holder.kind or where != mount.source
 

@@ -46,7 +46,8 @@ def search_path(env: Mapping[str, str]) -> list[str]:
 def needs(path: str, env: Mapping[str, str], depth: int = 4) -> Iterator[str]:
     """Paths to show so that this file runs: itself, its package, its interpreter. Links as `link` finds them."""
     real = os.path.realpath(path)
-    yield from _belongings(real, env)
+    for place in (real, *(link for link, _ in links(path))):
+        yield from _belongings(place, env)
     if not is_system(real):
         yield real
         folder = os.path.dirname(real)
