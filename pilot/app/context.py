@@ -118,7 +118,7 @@ class Context:
 
     def intake(self) -> Intake:
         """The door for tasks."""
-        return Intake(self.settings, self.store.queue, frozenset(known_backends(self.settings.executor)))
+        return Intake(self.settings, self.store.queue, known_backends)
 
     def runner(self, journal: Journal) -> Runner:
         """What does an attempt."""

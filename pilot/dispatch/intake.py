@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pilot.config.schema import ProjectSettings, Settings
+from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.domain.errors import UsageError
 from pilot.domain.execution import Enqueued
 from pilot.domain.routing import Choice, choose
@@ -64,8 +64,8 @@ class Intake:
 
     settings: Settings
     queue: EnqueueQueue
-    known: frozenset[str] = field(default_factory=frozenset)
-    """Names of backends that can be built; empty: not checked here."""
+    known: Callable[[ExecutorSettings], Collection[str]]
+    """Names of backends that can be built; those that stand in the configuration are checked with it."""
 
     async def submit(self, request: TaskRequest, project: Project, own: ProjectSettings) -> Enqueued:
         """Enqueue, or say what stands for it. Raises `UsageError` in words."""
@@ -86,9 +86,9 @@ class Intake:
             source=request.source,
         )
         if request.backend is not None:
+            if request.backend not in (known := self.known(executor)):
+                raise UsageError(f"no backend {request.backend!r}; there are {', '.join(sorted(known))}")
             choice = Choice(request.backend, None, (), "asked for")
-        if self.known and choice.backend not in self.known:
-            raise UsageError(f"no backend {choice.backend!r}; there are {', '.join(sorted(self.known))}")
         options: Mapping[str, Any] = {
             "branch": request.branch,
             "base": request.base,

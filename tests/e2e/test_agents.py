@@ -1,0 +1,91 @@
+"""Who does a task: refused at the door where it can't be, chosen by the routes, and shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.daemon import Home, prompt
+
+
+def test_what_an_agent_can_not_do_stops_every_command_that_runs_agents(home: Home) -> None:
+    web = home.repo("web")
+    scripted = home.settings["executor"]["command"]
+    routes = [{"match": {"labels": ["big"]}, "use": "scripted", "model": "large"}]
+    home.configure(executor={**home.settings["executor"], "routes": routes, "profiles": {"scripted": {
+        "type": "command", "command": scripted}}})  # fmt: skip
+    words = "executor.routes.0.model: scripted can't be given a model; leave it out"
+
+    for command in (("serve",), ("config", "check")):
+        assert words in home.pilot(*command, code=2).err
+    found = home.pilot("doctor", "--json", code=1).json["checks"]
+    assert [check["detail"] for check in found if check["status"] == "failure"] == [words]
+    # a run looks at what it uses itself
+    home.pilot("run", prompt("T-1"), "--task-id", "T-1", cwd=web)
+    assert (
+        "scripted can't be given a model"
+        in home.pilot("run", prompt("T-2"), "--backend", "scripted", "--model", "large", cwd=web, code=2).err
+    )
+    home.audit(completed=1)
+
+
+def test_a_reload_that_asks_too_much_of_an_agent_is_refused(home: Home) -> None:
+    home.repo("web")
+    good = home.settings["executor"]
+    with home.serve() as daemon:
+        home.configure(executor={**good, "routes": [{"use": "command", "model": "large"}]})
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.says(r"config\.refused.*executor\.routes\.0\.model: command can't be given a model")
+        home.configure(executor=good)
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.says(r"config\.reloaded")
+        home.reach("completed", home.enqueue("web", task_id="T-1"))
+    home.audit(completed=1)
+
+
+def test_nothing_is_run_here_for_external(home: Home) -> None:
+    web = home.repo("web")
+    home.configure(executor={**home.settings["executor"], "profiles": {"deploy": {"type": "external"}}})
+
+    said = home.pilot("run", "x", "--backend", "deploy", cwd=web, code=2).err
+    assert "deploy runs nothing here; `pilot enqueue` leaves a task to a worker that claims over HTTP" in said
+    assert home.statuses() == {}
+
+
+def test_a_projects_own_profile_is_an_agent_that_it_may_be_asked_for(home: Home) -> None:
+    own = {"profiles": {"mine": {"type": "command"}}}
+    web = home.repo("web", executor=own)
+    api = home.repo("api")
+
+    home.pilot("run", prompt("T-1"), "--backend", "mine", "--task-id", "T-1", cwd=web)
+    said = home.pilot("run", prompt("T-2"), "--backend", "mine", "--task-id", "T-2", cwd=api, code=2).err
+    assert "no backend 'mine'; there are acp, " in said
+    home.audit(completed=1)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_show_and_why_say_who_was_chosen_and_why(home: Home, as_json: bool) -> None:
+    scripted = {"type": "command", "command": home.settings["executor"]["command"]}
+    argv = [*scripted["command"]["argv"], "{model}"]
+    profiles = {"one": {**scripted, "command": {"argv": argv}}, "two": scripted}
+    routes = [{"match": {"title": "^never"}, "use": "two"}, {"match": {"labels": ["docs"]}, "use": "one",
+              "model": "large", "fallback": ["two", "command"]}]  # fmt: skip
+    home.repo("web")
+    home.configure(executor={**home.settings["executor"], "profiles": profiles, "routes": routes, "fallback": ["two"]})
+    home.pilot("enqueue", "x", "-p", "web", "--label", "docs", "--task-id", "T-1")
+    home.pilot("enqueue", "y", "-p", "web", "--task-id", "T-2")
+
+    if as_json:
+        first, second = (home.pilot("show", id, "--json").json for id in (1, 2))
+        assert (first["backend"], first["model"], first["route"]) == ("one", "large", "route 2")
+        assert first["fallback"] == ["two", "command"]
+        assert (second["backend"], second["model"], second["route"]) == ("command", None, "executor.type")
+        assert second["fallback"] == ["two"]
+        assert {first["sandbox"], second["sandbox"]} == {None}
+        return
+    for command in ("show", "why"):
+        first_page, second_page = (" ".join(home.pilot(command, id).out.split()) for id in (1, 2))
+        assert "agent one, model large, by route 2; else two, command" in first_page
+        assert "agent command, by executor.type; else two" in second_page
