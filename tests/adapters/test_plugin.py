@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,6 +120,19 @@ def test_what_is_wrong_with_its_settings_is_a_line_with_its_key(home: Home) -> N
     for command in (("config", "check"), ("serve",), ("run", "x", "-p", "web")):
         said = home.pilot(*command, code=2).err
         assert "agent lines: settings.comand: Extra inputs are not permitted" in said
+
+
+def test_what_the_page_about_backends_says_is_so(home: Home) -> None:
+    page = (ROOT / "docs/backends.md").read_text()
+    (settings,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    home.file.write_text(settings)
+    home.environment["LINES_API_KEY"] = "a-key"
+
+    assert "ok, 0 projects" in home.pilot("config", "check").out
+    (line,) = re.findall(r"pilot doctor +# (.*)", page)
+    assert line in home.pilot("doctor", code=None).out
+    for path in re.findall(r"\]\(\.\./([^)]+)\)", page):
+        assert (ROOT / path).exists(), path
 
 
 # --- packages with something wrong -----------------------------------------------------------------------------
