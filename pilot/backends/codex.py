@@ -229,7 +229,7 @@ class Codex:
         if path is None:
             return [Check(self._name, False, f"{self._settings.command} is not on PATH", REMEDY)]
         checks = [await version(self._name, path, child, CHECK_TIMEOUT), self._account(child)]
-        if self._settings.sandbox != FULL_ACCESS:
+        if self._settings.sandbox != FULL_ACCESS and checks[0].ok:
             checks.append(await self._own_sandbox(path, child))
         return checks
 

@@ -25,6 +25,7 @@ from pilot.domain.text import one_line, tail
 
 HELD_BACK = 100
 """Lines, at most, of a program that only says that it tries again."""
+TOO_LONG = "(too long to be shown)"
 
 _RETRY = re.compile(r"^Reconnecting\b")
 _WAITING = re.compile(r"waiting for network|\b429 Too Many Requests")
@@ -190,5 +191,5 @@ def _cut_item(line: bytes) -> Event | None:
     found = _CUT_ITEM.match(line)
     if found is None:
         return None
-    item = {"id": found["id"].decode(), "type": found["type"].decode(), "text": "(too long to be shown)"}
+    item = {"id": found["id"].decode(), "type": found["type"].decode(), "text": TOO_LONG, "status": TOO_LONG}
     return {"type": f"item.{found['what'].decode()}", "item": item}
