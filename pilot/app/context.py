@@ -19,7 +19,7 @@ from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.config.unbuilt import refused
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
-from pilot.domain.agent import Backend
+from pilot.domain.agent import Backend, Sandbox
 from pilot.domain.errors import ConfigError, NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
 from pilot.domain.ports import Journal, Node, NodeKind, Runner
@@ -28,7 +28,9 @@ from pilot.runner.identity import find_repository, repository_key, url_key, with
 from pilot.runner.process import end_marked
 from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
 from pilot.runner.runner import AttemptRunner
-from pilot.runner.workspace import Workspaces
+from pilot.runner.sandbox import make_sandbox
+from pilot.runner.sandbox_machine import Bwrap, Missing, find_sandbox, probe
+from pilot.runner.workspace import Workspace, Workspaces
 from pilot.store import Store, open_store
 
 
@@ -63,7 +65,10 @@ class Context:
     state_dir: Path
     projects: dict[int, ProjectSettings] = field(default_factory=dict)
     stored: dict[int, Project] = field(default_factory=dict)
+    hidden: tuple[Path, ...] = ()
+    """Files that no agent may see: the configuration and its variables."""
     _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)  # by project and name
+    _machine: Bwrap | Missing | None = None
 
     async def configure(self, settings: Settings) -> None:
         """Serve the projects of these settings from now on."""
@@ -116,6 +121,25 @@ class Context:
         """How the execution's project runs its agents."""
         return self.settings.executor_for(self.projects[execution.project_id])
 
+    def confine(self, execution: Execution, executor: ExecutorSettings, workspace: Workspace) -> Sandbox | None:
+        """The sandbox of one attempt, as its settings and this machine have it. Raises `ConfigError`."""
+        if executor.sandbox == "none":
+            return None
+        if self._machine is None:
+            self._machine = probe(os.environ)
+        bwrap = find_sandbox(executor.sandbox, self._machine)
+        if bwrap is None:
+            return None
+        return make_sandbox(
+            bwrap,
+            state_dir=self.state_dir,
+            project_id=execution.project_id,
+            workspace=workspace,
+            paths=executor.sandbox_paths,
+            # what stands in the checkout that an agent works in is the project's own affair
+            hidden=[path for path in self.hidden if not path.is_relative_to(workspace.path)],
+        )
+
     def intake(self) -> Intake:
         """The door for tasks."""
         return Intake(self.settings, self.store.queue, known_backends)
@@ -130,6 +154,7 @@ class Context:
             journal=journal,
             state_dir=self.state_dir,
             store_id=self.store.id,
+            confine=self.confine,
         )
 
     def dispatcher(
@@ -171,9 +196,16 @@ async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     state_dir = Path(settings.state_dir)
     ensure_state_dir(state_dir)
     async with open_store(settings.store_url) as store:
-        context = Context(settings, store, state_dir)
+        context = Context(settings, store, state_dir, hidden=_secret_files(loaded.path))
         await context.configure(settings)
         yield context
+
+
+def _secret_files(config: Path | None) -> tuple[Path, ...]:
+    """The configuration and the variables beside it, where they really are."""
+    if config is None:
+        return ()
+    return tuple(path.resolve() for path in (config, config.absolute().parent / ".env") if path.exists())
 
 
 def limits_of(settings: Settings) -> Limits:

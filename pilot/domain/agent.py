@@ -72,6 +72,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """The attempt is over, and nothing runs in it. More than once is no error."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRequest:

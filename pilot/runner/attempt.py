@@ -112,6 +112,7 @@ class Attempt:
             marker=self.talk.marker,
             timeout=min(SETUP_TIMEOUT, self.talk.time_left),
             emit=self.recorder,
+            sandbox=self.sandbox,
         )
         if ran.timed_out or ran.exit_code:
             how = "took too long" if ran.timed_out else f"ended with exit code {ran.exit_code}"
@@ -151,7 +152,14 @@ class Attempt:
         await self.step("gates")
         ws = self.space
         talk = self.talk
-        gates = Gates(self.project.gates, ws.path, talk.environment, talk.marker, lambda: self.workspaces.restore(ws))
+        gates = Gates(
+            self.project.gates,
+            ws.path,
+            talk.environment,
+            talk.marker,
+            lambda: self.workspaces.restore(ws),
+            self.sandbox,
+        )
         self.gates = await gates.run(snapshot.tree, self.recorder)
         return judge(self.gates)
 
@@ -203,6 +211,8 @@ class Attempt:
         """Whatever came: others may work in the workspace now."""
         if self.ws is not None:
             with contextlib.suppress(OSError):
+                if self.sandbox is not None:
+                    self.sandbox.close()
                 remove_tree(self.ws.scratch)
             self.ws.close()
 

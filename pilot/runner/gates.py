@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot.config.schema import GateSettings
-from pilot.domain.agent import Emit, OutputKind
+from pilot.domain.agent import Emit, OutputKind, Sandbox
 from pilot.domain.outcome import FailureClass, GateResult, Outcome, failed
 from pilot.domain.text import one_line
 from pilot.runner.shell import TAIL, Ran, run_shell
@@ -28,6 +28,7 @@ class Gates:
     environment: Mapping[str, str]
     marker: str
     restore: Restore
+    sandbox: Sandbox | None = None
 
     async def run(self, tree: str, emit: Emit) -> tuple[GateResult, ...]:
         """Run all of them in order, on the tree with that hash; a red one does not keep the next from running.
@@ -46,6 +47,7 @@ class Gates:
                 marker=self.marker,
                 timeout=gate.timeout,
                 emit=emit,
+                sandbox=self.sandbox,
             )
         except OSError as error:
             ran = Ran(None, False, 0, f"could not be started: {error}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from pilot.config.executor import ExecutorSettings
 from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Backend
-from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
+from pilot.domain.errors import Busy, ConfigError, LeaseLost, StoreError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.domain.policy import mark_of
@@ -110,6 +110,9 @@ class AttemptRunner:
             await self._released(attempt, outcome)
         except (LeaseLost, StoreError, Busy):
             raise
+        except ConfigError as error:  # what is asked of this machine, such as a sandbox, is not to be had
+            await attempt.give_back()
+            return attempt.ended(failed(FailureClass.INVALID_CONFIG, "; ".join(error.problems)))
         except WorkspaceError as error:
             await attempt.give_back()
             # These two park the backend, for every project: what is wrong with one repository is that one's affair.
