@@ -42,13 +42,21 @@ class Stage:
 
     @pytest.fixture(autouse=True)
     def stage(self, tmp_path: Path) -> Iterator[None]:
-        self.folder = tmp_path
-        self.workspace = tmp_path / "workspace"
-        self.scratch = tmp_path / "scratch"
-        for folder in (self.workspace, self.scratch, tmp_path / "home"):
-            folder.mkdir()
-        self.marker = f"suite-{os.getpid()}-{tmp_path.name}"
+        self.set(tmp_path)
         yield
+        self.struck()
+
+    def set(self, folder: Path) -> None:
+        """Begin in this folder."""
+        self.folder = folder
+        self.workspace = folder / "workspace"
+        self.scratch = folder / "scratch"
+        for made in (self.workspace, self.scratch, folder / "home"):
+            made.mkdir()
+        self.marker = f"suite-{os.getpid()}-{folder.name}"
+
+    def struck(self) -> None:
+        """Expect that nothing is left."""
         assert self.left() == []
         assert list(self.scratch.iterdir()) == []
 
