@@ -125,6 +125,8 @@ class Context:
         """The sandbox of one attempt, as its settings and this machine have it. Raises `ConfigError`."""
         if executor.sandbox == "none":
             return None
+        if executor.sandbox == "auto" and not self.backend(execution).capabilities().sandbox:
+            return None  # an agent that can't be kept in; asked for by name, it refuses
         if self._machine is None:
             self._machine = probe(os.environ)
         bwrap = find_sandbox(executor.sandbox, self._machine)

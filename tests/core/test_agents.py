@@ -93,6 +93,20 @@ def test_each_thing_that_an_agent_can_not_do_is_one_line_with_its_key(
         assert list(raised.value.problems) == found
 
 
+def test_a_sandbox_that_is_asked_for_by_name_has_to_be_there(tmp_path: Path) -> None:
+    wanted = settings(tmp_path, "executor: {type: able, sandbox: bubblewrap, fallback: [claude-code]}")
+
+    assert agents.problems(wanted) == []
+    broken = tmp_path / "bin/bwrap"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no user name spaces >&2; exit 1\n")
+    broken.chmod(0o755)
+    (line,) = agents.problems(wanted, {"PATH": f"{broken.parent}:/usr/bin:/bin"})
+    assert line.startswith("executor.sandbox: bubblewrap does not work here: no user name spaces; ")
+    auto = settings(tmp_path, "executor: {type: able, sandbox: auto}")
+    assert agents.problems(auto, {"PATH": f"{broken.parent}:/usr/bin:/bin"}) == []
+
+
 def test_ten_thousand_projects_are_looked_at_once_per_way_of_setting_agents_up(tmp_path: Path) -> None:
     own = "executor: {type: plain, environment: {set: {A: b}}, settings: {deep: {a: [1]}}}"
     projects = "".join(f"  - {{name: p{n}, path: /p{n}, {own}}}\n" for n in range(10_000))
