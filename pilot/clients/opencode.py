@@ -158,6 +158,10 @@ class Client:
         """End everything that the server runs, tools included; the server itself stays."""
         await self._call("POST", "/global/dispose", timeout=CONNECT)
 
+    async def dispose_of(self, directory: str) -> None:
+        """End everything of one directory, and have it set up anew by the next call: the cure for a broken set-up."""
+        await self._call("POST", "/instance/dispose", directory=directory)
+
     @asynccontextmanager
     async def events(self, directory: str) -> AsyncIterator[AsyncIterator[str]]:
         """The events of exactly this directory from now on, each as JSON text: `{"type", "properties"}`.
