@@ -13,7 +13,7 @@ from pilot.domain.errors import ConfigError
 
 __all__ = ["build", "known_backends"]
 
-_READY = ("claude-code", "codex", "command", "external")
+_READY = ("acp", "claude-code", "codex", "command", "external", "opencode")
 
 
 def known_backends(executor: ExecutorSettings) -> list[str]:
@@ -45,6 +45,15 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
 
             environment = settings.environment.variables(environ)
             return Codex(settings.codex, environ=environ, environment=environment, name=name)
+        case "acp":
+            from pilot.backends.acp import Acp
+
+            return Acp(settings.acp, environ=environ, environment=settings.environment.variables(environ), name=name)
+        case "opencode":
+            from pilot.backends.opencode import OpenCode
+
+            environment = settings.environment.variables(environ)
+            return OpenCode(settings.opencode, environ=environ, environment=environment, name=name)
         case "command":
             from pilot.backends.command import Command
 
