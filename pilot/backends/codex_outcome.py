@@ -95,7 +95,8 @@ def session_lost(detail: str) -> Outcome:
 def usage(record: Record, before: Usage) -> Usage:
     """What this run has used up: the program counts a thread's whole life, and `before` is what was booked of that.
 
-    What a run was killed with before it said it is in the sum of the next one. It knows of no cost.
+    A run that was ended before its turn says nothing, and is in the sum of the next one (killed, but for its last
+    call). It knows of no cost.
     """
 
     def own(whole: float | None, booked: int | None) -> int | None:
