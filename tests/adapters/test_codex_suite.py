@@ -10,10 +10,8 @@ from pilot.backends.codex import AFTER_END, Codex
 from pilot.config.executor import CodexSettings
 from pilot.domain.agent import Backend
 from pilot.domain.outcome import Usage
-from pilot.testing.backend_suite import BackendSuite
+from pilot.testing import SECRET, BackendSuite, Script
 from pilot.testing.given import Given
-from pilot.testing.script import Script
-from pilot.testing.stage import SECRET
 
 
 def line(type: str, **event: object) -> bytes:
