@@ -54,6 +54,7 @@ class Bubblewrap:
     hidden: tuple[str, ...]
     state_dir: Path
     lock: int
+    git_lock: int = -1
 
     @property
     def name(self) -> str:
@@ -82,10 +83,10 @@ class Bubblewrap:
 
     def close(self) -> None:
         """The attempt is over: others may have the home. More than once is no error."""
-        sandbox_git.tidy(self.workspace)
-        if self.lock >= 0:
-            os.close(self.lock)
-            self.lock = -1
+        lock, git_lock, self.lock, self.git_lock = self.lock, self.git_lock, -1, -1
+        sandbox_git.let_go(self.workspace, git_lock)
+        if lock >= 0:
+            os.close(lock)
 
     def _add_programs(self, mounts: Mounts, program: str, env: Mapping[str, str], places: Places) -> None:
         needs = [
@@ -171,6 +172,7 @@ def make_sandbox(
         hidden=tuple(map(str, hidden)),
         state_dir=state_dir,
         lock=lock,
+        git_lock=sandbox_git.hold(workspace, folder.parent),
     )
 
 

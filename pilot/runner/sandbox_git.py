@@ -1,13 +1,15 @@
 """What a sandbox shows of git directories that are not the agent's own, and what it may not change there.
 
-`clone`: objects to borrow. `worktree`: the shared git directory read-only, but for objects, refs and the work tree's
-own part of it. `in_place`: the git directory of the checkout, but for what makes git run programs. In the last two
-an agent can still move other branches.
+`clone`: objects to borrow, read-only. `worktree`: the shared git directory, of which git there writes objects, refs
+and the work tree's own part; what else is there is read-only. `in_place`: the git directory of the checkout, but for
+what makes git run programs. In the last two an agent can move other branches.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -20,9 +22,10 @@ from pilot.runner.sandbox_mounts import Mounts
 from pilot.runner.space import Workspace
 from pilot.runner.worktree import admin_of
 
-_SHARED = ("objects", "refs", "logs", "reftable", "lfs")
+_WRITTEN = frozenset({"objects", "refs", "logs", "reftable", "lfs", "packed-refs"})
 """What of the shared git directory git in a linked work tree writes."""
-_FOLDERS = ("hooks", "info", "objects/info")
+_FOLDERS = ("hooks", "info", "objects/info", "modules")
+"""Modules have configurations of their own, and `git status` looks into them."""
 _FILES = ("config", "config.worktree", "commondir", "gitdir")
 """What decides which programs git runs, and whose objects it reads."""
 _STAND_INS = {"commondir": b".\n", "config.worktree": b""}
@@ -34,49 +37,57 @@ def add(mounts: Mounts, workspace: Workspace) -> None:
     """Put the workspace's git directories into a sandbox. Raises `WorkspaceError` where that can't be made safe."""
     for objects in _borrowed(workspace.borrows_from):
         mounts.show(str(objects))
-    if workspace.mode == "worktree":
-        _add_shared(mounts, workspace.source.common, admin_of(workspace))
-        _fix(mounts, workspace.path / ".git")
-    elif workspace.mode == "in_place":
-        _add_own(mounts, workspace)
-
-
-def tidy(workspace: Workspace) -> None:
-    """Take away what `add` left in a checkout's git directory."""
-    if workspace.mode == "in_place":
-        for folder in _folders(workspace):
-            for name, text in _STAND_INS.items():
-                if read_regular(folder / name, len(text) + 1) == text:
-                    (folder / name).unlink(missing_ok=True)
-
-
-def _add_shared(mounts: Mounts, common: Path, own: Path) -> None:
-    mounts.show(str(common))
-    (common / "logs").mkdir(exist_ok=True)
-    for name in _SHARED:
-        _fix(mounts, common / name, write=True)
-    (common / "objects/info").mkdir(exist_ok=True)
-    _fix(mounts, common / "objects/info")
-    _fix(mounts, own, write=True)
-    _keep_files(mounts, own)
-
-
-def _add_own(mounts: Mounts, workspace: Workspace) -> None:
+    if workspace.mode == "clone":
+        return
+    common = workspace.source.common
+    for name in ("logs", *_FOLDERS[:-1]):
+        (common / name).mkdir(exist_ok=True)
     for folder in _folders(workspace):
         mounts.show(str(folder), write=True, pin=True)
         _keep_files(mounts, folder)
-    common = workspace.source.common
+    if workspace.mode == "worktree":
+        for entry in common.iterdir():
+            if entry.name not in _WRITTEN and not entry.is_symlink() and not entry.name.endswith(".lock"):
+                _fix(mounts, entry)
+        _fix(mounts, admin_of(workspace), write=True)
+        _keep_files(mounts, admin_of(workspace))
     _fix(mounts, common / "objects", write=True)
     for name in _FOLDERS:
-        (common / name).mkdir(exist_ok=True)
         _fix(mounts, common / name)
-    _fix(mounts, common / "modules")  # each has a configuration of its own, and `git status` goes there
     if (workspace.path / ".git").is_file():
         _fix(mounts, workspace.path / ".git")
 
 
+def hold(workspace: Workspace, locks: Path) -> int:
+    """Say that a sandbox shows the workspace's shared git directory, for `let_go`; -1 where there is none."""
+    if workspace.mode == "clone":
+        return -1
+    name = hashlib.sha256(os.fsencode(workspace.source.common)).hexdigest()[:16]
+    lock = os.open(locks / f"{name}.git.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
+
+
+def let_go(workspace: Workspace, lock: int) -> None:
+    """Take away what `add` left in a git directory, unless another sandbox still shows it."""
+    if lock < 0:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for folder in _folders(workspace):
+            for name, text in _STAND_INS.items():
+                if read_regular(folder / name, len(text) + 1) == text:
+                    (folder / name).unlink(missing_ok=True)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)
+
+
 def _folders(workspace: Workspace) -> Iterable[Path]:
-    return dict.fromkeys((workspace.source.git_dir, workspace.source.common))
+    """The git directories of the project's own checkout that agents of the workspace write."""
+    own = (workspace.source.git_dir,) if workspace.mode == "in_place" else ()
+    return dict.fromkeys((*own, workspace.source.common))
 
 
 def _keep_files(mounts: Mounts, folder: Path) -> None:
