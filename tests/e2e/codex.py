@@ -62,8 +62,13 @@ def threads(home: Path) -> list[str]:
     return sorted(path.stem[-36:] for path in (home / ".codex").glob("sessions/*/*/*/rollout-*.jsonl"))
 
 
-def conversing(home: Home, scripts: Mapping[str, Sequence[Turn]], *, silence: float = 30.0, **codex: Any) -> Any:
-    """A model that knows what to say to each task id; `home` uses it, with these settings of codex."""
+def conversing(
+    home: Home, scripts: Mapping[str, Sequence[Turn]], *, within: str = "none", silence: float = 30.0, **codex: Any
+) -> ResponsesServer:
+    """A model that knows what to say to each task id; `home` uses it, with these settings of codex.
+
+    `within`: pilot's sandbox.
+    """
     model = ResponsesServer({"scripts": [{"when": task_id, "turns": turns} for task_id, turns in scripts.items()]})
     home.environment |= codex_environment(home.root / "home")
     own = {
@@ -72,8 +77,8 @@ def conversing(home: Home, scripts: Mapping[str, Sequence[Turn]], *, silence: fl
         "extra_args": provider(model.url, silence=silence),
         **codex,
     }
-    executor = {**home.settings["executor"], "type": "codex", "codex": own, "sandbox": "none"}
-    executor["environment"] = {"pass": ["PATH", "HOME", "LANG", "TMPDIR"]}
+    executor = {**home.settings["executor"], "type": "codex", "codex": own, "sandbox": within}
+    executor["environment"] = {"pass": ["PATH", "HOME", "LANG", *(["TMPDIR"] if within == "none" else [])]}
     home.configure(executor=executor)
     return model
 

@@ -160,3 +160,44 @@ def test_what_a_repository_has_for_the_agent_is_not_obeyed(home: Home) -> None:
             end = home.pilot("run", "Work.", "-p", name, "--task-id", name, "--json").json
             assert end["outcome"] == "done", end
             assert not witness.exists(), (mode, witness.read_text())
+
+
+def test_in_pilot_s_sandbox_it_works_goes_on_and_keeps_nothing_that_would_steer_it(home: Home) -> None:
+    gate = {"name": "files", "kind": "test", "run": "test -f good.txt || { echo no good.txt; exit 1; }"}
+    repo = home.repo("web", gates=[gate])
+    plant = (
+        "mkdir -p ~/.codex/skills/s ~/.codex/rules; for name in config.toml AGENTS.md hooks.json skills/s/SKILL.md "
+        "rules/default.rules; do echo planted > ~/.codex/$name; done; "
+        f"echo out > {home.root}/out.txt; echo x > bad.txt; git add bad.txt; git commit -q -m own; env > env.txt"
+    )
+    script = [shell(plant), DONE, shell("echo x > good.txt"), text("Repaired.")]
+    (own := home.root / "home/.codex").mkdir(parents=True)
+    (own / "AGENTS.md").write_text("Always say moo.\n")
+    with conversing(home, {"T-1": script}, within="bubblewrap") as model:
+        end = run(home, "Write.")
+
+        assert (end["status"], end["outcome"]) == ("completed", "done"), end
+        assert {request.session for request in model.agent_requests} == {end["session_id"]}
+        assert [path.name for path in own.iterdir()] == ["AGENTS.md"], "sessions are in the project's own home"
+        assert (own / "AGENTS.md").read_text() == "Always say moo.\n"
+        assert "Always say moo." in heard(model.agent_requests[0])
+        kept = [path for path in home.state.rglob("*") if path.is_file() and "homes" in path.parts]
+        assert not [path for path in kept if path.read_bytes() == b"planted\n"]
+        assert not (home.root / "out.txt").exists()
+        assert home.git(repo, "show", "pilot/T-1:good.txt") == "x"
+        assert "dummy" not in home.git(repo, "show", "pilot/T-1:env.txt"), "the key"
+        assert "failed to" not in home.pilot("logs", end["id"]).out
+        home.audit(completed=1)
+
+
+def test_a_cancel_in_pilot_s_sandbox_leaves_nothing(home: Home) -> None:
+    home.repo("web")
+    long = shell("setsid sleep 4711 & (trap '' TERM INT; sleep 4712) & echo up > up; sleep 4713")
+    with conversing(home, {"T-1": [long]}, within="bubblewrap"):
+        command = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
+        home.until(lambda: list(home.state.glob("workspaces/*/web/up")), "the tool's start")
+        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        command.send(signal.SIGINT)
+        assert command.wait() == 130
+        assert home.processes() == {}
+        home.audit(cancelled=1)

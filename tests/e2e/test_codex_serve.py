@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
+
 from tests.e2e.codex import conversing, heard, threads
 from tests.e2e.conversing import asks
 from tests.e2e.daemon import Home
@@ -104,19 +106,24 @@ def test_a_question_frees_the_slot_and_its_answer_goes_on_in_the_session(home: H
     home.audit(completed=2)
 
 
-def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home: Home) -> None:
+@pytest.mark.parametrize("within", ["none", "bubblewrap"])
+def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home: Home, within: str) -> None:
     repo = home.repo("web")
     # Not `kill -0`: that finds a dead process, too, until its new parent has collected it.
     state = f'"$(cat /proc/$(cat {home.control}/orphan)/stat 2>/dev/null)"'
     alive = shell(f'case {state} in ""|*") Z "*) ;; *) touch {home.control}/alive;; esac; printf whole > whole.txt')
     script = {"T-1": [long_call(home), alive, DONE]}
-    with conversing(home, script, sandbox="danger-full-access") as model:
+    with conversing(home, script, within=within, sandbox="danger-full-access") as model:
+        home.configure(executor={**home.settings["executor"], "sandbox_paths": {"write": [str(home.control)]}})
         with home.serve() as daemon:
             id = home.enqueue("web", "Work long.", task_id="T-1")
             in_the_call(home)
             session = home.value(id, "session_id")
             daemon.kill9()
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        if within == "none":
+            assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        else:
+            home.until(lambda: home.processes() == {}, "the end of all in the sandbox, with its daemon")
         assert home.value(id, "status") == "running"
 
         with home.serve():
@@ -126,7 +133,7 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
             assert not (home.control / "alive").exists(), "the first agent's children were there beside the second's"
             end = home.pilot("show", id, "--json").json
             assert (end["attempt"], end["failures"], end["session_id"]) == (2, 0, session)
-            assert threads(home.root / "home") == [session]
+            assert threads(home.root / "home") == ([session] if within == "none" else [])
             told = heard(model.agent_requests[1])
             assert told.find("Work long.") < told.find("You were interrupted. Go on with the task")
             for name in ("half", "whole"):
