@@ -32,7 +32,7 @@ from pilot.backends.program import ask, not_started, version
 from pilot.backends.reading import is_uuid
 from pilot.config.executor import CodexSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
-from pilot.domain.outcome import FailureClass, Outcome, Usage, failed
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.domain.text import one_line
 from pilot.runner.process import Process, running
 from pilot.runner.proctree import oom_kills
@@ -128,7 +128,14 @@ class Codex:
         run = await self._run(request, emit, program or self._settings.command, child)
         if run.not_started is not None:
             return not_started(self._settings.command, request.workspace, run.not_started, REMEDY)
-        return self._judged(run, request, child)
+        end = self._judged(run, request, child)
+        if end.ending is Ending.DONE and run.record.blames_sandbox and mode(self._settings, request) != FULL_ACCESS:
+            # where its sandbox can't be made every command fails, no event tells of it, and the run succeeds
+            works = await self._own_sandbox(program or self._settings.command, child)
+            if not works.ok:
+                why = f"{works.detail}; {works.remedy}"
+                return replace(end, ending=Ending.FAILED, failure=FailureClass.INVALID_CONFIG, detail=why)
+        return end
 
     async def _run(self, request: AgentRequest, emit: Emit, program: str, child: Mapping[str, str]) -> _Run:
         """Start it once and read it to its end."""

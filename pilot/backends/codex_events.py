@@ -35,6 +35,7 @@ _CUT_ITEM = re.compile(
 _REFUSED = re.compile(r"codex_core::tools::router: error=(?P<words>.*\b(?:reject|rejected)\b.*)")
 _OWN_RULE = re.compile(r"style commands are not permitted")
 _NO_HELPERS = re.compile(r"could not create PATH aliases: (?P<words>.*)")
+_SANDBOX = re.compile(r"\bbwrap\b|sandbox|namespace", re.IGNORECASE)
 _NO_TOOLS = ("agent_message", "reasoning", "error", "todo_list")
 
 
@@ -60,8 +61,15 @@ class Record:
     """What the agent asked for and was not allowed, a line each."""
     no_helpers: str = ""
     """See the function of that name."""
+    worked: bool = False
+    """A tool gave something back."""
     _open: dict[str, str] = field(default_factory=dict)
     _held: list[bytes] = field(default_factory=list)
+
+    @property
+    def blames_sandbox(self) -> bool:
+        """The agent got nothing done, and its last words are of a sandbox."""
+        return not self.worked and _SANDBOX.search(self.text) is not None
 
     def read(self, line: bytes, *, cut: bool = False) -> list[Piece]:
         """Take one line of stdout, without its end; `cut`: only its first part is there.
@@ -137,6 +145,7 @@ class Record:
                 yield OutputKind.TOOL, line_of(_call(kind, item))
             if over:
                 del self._open[id]
+                self.worked = True
                 yield OutputKind.RESULT, line_of(tail(_answer(item), SHOWN_RESULT))
 
     def _left_open(self) -> Iterator[Piece]:

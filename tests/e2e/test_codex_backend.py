@@ -272,6 +272,21 @@ async def test_a_home_in_which_it_can_run_no_command_is_said_before_a_token_is_u
     assert (b.workspace / "a.txt").exists()
 
 
+async def test_a_machine_on_which_its_sandbox_can_not_be_made_is_no_success(bench: Make, tmp_path: Path) -> None:
+    words = "I could not run a command: bwrap fails."
+    b = bench(shell("echo hi > a.txt"), text(words), shell("echo hi > a.txt"), text("The sandbox works."))
+    nested = tmp_path / "nested"
+    nested.write_text(f'#!/bin/sh\nexec bwrap --dev-bind / / --cap-drop ALL "{codex_binary()}" "$@"\n')
+    nested.chmod(0o755)
+
+    end = await b.run(command=str(nested))
+
+    assert (end.failure, "does not work here: bwrap" in end.detail) == (FailureClass.INVALID_CONFIG, True), end
+    assert not (b.workspace / "a.txt").exists()
+    assert (end.usage, end.text) == (Usage(200, 40), words)
+    assert (await b.run()).ending is Ending.DONE
+
+
 async def test_what_it_may_not_do_becomes_a_question_and_the_answer_goes_on(bench: Make) -> None:
     patch = {"tools": [{"name": "apply_patch", "freeform": "*** Begin Patch\n*** Add File: p\n+x\n*** End Patch\n"}]}
     b = bench(patch, text("I may not."), patch, text("Written."))
