@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -46,11 +48,21 @@ class Standing(Talk):
         ids=["silent", "endless", "junk", "refuses", "dies"],
     )
     async def test_doctor_is_told_whatever_the_agent_does(self, script: Callable[[], Script]) -> None:
+        program = self.program(script())
         async with asyncio.timeout(40):
-            checks = await self.backend(self.program(script())).check()
+            checks = await self.backend(program).check()
 
         assert checks
+        assert not self.started(program)
         assert all(check.name and check.detail.isprintable() for check in checks)
+
+    def started(self, program: Path) -> list[str]:
+        """Living processes that this program is."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                found.append(path.read_text(errors="replace").replace("\0", " "))
+        return [line for line in found if str(program) in line]
 
     async def test_doctor_is_told_that_it_is_no_program(self) -> None:
         program = self.program(Script())

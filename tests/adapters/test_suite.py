@@ -10,13 +10,13 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from pilot.domain.agent import AgentRequest, Backend, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
-from pilot.testing import SECRET, BackendSuite, Seen
+from pilot.testing import SECRET, BackendSuite, Script, Seen
 from tests.adapters import test_claude_code_suite, test_command
 
 Claude, Plain = test_claude_code_suite.TestClaudeCode, test_command.TestCommand
@@ -168,6 +168,15 @@ class BreaksDoctor(Broken):
         return checks
 
 
+class LeavesItRunning(Broken):
+    processes: ClassVar[list[asyncio.subprocess.Process]] = []
+
+    async def check(self) -> list[Check]:
+        program = (await self.right.check())[0].detail
+        self.processes.append(await asyncio.create_subprocess_exec(program, stdout=asyncio.subprocess.DEVNULL))
+        return [Check("it", True, program)]
+
+
 def mutant(broken: type[Broken], suite: type[Any], test: str, **arguments: Any) -> Any:
     return pytest.param(broken, suite, test, arguments, id=f"{broken.__name__}-{suite.__name__}")
 
@@ -189,6 +198,7 @@ MUTANTS = [
     mutant(GivesAway, Plain, "test_whose_allowance_it_uses_up_is_a_short_word_that_gives_no_secret_away"),
     mutant(IsNeverTheSame, Plain, "test_whose_allowance_it_uses_up_is_a_short_word_that_gives_no_secret_away"),
     mutant(BreaksDoctor, Plain, "test_doctor_is_told_whether_it_is_there"),
+    mutant(LeavesItRunning, Plain, "test_doctor_is_told_whatever_the_agent_does", script=lambda: Script().wait()),
 ]
 
 
@@ -228,3 +238,7 @@ async def test_a_broken_promise_is_noticed_and_a_kept_one_is_not(
     finally:
         for pid in one.left():
             os.kill(pid, signal.SIGKILL)
+        while LeavesItRunning.processes:
+            process = LeavesItRunning.processes.pop()
+            process.kill()
+            await process.wait()

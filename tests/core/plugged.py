@@ -18,20 +18,22 @@ __all__ = ["Able", "plug_in"]
 
 @dataclass
 class Able:
-    """A plug-in whose agent can do this. `built`: how often it was asked for one."""
+    """A plug-in whose agent can do this, and says (or raises) that to doctor. `built`: how often one was made."""
 
     capabilities: Any = field(default_factory=lambda: Capabilities(resume=True, cost=True, model=True))
+    checks: Any = ()
     built: int = 0
 
     def __call__(self, name: str, settings: object) -> Any:
         self.built += 1
-        return _Agent(name, self.capabilities)
+        return _Agent(name, self.capabilities, self.checks)
 
 
 @dataclass
 class _Agent:
     name: str
     able: Any
+    checks: Any
 
     def capabilities(self) -> Any:
         return self.able
@@ -40,7 +42,9 @@ class _Agent:
         return ""
 
     async def check(self) -> list[Any]:
-        return []
+        if isinstance(self.checks, Exception):
+            raise self.checks
+        return list(self.checks)
 
     async def execute(self, request: object, emit: object) -> None:
         raise NotImplementedError

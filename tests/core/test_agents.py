@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
 import pytest
 
 from pilot.app import agents
+from pilot.cli import agent_checks
 from pilot.config.load import load
 from pilot.config.schema import Settings
 from pilot.config.uses import used_agents
-from pilot.domain.agent import Capabilities
+from pilot.domain.agent import Capabilities, Check
 from pilot.domain.errors import ConfigError, UsageError
 from tests.core.plugged import Able, plug_in
 
@@ -20,6 +22,8 @@ PLUGS = {
     "able": Able(),
     "plain": PLAIN,
     "mute": Able(capabilities=None),
+    "sick": Able(checks=RuntimeError("out of order")),
+    "absent-minded": Able(),
     "broken": RuntimeError("no licence"),
 }
 
@@ -137,3 +141,41 @@ def test_a_direct_run_looks_at_its_own_agent_only(tmp_path: Path, name: str, mod
     with pytest.raises(UsageError) as raised:
         agents.check_direct(name, model, executor)
     assert str(raised.value).startswith(words)
+
+
+async def test_doctor_looks_at_every_agent_that_a_task_may_come_to(tmp_path: Path) -> None:
+    for name in ("claude", "tool"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text("#!/bin/sh\necho 2.1.0\n")
+        program.chmod(0o755)
+    found = settings(
+        tmp_path,
+        f"""executor:
+  type: claude-code
+  environment: {{pass: [PATH], set: {{ANTHROPIC_API_KEY: sk-of-this-test-only}}}}
+  fallback: [stand-in]
+  command: {{argv: [{tmp_path}/bin/tool]}}
+  profiles: {{stand-in: {{type: command, sandbox: none}}, unused: {{type: broken}}, sick: {{type: sick}}}}
+  routes: [{{match: {{labels: [a]}}, use: sick}}]
+projects:
+  - {{name: a, path: /a, executor: {{type: absent-minded}}}}
+  - {{name: b, path: /b, executor: {{type: absent-minded}}}}
+""",
+    )
+    environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    checks = await agent_checks.agents(found, environ)
+
+    by_name = {check.name: check for check in checks}
+    assert by_name["claude-code"].ok
+    said = by_name["claude-code"].detail
+    assert re.fullmatch(r"2\.1\.0 .*, account [0-9a-f]{8}", said), said
+    assert "sk-of" not in repr(checks)
+    assert by_name["stand-in"].detail == f"{tmp_path}/bin/tool"
+    assert by_name["sick"] == Check("sick", False, "can't be checked: RuntimeError: out of order")
+    assert [check.name for check in checks].count("absent-minded") == 1
+    assert by_name["absent-minded"].ok is None
+    assert "unused" not in by_name
+    assert "agents" not in by_name
+    lines = [check.detail for check in agent_checks.sandboxes(found, environ)]
+    assert [line.rpartition("(")[2] for line in lines] == ["executor.sandbox: auto)", "executor.sandbox: none)"]
