@@ -71,9 +71,10 @@ async def test_nothing_outside_can_be_written(tmp_path: Path) -> None:
     )  # fmt: skip
     await c.sh(f"echo x > {words(c.workspace.home / 'x')} || true; mkdir -p {words(c.site.state / 'homes/2')} || true")
     assert list(outside.iterdir()) == []
-    assert sorted(entry.name for entry in c.workspace.home.iterdir() if not entry.name.startswith(".")) == [
-        "api", "exclude", "git", "home", "index", "scratch", "workspace.json"
-    ]  # fmt: skip
+    assert {entry.name for entry in c.workspace.home.iterdir()} == {
+        ".hold", ".lock", "api", "git", "home", "index", "scratch", "workspace.json"
+    }  # fmt: skip
+    assert not (c.site.state / "homes/2").exists()
 
 
 async def test_what_is_mounted_stays_so(tmp_path: Path) -> None:
