@@ -69,8 +69,7 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("after", ", ".join(map(str, after))),
             ("source", f"{execution.source}, kind {execution.kind}, priority {execution.priority}"),
             ("labels", ", ".join(execution.labels)),
-            # `executor.sandbox: auto` takes what there is, and this version has none.
-            ("agent", f"{execution.backend}{f', {execution.model}' if execution.model else ''}, sandbox none"),
+            ("agent", _agent(execution)),
             ("session", execution.session_id),
             ("attempts", f"{execution.attempt} made, {execution.failures} of {execution.max_attempts} failed"),
             ("branch", execution.branch),
@@ -81,6 +80,17 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("parent", str(execution.parent) if execution.parent else None),
         ]
     )
+
+
+def _agent(execution: Execution) -> str:
+    """Who does it, with which model, and by which rule."""
+    rule = one_line(str(execution.options.get("route") or ""))
+    parts = [
+        execution.backend,
+        f"model {one_line(execution.model)}" if execution.model else "",
+        f"by {rule}" if rule and rule != "asked for" else rule,
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _there(path: str | None) -> str | None:
@@ -200,4 +210,5 @@ def why(session: Session, id: int, json: bool) -> None:
         session.ui.document(why_document(reasons))
         return
     session.ui.line(f"{id}  {one_line(execution.task_id)}  {execution.status}", "bold")
+    session.ui.line(f"agent {_agent(execution)}")
     _reasons(session, reasons)

@@ -53,6 +53,7 @@ def execution_document(execution: Execution, after: Iterable[int] = ()) -> Docum
         "created_at": rfc3339(execution.created_at),
         "started_at": rfc3339(execution.started_at),
         "finished_at": rfc3339(execution.finished_at),
+        "route": execution.options.get("route"),
     }
     return document
 

@@ -201,7 +201,6 @@ def test_show_is_a_page(pilot: Pilot, stage: Path) -> None:
     assert "reason    agent: it broke" in page
     assert "attempt 1: failed" in page
     assert "evidence  line 1" in page
-    assert ", sandbox none\n" in page
     assert "  pilot retry 1\n" in page
     assert "\x1b" not in page
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-import pytest
-
 from tests.e2e.daemon import Home, prompt
 
 
@@ -65,27 +63,24 @@ def test_a_projects_own_profile_is_an_agent_that_it_may_be_asked_for(home: Home)
     home.audit(completed=1)
 
 
-@pytest.mark.parametrize("as_json", [True, False])
-def test_show_and_why_say_who_was_chosen_and_why(home: Home, as_json: bool) -> None:
+def test_show_and_why_say_who_was_chosen_and_why(home: Home) -> None:
     scripted = {"type": "command", "command": home.settings["executor"]["command"]}
     argv = [*scripted["command"]["argv"], "{model}"]
     profiles = {"one": {**scripted, "command": {"argv": argv}}, "two": scripted}
     routes = [{"match": {"title": "^never"}, "use": "two"}, {"match": {"labels": ["docs"]}, "use": "one",
-              "model": "large", "fallback": ["two", "command"]}]  # fmt: skip
-    home.repo("web")
-    home.configure(executor={**home.settings["executor"], "profiles": profiles, "routes": routes, "fallback": ["two"]})
+              "model": "large"}]  # fmt: skip
+    web = home.repo("web")
+    home.configure(executor={**home.settings["executor"], "profiles": profiles, "routes": routes})
     home.pilot("enqueue", "x", "-p", "web", "--label", "docs", "--task-id", "T-1")
     home.pilot("enqueue", "y", "-p", "web", "--task-id", "T-2")
+    home.pilot("run", prompt("T-3"), "--backend", "two", "--task-id", "T-3", cwd=web)
 
-    if as_json:
-        first, second = (home.pilot("show", id, "--json").json for id in (1, 2))
-        assert (first["backend"], first["model"], first["route"]) == ("one", "large", "route 2")
-        assert first["fallback"] == ["two", "command"]
-        assert (second["backend"], second["model"], second["route"]) == ("command", None, "executor.type")
-        assert second["fallback"] == ["two"]
-        assert {first["sandbox"], second["sandbox"]} == {None}
-        return
+    documents = [home.pilot("show", id, "--json").json for id in (1, 2, 3)]
+    assert [(one["backend"], one["model"], one["route"]) for one in documents] == [
+        ("one", "large", "route 2"), ("command", None, "executor.type"), ("two", None, "asked for"),
+    ]  # fmt: skip
     for command in ("show", "why"):
-        first_page, second_page = (" ".join(home.pilot(command, id).out.split()) for id in (1, 2))
-        assert "agent one, model large, by route 2; else two, command" in first_page
-        assert "agent command, by executor.type; else two" in second_page
+        pages = [" ".join(home.pilot(command, id).out.split()) for id in (1, 2, 3)]
+        assert "agent one, model large, by route 2" in pages[0]
+        assert "agent command, by executor.type" in pages[1]
+        assert "agent two, asked for" in pages[2]
