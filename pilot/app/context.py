@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import uuid
@@ -17,12 +18,14 @@ from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
 from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.config.unbuilt import refused
+from pilot.config.uses import uses
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
 from pilot.domain.agent import Backend, Sandbox
+from pilot.domain.budget import Budget
 from pilot.domain.errors import ConfigError, NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
-from pilot.domain.ports import Journal, Node, NodeKind, Runner
+from pilot.domain.ports import Accounts, Journal, Node, NodeKind, Runner
 from pilot.domain.task import Project
 from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked
@@ -117,6 +120,27 @@ class Context:
             self._backends[key] = build(execution.backend, self.settings.executor_for(own))
         return self._backends[key]
 
+    def accounts(self, projects: Collection[int], asked: str | None = None) -> Accounts:
+        """Whose allowance each backend uses up that tasks of these projects (ids) are sent to, and the one asked for.
+
+        Not of every backend there is: some take half a second to load.
+        """
+        shared: dict[str, str] | None = None  # of all that set nothing of their own: a fingerprint takes its time
+        found: dict[int, dict[str, str]] = {}
+        for id in projects:
+            own = self.projects[id]
+            if own.executor is not None:
+                found[id] = _accounts_of(self.settings.executor_for(own), asked)
+            else:
+                shared = _accounts_of(self.settings.executor, asked) if shared is None else shared
+                found[id] = shared
+        return found
+
+    def budget(self) -> Budget:
+        """What this process may spend."""
+        own = self.settings.budget
+        return Budget(own.per_execution_usd, own.per_day_usd)
+
     def executor(self, execution: Execution) -> ExecutorSettings:
         """How the execution's project runs its agents."""
         return self.settings.executor_for(self.projects[execution.project_id])
@@ -160,9 +184,14 @@ class Context:
         )
 
     def dispatcher(
-        self, node: Node, limits: Limits, projects: Collection[Project], journal: Journal | None = None
+        self,
+        node: Node,
+        limits: Limits,
+        projects: Collection[Project],
+        journal: Journal | None = None,
+        asked: str | None = None,
     ) -> Dispatcher:
-        """A dispatcher of this process."""
+        """A dispatcher of this process; `asked`: the backend that its one task is to go to."""
         return Dispatcher(
             self.store.queue,
             self.runner(journal or self.store.journal),
@@ -170,11 +199,22 @@ class Context:
             projects=projects,
             clock=self.store.database.clock,
             limits=limits,
+            accounts=self.accounts([project.id for project in projects], asked),
+            budget=self.budget(),
             rules=self.settings.retry_rules(),
             alive=alive,
             # Never a later claim's: another node may have taken the row back, and begun again, meanwhile.
             end_processes=lambda id, fence: end_marked(f"{self.store.id}:{id}:", upto=fence),
         )
+
+
+def _accounts_of(executor: ExecutorSettings, asked: str | None) -> dict[str, str]:
+    used = {use.name for use in uses(executor)} | ({asked} if asked else set())
+    found: dict[str, str] = {}
+    for name in sorted(used):
+        with contextlib.suppress(PilotError):  # whoever runs it is told
+            found[name] = build(name, executor).account()
+    return found
 
 
 def _identity(own: ProjectSettings) -> tuple[str, str]:

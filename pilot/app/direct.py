@@ -81,7 +81,8 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
         project, own = await context.project(request.project, unconfigured=True)
         node = new_node(NodeKind.RUN, 1)
         limits = replace(limits_of(context.settings), max_running=1, poll_interval=0.5)
-        dispatcher = context.dispatcher(node, limits, [project], _ShownJournal(context.store.journal, show))
+        journal = _ShownJournal(context.store.journal, show)
+        dispatcher = context.dispatcher(node, limits, [project], journal, request.task.backend)
         async with dispatcher:
             task = replace(
                 request.task,

@@ -113,7 +113,7 @@ async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> N
     except PilotError as error:
         log.error("config.refused", problems=str(error).splitlines())
         return
-    await dispatcher.reconfigure(context.stored.values())
+    await dispatcher.reconfigure(context.stored.values(), context.accounts(context.stored), context.budget())
     later = [name for name in _AT_START if getattr(new.settings, name) != getattr(loaded.settings, name)]
     log.info("config.reloaded", projects=len(context.stored), after_restart=later)
 

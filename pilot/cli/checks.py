@@ -39,6 +39,7 @@ async def examine(session: Session) -> list[Check]:
     checks += [*_state_dir(settings.state_dir), *_store(session), _port(session, settings)]
     checks += _projects(settings)
     checks += await agents(settings, session.environ)
+    checks += _parks(session)
     checks += await asyncio.to_thread(sandboxes, settings, session.environ)
     return checks
 
@@ -196,6 +197,20 @@ def _serving(session: Session) -> list[str]:
     except PilotError:
         return []
     return [node["id"] for node in nodes if node["kind"] == "serve" and node["state"] != "lost"]
+
+
+def _parks(session: Session) -> Iterator[Check]:
+    from pilot.store.allowance import words
+    from pilot.store.glance import answer
+
+    try:
+        with session.history() as history:
+            parked = answer(history.status(session.now()))["parked"]
+    except PilotError:
+        return  # nothing has run yet, or the store has a check of its own
+    for park in parked:
+        remedy = f"mend the cause, then `pilot backend unpark {park['backend']}`"
+        yield Check(f"parked {park['backend']}", None, f"{words(park)}: {park['reason']}", remedy)
 
 
 def _projects(settings: Settings) -> Iterator[Check]:

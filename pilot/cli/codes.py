@@ -25,6 +25,8 @@ def exit_code(execution: Execution) -> int:
     match execution.status:
         case "completed":
             return 0
+        case "needs_human" | "failed" if execution.failure_class == "budget":
+            return 64
         case "needs_human":
             return 3
         case "cancelled":

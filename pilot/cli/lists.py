@@ -142,15 +142,31 @@ def status(session: Session, watch: bool, json: bool) -> None:
             time.sleep(1)
 
 
+def _left(budget: Mapping[str, Any]) -> float:
+    left: float = budget["per_day_usd"] - budget["spent_usd"] - budget["reserved_usd"]
+    return left
+
+
+def _money(budget: Mapping[str, Any]) -> str:
+    day = budget["per_day_usd"]
+    limit = "" if day is None else f" of ${day:.2f}, until {budget['until']}"
+    line = f"budget: ${budget['spent_usd']:.2f} spent and ${budget['reserved_usd']:.2f} set aside today{limit}"
+    each = budget["per_execution_usd"]
+    return line if each is None else f"{line}; ${each:.2f} for a task"
+
+
 def _show_status(session: Session, document: Mapping[str, Any]) -> None:
+    from pilot.store.allowance import words
+
     ui = session.ui
     ui.line("  ".join(f"{name} {count}" for name, count in document["counts"].items()))
     for pause in document["paused"]:
         whose = pause["project"] or "everything"
         ui.line(f"paused: {one_line(whose)} by {one_line(pause['owner'])}: {one_line(pause['reason'])}", "yellow")
     for park in document["parked"]:
-        until = f"until {park['until']}" if park["until"] else "until somebody unparks it"
-        ui.line(f"parked: {one_line(park['backend'])} {until}: {one_line(park['reason'])}", "yellow")
+        ui.line(f"parked: {one_line(park['backend'])} {words(park)}: {one_line(park['reason'])}", "yellow")
+    if (budget := document["budget"]) is not None:
+        ui.line(_money(budget), "" if budget["per_day_usd"] is None or _left(budget) > 0 else "yellow")
     if document["running"]:
         ui.line()
         ui.table(

@@ -70,6 +70,7 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("source", f"{execution.source}, kind {execution.kind}, priority {execution.priority}"),
             ("labels", ", ".join(execution.labels)),
             ("agent", _agent(execution)),
+            ("instead", ", ".join(execution.fallback)),
             ("session", execution.session_id),
             ("attempts", f"{execution.attempt} made, {execution.failures} of {execution.max_attempts} failed"),
             ("branch", execution.branch),
@@ -121,15 +122,19 @@ def _attempts(session: Session, attempts: Sequence[Attempt]) -> None:
     for attempt in attempts:
         end = attempt.finished_at or session.now()
         state = attempt.outcome or f"running: {attempt.phase or 'starts'}"
+        account = f" (account {attempt.account})" if attempt.account else ""
         session.ui.line()
         session.ui.line(
-            f"attempt {attempt.number}: {state}, {lasted(end - attempt.started_at)} with {attempt.backend} "
+            f"attempt {attempt.number}: {state}, {lasted(end - attempt.started_at)} with {attempt.backend}{account} "
             f"on {attempt.node}",
             "bold",
         )
+        cost = f"${attempt.cost_usd:.4f}" if attempt.cost_usd is not None else None
         failure = f"{attempt.failure_class}: {attempt.detail}" if attempt.failure_class else attempt.detail
         session.ui.fields(
             [
+                ("sandbox", attempt.sandbox),
+                ("cost", cost),
                 ("failure", failure if attempt.outcome == "failed" else None),
                 ("evidence", tail(attempt.excerpt, 1000) if attempt.excerpt else None),
                 ("said", tail(attempt.summary.strip(), 1000) if attempt.summary else None),

@@ -15,11 +15,12 @@ from pilot.dispatch.maintenance import Leases, Recovery
 from pilot.dispatch.run import Attempts, Stop
 from pilot.dispatch.turns import Turns
 from pilot.dispatch.worker import ProjectWorker
+from pilot.domain.budget import Budget
 from pilot.domain.errors import PilotError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import FailureClass
 from pilot.domain.policy import RULES, Rule
-from pilot.domain.ports import Clock, DispatchQueue, Node, NodeKind, Runner
+from pilot.domain.ports import Accounts, Clock, DispatchQueue, Node, NodeKind, Runner
 from pilot.domain.task import Project, Task
 
 log = structlog.get_logger()
@@ -45,7 +46,8 @@ async def _nothing_to_end(_execution: int, _fence: int) -> Collection[int]:
 class Dispatcher:
     """Runs what is queued for its projects: `async with Dispatcher(...)`, or `await run()`.
 
-    `projects` are those this node can reach. Every wait has a timer behind it: signals are hints.
+    `projects` are those this node can reach, `accounts` whose allowance it uses up there, `budget` what it may
+    spend. Every wait has a timer behind it: signals are hints.
     """
 
     def __init__(
@@ -57,6 +59,8 @@ class Dispatcher:
         projects: Iterable[Project],
         clock: Clock,
         limits: Limits | None = None,
+        accounts: Accounts | None = None,
+        budget: Budget | None = None,
         rules: Mapping[FailureClass, Rule] = RULES,
         jitter: Callable[[], float] = random.random,
         alive: Callable[[Node], bool | None] = lambda _node: None,
@@ -67,6 +71,8 @@ class Dispatcher:
         self._clock = clock
         self._limits = limits or Limits()
         self.projects: dict[int, Project] = {project.id: project for project in projects}
+        self._accounts: Accounts = accounts or {}
+        self._budget = budget or Budget()
         self._lease = int(self._limits.lease * 1000)
         self._attempts = Attempts(queue, runner, clock, jitter, rules)
         self._turns = Turns(self._limits.max_running)
@@ -151,13 +157,17 @@ class Dispatcher:
             for run in self._attempts.runs.values()
         ]
 
-    async def reconfigure(self, projects: Iterable[Project]) -> None:
-        """Serve these projects from now on; what runs goes on."""
+    async def reconfigure(self, projects: Iterable[Project], accounts: Accounts, budget: Budget) -> None:
+        """Serve these projects from now on, as whom, and for how much; what runs goes on."""
         self.projects = {project.id: project for project in projects}
+        self._accounts, self._budget = accounts, budget
         for worker in self._workers.values():
             worker.project = self.projects.get(worker.project.id, worker.project)
-        await self._queue.serve(self._node.id, self.projects)
+        await self._serve()
         self._tell({"*"})
+
+    async def _serve(self) -> None:
+        await self._queue.serve(self._node.id, self.projects, self._accounts, self._budget)
 
     def drain(self) -> None:
         """Take nothing new; `run` returns when what runs has ended, or its time is over."""
@@ -171,7 +181,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards."""
         await self._queue.start_node(self._node, self._lease)
-        await self._queue.serve(self._node.id, self.projects)
+        await self._serve()
         leave = self._queue.listen(self._tell)
         loops: list[asyncio.Task[None]] = []
         try:
@@ -266,7 +276,7 @@ class Dispatcher:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
                 news = full or await self._queue.changed()
                 if news:
-                    ready = await self._queue.ready(self.projects)
+                    ready = await self._queue.ready(self.projects, self._node.id)
                     due = await self._queue.next_due()
                     swept = loop.time() if full else swept
                 if news or tokens:

@@ -21,9 +21,12 @@ class EventType(StrEnum):
     COMPLETED = "execution.completed"  #: outcome, branch
     FAILED = "execution.failed"  #: reason, failure_class
     CANCELLED = "execution.cancelled"  #: reason
+    REROUTED = "execution.rerouted"  #: from, to, reason: another backend does it, for its own is parked
     LOST = "execution.lost"  #: node, why: its lease ended or its process died
-    PARKED = "backend.parked"  #: backend, until, reason
-    UNPARKED = "backend.unparked"  #: backend, by
+    PARKED = "backend.parked"  #: backend, account, until, reason
+    HALF_OPENED = "backend.half_opened"  #: backend, account, by: one may try it
+    PROBED = "backend.probed"  #: backend, account: this execution tries it
+    UNPARKED = "backend.unparked"  #: backend, account, by: it takes work again
     PAUSED = "project.paused"  #: owner, reason (project None: all)
     RESUMED = "project.resumed"  #: owner
     NODE_STARTED = "node.started"  #: node, kind, version

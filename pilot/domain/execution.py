@@ -106,6 +106,8 @@ class Execution:
     error: str | None
     outcome: str | None
     backend: str
+    fallback: tuple[str, ...] = ()
+    external: bool = False
     model: str | None
     session_id: str | None
     feedback: str | None
@@ -119,6 +121,7 @@ class Execution:
     input_tokens: int | None
     output_tokens: int | None
     cost_usd: float | None
+    forgiven_usd: float = 0.0
     payload: Any
     options: Mapping[str, Any]
     plan: str | None

@@ -75,12 +75,18 @@ RULES: Mapping[FailureClass, Rule] = {
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """A backend that takes no work; `until` None means until a person says so."""
+    """A backend that takes no work; `until` None means until a person says so.
+
+    `account`: whose allowance is used up; None: that of the attempt's claim. `pause`: the first pause and the longest
+    one, ms, where nobody named a time; 0: `until` was named, and stands.
+    """
 
     backend: str
     failure: FailureClass
     reason: str
     until: int | None
+    account: str | None = None
+    pause: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +103,8 @@ class Settlement:
     park: Park | None = None
     streak: int = 0
     mark: str | None = None
+    failure: FailureClass | None = None
+    """Stored as the execution's, when what keeps it from going on is not how the attempt failed."""
 
 
 def backoff(rule: Rule, times: int, jitter: float) -> int:
@@ -106,6 +114,14 @@ def backoff(rule: Rule, times: int, jitter: float) -> int:
         return 0
     full = min(longest, first * 2 ** min(times - 1, 30))
     return int(full * (0.5 + jitter / 2))
+
+
+def parked_until(park: Park, tries: int, now: int) -> int | None:
+    """When (UTC ms) a park ends that was found closed `tries` times in a row; a named time stands as it is."""
+    first, longest = park.pause
+    if park.until is None or not first:
+        return park.until
+    return now + min(longest, first << min(tries - 1, 30))
 
 
 _VARYING = re.compile(
@@ -159,6 +175,18 @@ def settle(
             return settlement
 
 
+def _park(execution: Execution, outcome: Outcome, rule: Rule, now: int, jitter: float) -> Park:
+    failure = outcome.failure or FailureClass.UNKNOWN
+    if rule.parks is Parking.FOR_A_PERSON:
+        return Park(execution.backend, failure, outcome.detail, None)
+    named = outcome.retry_at or 0
+    if named > now:
+        return Park(execution.backend, failure, outcome.detail, min(named, now + LONGEST_PARK))
+    # How often it was found used up is the park's to know: another task has tried it the last time.
+    pause = backoff(rule, 1, jitter), rule.backoff[1]
+    return Park(execution.backend, failure, outcome.detail, now + pause[0], pause=pause)
+
+
 def _settle_failure(
     execution: Execution,
     outcome: Outcome,
@@ -176,12 +204,8 @@ def _settle_failure(
         to=Status.NEEDS_HUMAN, reason=reason, counted=rule.counts, keep_session=True, streak=streak, mark=mark
     )
     if rule.parks is not Parking.NEVER:
-        until = None
-        if rule.parks is Parking.UNTIL_RESET:
-            named = outcome.retry_at or 0
-            until = min(named, now + LONGEST_PARK) if named > now else now + pause
         if rule.cap is None or streak <= rule.cap:
-            park = Park(execution.backend, failure, outcome.detail, until)
+            park = _park(execution, outcome, rule, now, jitter)
             return Settlement(
                 to=Status.QUEUED,
                 reason=reason,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
 from pilot.domain.agent import OutputKind
+from pilot.domain.budget import Budget
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Outcome, Usage
 from pilot.domain.policy import Settlement
@@ -15,6 +16,10 @@ from pilot.domain.task import Project, Task
 
 Clock = Callable[[], int]
 """UTC milliseconds; the only source of time."""
+
+
+Accounts = Mapping[int, Mapping[str, str]]
+"""`Backend.account()` by project (id) and backend name; what is missing is not known, as "" is."""
 
 
 class NodeKind(StrEnum):
@@ -84,13 +89,25 @@ class Queue(Protocol):
         ...
 
     async def claim(
-        self, node: str, *, lease: int, projects: Collection[int], max: int = 1, own: bool = False
+        self,
+        node: str,
+        *,
+        lease: int,
+        projects: Collection[int],
+        max: int = 1,
+        own: bool = False,
+        external: bool = False,
     ) -> list[Execution]:
         """Take up to `max` executions, at most one per project, and lease them for `lease` ms.
 
-        A project gives its first by (priority, id) that is queued, due and on a backend that is not parked, when it
-        is not paused and has a free slot. If that one is reserved for another node, it gives nothing: that node is
-        next. `own`: only what is reserved for this node. The fence is greater than any before in the project.
+        A project gives its first by (priority, id) that is queued, due, within its budget and on a backend that is
+        not parked for this node's account, when it is not paused and has a free slot. One whose backend is parked
+        goes to the first of its `fallback` that is not. If it is reserved for another node, the project gives
+        nothing: that node is next. `own`: only what is reserved for this node. `external`: also what is left to
+        remote workers. Nothing is given that would cost more than the day has left.
+
+        Of a park that is half-open one claim is the probe: nobody else gets its backend and account until
+        `Journal.note(answered=…)` or the attempt's end. The fence is greater than any before in the project.
         """
         ...
 
@@ -125,8 +142,14 @@ class DispatchQueue(Queue, Protocol):
         """Make a node known, with its own lease (ms)."""
         ...
 
-    async def serve(self, node: str, projects: Collection[int]) -> None:
-        """Which projects the node claims from, for people who ask why nothing starts."""
+    async def serve(
+        self,
+        node: str,
+        projects: Collection[int],
+        accounts: Accounts = ...,
+        budget: Budget = ...,
+    ) -> None:
+        """What the node claims from, as whom, and what it may spend; each call replaces the one before."""
         ...
 
     async def drain_node(self, node: str) -> None:
@@ -163,11 +186,11 @@ class DispatchQueue(Queue, Protocol):
         ...
 
     async def expire_parks(self) -> list[str]:
-        """Open the backends whose time has come."""
+        """Forget the parks that nothing has tried for a week after their time; their backends."""
         ...
 
-    async def ready(self, among: Collection[int] | None = None) -> list[int]:
-        """Projects with due work and a free slot, the one whose head is oldest first."""
+    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
+        """Projects that have something to give this node, the one whose head is oldest first."""
         ...
 
     async def next_due(self) -> int | None:

@@ -1,11 +1,10 @@
-"""Projects, pauses, parks, and the removal of old history."""
+"""Projects, pauses, and the removal of old history."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from pilot.domain.errors import NotFound
 from pilot.domain.events import EventType
 from pilot.domain.task import Project
 from pilot.domain.text import clean
@@ -104,37 +103,6 @@ class Admin:
                 yield Notify({str(pause.project_id) if pause.project_id else "*"})
             answers.append(owners)
         return answers
-
-    def unpark(self, requests: Sequence[tuple[str, str]], now: int) -> Generator[Step, Rows, list[Exception | None]]:
-        """Open (backend, by) again."""
-        answers: list[Exception | None] = []
-        for backend, by in requests:
-            rows = yield Statement(
-                "DELETE FROM parks WHERE backend = :backend RETURNING parks.backend", {"backend": backend}
-            )
-            if rows:
-                yield events_statement(
-                    self._dialect, now, [event(EventType.UNPARKED, None, None, backend=backend, by=clean(by))]
-                )
-                yield Notify({"*"})
-            answers.append(None if rows else NotFound(f"backend {backend!r} is not parked"))
-        return answers
-
-    def expire_parks(self, requests: Sequence[None], now: int) -> Generator[Step, Rows, list[list[str]]]:
-        """Remove the parks whose time has come; the backends that are open again."""
-        rows = yield Statement(
-            "DELETE FROM parks WHERE until IS NOT NULL AND until <= :now RETURNING parks.backend",
-            {"now": now},
-        )
-        backends = [backend for (backend,) in rows]
-        if backends:
-            yield events_statement(
-                self._dialect,
-                now,
-                [event(EventType.UNPARKED, None, None, backend=backend, by="time") for backend in backends],
-            )
-            yield Notify({"*"})
-        return [backends] * len(requests)
 
     def prune(self, befores: Sequence[int], now: int) -> Generator[Step, Rows, list[int]]:
         """Remove a batch of what ended before a time (UTC ms) and nothing open needs; how many went."""

@@ -2,69 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import json
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from pilot.domain.budget import Budget, day_of
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
 from pilot.store.database import Dialect, Rows, Statement, Step
-from pilot.store.records import Table, event, events_statement
+from pilot.store.parks import Parks, account_of, standing
+from pilot.store.records import EventRow, Table, dumps, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
+from pilot.store.spending import BOOKED, Spending
 
-_REQUESTS = Table(project_id="bigint", node="text", own="bigint")
-_CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
-_STARTED = Table(execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text")
+_REQUESTS = Table(project_id="bigint", node="text", own="bigint", external="bigint")
+_CLAIMS = Table(
+    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
+    backend="text", fallback="text", rerouted="bigint",
+)  # fmt: skip
+_STARTED = Table(
+    execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text",
+    account="text", reserved="bigint", probe="bigint",
+)  # fmt: skip
 
 _PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
-PARKED = "EXISTS (SELECT 1 FROM parks k WHERE k.backend = {backend} AND (k.until IS NULL OR k.until > :now))"
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
+
+
+def head(dialect: Dialect, node: str, external: str) -> str:
+    """A sub-select: the id of the first row of project `p` that a node may run. `n`: the node's row, if it has one.
+
+    Passed over, so that they hold up nobody: rows whose backend is parked, and everyone's in its stead, too; that are
+    left to remote workers; that have used up what one may cost.
+    """
+    return f"""
+        SELECT e.id FROM executions e
+        WHERE e.project_id = p.id AND e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
+          AND (NOT {_closed(node, "e.backend")}
+            OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")} WHERE NOT {_closed(node, "f.value")}))
+          AND (n.per_execution_usd IS NULL OR coalesce(e.cost_usd, 0) - e.forgiven_usd < n.per_execution_usd)
+        ORDER BY e.priority, e.id LIMIT 1"""
+
+
+def _closed(node: str, backend: str) -> str:
+    return standing(backend, account_of(node, "p.id", backend), closed=True)
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
     """One project's next execution for one node; `lease` in ms.
 
-    `own`: only if it is reserved for the node, as a direct run's is.
+    `own`: only if it is reserved for the node, as a direct run's is. `external`: also what is left to remote workers.
     """
 
     project_id: int
     node: str
     lease: int
     own: bool = False
+    external: bool = False
 
     @property
-    def who(self) -> tuple[int, str, bool]:
+    def who(self) -> tuple[int, str, bool, bool]:
         """What decides the answer: equal requests get equal ones."""
-        return self.project_id, self.node, self.own
+        return self.project_id, self.node, self.own, self.external
+
+
+class _Head(NamedTuple):
+    """What a project would give. `was`: the backend it had; `booked`: what the day has no longer."""
+
+    project_id: int
+    fence: int
+    slot: int
+    node: str
+    id: int
+    was: str
+    fallback: str
+    backend: str
+    account: str
+    probes: int
+    cost_usd: float | None
+    forgiven_usd: float
+    per_execution_usd: float | None
+    per_day_usd: float | None
+    booked: int
+
+    @property
+    def chain(self) -> str:
+        """Who is left to do it in its stead: whoever had it goes to the end."""
+        if self.backend == self.was:
+            return self.fallback
+        return dumps([name for name in json.loads(self.fallback) if name != self.backend] + [self.was])
 
 
 class Claim:
     """The operation, also run as the second half of a finish."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, parks: Parks, spending: Spending) -> None:
         self._dialect = dialect
+        self._parks = parks
+        self._spending = spending
         # A head that another node reserved is not passed over: a person waits for it, and it goes first.
+        found = f"""
+            SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
+              n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd,
+              ({head(dialect, "r.node", "r.external")}) AS id,
+              CASE WHEN p.running = 0 THEN 0 ELSE
+                (SELECT min(c.slot) FROM (
+                   SELECT 0 AS slot UNION ALL
+                   SELECT x.slot + 1 FROM executions x WHERE x.project_id = p.id AND x.status = 'running') c
+                 WHERE NOT EXISTS (SELECT 1 FROM executions y
+                   WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
+            FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
+              LEFT JOIN nodes n ON n.id = r.node
+            WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
+            {dialect.lock_projects}"""
+        account = account_of("g.node", "g.project_id", "g.backend")
+        first_open = f"""
+            CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "e.backend")} THEN e.backend
+              ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
+                WHERE NOT {_closed("h.node", "f.value")} ORDER BY f.n LIMIT 1) END""".replace("p.id", "h.project_id")
         self._heads = f"""
-            SELECT h.project_id, h.fence, h.slot, h.node, h.id FROM (
-              SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
-                (SELECT e.id FROM executions e
-                  WHERE e.project_id = p.id AND e.status = 'queued' AND e.due = 1
-                    AND NOT {PARKED.format(backend="e.backend")}
-                  ORDER BY e.priority, e.id LIMIT 1) AS id,
-                CASE WHEN p.running = 0 THEN 0 ELSE
-                  (SELECT min(c.slot) FROM (
-                     SELECT 0 AS slot UNION ALL
-                     SELECT x.slot + 1 FROM executions x WHERE x.project_id = p.id AND x.status = 'running') c
-                   WHERE NOT EXISTS (SELECT 1 FROM executions y
-                     WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
-              FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
-              WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
-              {dialect.lock_projects}) h
-            JOIN executions e ON e.id = h.id
-              AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0))"""
+            SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
+              coalesce({account}, ''), {standing("g.backend", account, closed=False)},
+              g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED}
+            FROM (SELECT h.*, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
+                e.forgiven_usd AS forgiven_usd, {first_open} AS backend
+              FROM ({found}) h JOIN executions e ON e.id = h.id
+                AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0))) g"""
         self._take = f"""
             UPDATE executions SET status = 'running', slot = c.slot, node = c.node, fence = c.fence,
               lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
+              backend = c.backend, fallback = c.fallback,
+              model = CASE WHEN c.rerouted = 0 THEN executions.model END,
+              session_id = CASE WHEN c.rerouted = 0 THEN executions.session_id END,
               started_at = coalesce(started_at, :now)
             FROM {_CLAIMS.of(dialect, "c")}
             WHERE executions.id = c.id AND executions.status = 'queued'
@@ -73,8 +144,9 @@ class Claim:
             UPDATE projects SET running = running + 1, fence = c.fence
             FROM {_CLAIMS.of(dialect, "c")} WHERE projects.id = c.project_id"""
         self._attempts = f"""
-            INSERT INTO attempts (execution_id, number, fence, node, backend, model, started_at)
-            SELECT s.execution_id, s.number, s.fence, s.node, s.backend, s.model, :now
+            INSERT INTO attempts (execution_id, number, fence, node, backend, model, started_at, account, reserved,
+              probe)
+            SELECT s.execution_id, s.number, s.fence, s.node, s.backend, s.model, :now, s.account, s.reserved, s.probe
             FROM {_STARTED.of(dialect, "s")}"""
 
     def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
@@ -82,19 +154,19 @@ class Claim:
         answers: dict[int, Execution] = {}
         yield Statement(_PROMOTE, {"now": now})
         waiting = list(range(len(requests)))
-        refused: set[tuple[int, str, bool]] = set()
+        refused: set[tuple[int, str, bool, bool]] = set()
         while waiting:
             # One per project and pass: the head of a project is another one once its first is taken.
             first: dict[int, int] = {}
             for n in waiting:
                 first.setdefault(requests[n].project_id, n)
-            taken = yield from self._pass([requests[n] for n in first.values()], now)
+            taken, later = yield from self._pass([requests[n] for n in first.values()], now)
             for project, n in first.items():
                 if project in taken:
                     answers[n] = taken[project]
-                else:
+                elif project not in later:
                     refused.add(requests[n].who)  # others may still get what is reserved for them
-            looked_at = set(first.values())
+            looked_at = {n for project, n in first.items() if project not in later}
             waiting = [n for n in waiting if n not in looked_at and requests[n].who not in refused]
         return [answers.get(n) for n in range(len(requests))]
 
@@ -103,42 +175,86 @@ class Claim:
         yield Statement(_PROMOTE, {"now": now})
         return [None] * len(items)
 
-    def _pass(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, dict[int, Execution]]:
+    def _pass(
+        self, requests: Sequence[ClaimRequest], now: int
+    ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
+        """What was taken, by project; and the projects to look at again, once this is written."""
         lease = {request.project_id: request.lease for request in requests}
-        heads = yield Statement(
-            self._heads,
-            {"now": now, "items": _REQUESTS.rows((r.project_id, r.node, int(r.own)) for r in requests)},
-        )
-        if not heads:
-            return {}
+        wanted = _REQUESTS.rows((r.project_id, r.node, int(r.own), int(r.external)) for r in requests)
+        rows = yield Statement(self._heads, {"now": now, "day": day_of(now), "items": wanted})
+        chosen, reserved, later = _admitted(map(_Head._make, rows))
+        if not chosen:
+            return {}, later
         claims = _CLAIMS.rows(
-            (id, project, fence, slot, node, now + lease[project]) for project, fence, slot, node, id in heads
+            (
+                *(h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id]),
+                *(h.backend, h.chain, int(h.backend != h.was)),
+            )
+            for h in chosen.values()
         )
         rows = yield Statement(self._take, {"now": now, "items": claims})
         executions = [to_execution(row) for row in rows]
-        taken = _CLAIMS.rows((e.id, e.project_id, e.fence, e.slot, e.node, e.lease_until) for e in executions)
-        yield Statement(self._hold, {"items": taken})
-        yield Statement(
-            self._attempts,
-            {
-                "now": now,
-                "items": _STARTED.rows((e.id, e.attempt, e.fence, e.node, e.backend, e.model) for e in executions),
-            },
+        yield Statement(self._hold, {"items": claims})
+        yield from self._begin(executions, chosen, reserved, now)
+        return {e.project_id: e for e in executions}, later
+
+    def _begin(
+        self, executions: Sequence[Execution], heads: dict[int, _Head], reserved: dict[int, int], now: int
+    ) -> Generator[Step, Rows, None]:
+        started = _STARTED.rows(
+            (
+                *(e.id, e.attempt, e.fence, e.node, e.backend, e.model),
+                *(heads[e.id].account, reserved.get(e.id), heads[e.id].probes),
+            )
+            for e in executions
         )
-        yield events_statement(
-            self._dialect,
-            now,
-            [
-                event(
-                    EventType.STARTED,
-                    e.id,
-                    e.project_id,
-                    attempt=e.attempt,
-                    fence=e.fence,
-                    node=e.node,
-                    slot=e.slot,
-                )
-                for e in executions
-            ],
+        yield Statement(self._attempts, {"now": now, "items": started})
+        told: list[EventRow] = []
+        for e in executions:
+            if e.backend != heads[e.id].was:
+                told.append((yield from self._rerouted(e, heads[e.id])))
+            facts = {"attempt": e.attempt, "fence": e.fence, "node": e.node, "slot": e.slot}
+            told.append(event(EventType.STARTED, e.id, e.project_id, **facts))
+        yield events_statement(self._dialect, now, told)
+        probes = [(e, heads[e.id].account) for e in executions if heads[e.id].probes]
+        if probes:
+            yield from self._parks.probe(probes, now)
+        if reserved:
+            yield from self._spending.reserve(reserved.values(), now)
+
+    def _rerouted(self, execution: Execution, head: _Head) -> Generator[Step, Rows, EventRow]:
+        account = account_of(":node", ":project", ":backend")
+        rows = yield Statement(
+            "SELECT k.failure, k.reason FROM parks k WHERE k.backend = :backend "
+            f"AND k.account IN ('', {account}) ORDER BY k.since LIMIT 1",
+            {"node": head.node, "project": head.project_id, "backend": head.was},
         )
-        return {e.project_id: e for e in executions}
+        reason = ": ".join(rows[0]) if rows else ""
+        facts = {"from": head.was, "to": head.backend, "reason": f"{head.was} takes no work: {reason}"}
+        return event(EventType.REROUTED, execution.id, execution.project_id, **facts)
+
+
+def _admitted(heads: Iterator[_Head]) -> tuple[dict[int, _Head], dict[int, int], set[int]]:
+    """By execution id, what may be taken together, and what it sets aside; the projects to look at afterwards."""
+    chosen: dict[int, _Head] = {}
+    reserved: dict[int, int] = {}
+    later: set[int] = set()
+    tried: set[str] = set()
+    for head in heads:
+        budget = Budget(head.per_execution_usd, head.per_day_usd)
+        if head.probes and head.backend in tried:  # one probe, and the others see it; a fallback may be free for them
+            later.add(head.project_id)
+        elif fits(budget, head.cost_usd, head.forgiven_usd, head.booked + sum(reserved.values())):
+            chosen[head.id] = head
+            amount = budget.reservation(head.cost_usd, head.forgiven_usd)
+            if amount is not None:
+                reserved[head.id] = amount
+            if head.probes:
+                tried.add(head.backend)
+    return chosen, reserved, later
+
+
+def fits(budget: Budget, cost: float | None, forgiven: float, booked: int) -> bool:
+    """Whether the day has room for an attempt at an execution that has cost so much."""
+    room, amount = budget.room(booked), budget.reservation(cost, forgiven)
+    return room is None or amount is None or amount <= room

@@ -50,6 +50,10 @@ class Dialect(Protocol):
         """
         ...
 
+    def elements(self, column: str, alias: str) -> str:
+        """A FROM item: the JSON array of texts in a column of the query around it, as `n` (ascending) and `value`."""
+        ...
+
     @property
     def lock_projects(self) -> str:
         """Suffix that locks the rows of `p` (projects) and skips those another claim holds; empty with one writer."""

@@ -27,8 +27,9 @@ _LARGE = 1 << 62
 _NEW = Table(
     n="bigint", project_id="bigint", task_id="text", title="text", body="text", source="text", kind="text",
     labels="text", priority="bigint", lane="bigint", status="text", due="bigint", available_at="bigint",
-    deps_left="bigint", reserved_for="text", max_attempts="bigint", backend="text", model="text", payload="text",
-    options="text", plan="text", callback_url="text", parent="bigint", idempotency_key="text",
+    deps_left="bigint", reserved_for="text", max_attempts="bigint", backend="text", fallback="text",
+    external="bigint", model="text", payload="text", options="text", plan="text", callback_url="text",
+    parent="bigint", idempotency_key="text",
 )  # fmt: skip
 _COPIED = ", ".join(c for c in _NEW.columns if c not in ("n", "project_id"))
 _KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
@@ -194,7 +195,7 @@ def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
         n, task.project_id, clean(task.task_id), clean(task.title), clean(task.body), clean(task.source),
         task.kind, dumps([clean(label) for label in task.labels]), task.priority, task.lane,
         "blocked" if left else "queued", int(not left and available_at <= now), available_at, left,
-        task.reserved_for, task.max_attempts, task.backend, task.model,
+        task.reserved_for, task.max_attempts, task.backend, dumps(list(task.fallback)), int(task.external), task.model,
         None if task.payload is None else _json("payload", task.payload), _json("options", dict(task.options)),
         task.plan, task.callback_url, task.parent, task.idempotency_key or None,
     ]  # fmt: skip

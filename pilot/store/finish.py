@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from pilot.domain.errors import LeaseLost
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, Outcome
+from pilot.domain.outcome import Ending, FailureClass, Outcome
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.text import clean, tail
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
-from pilot.store.records import LARGE, EventRow, Table, dumps, event, events_statement, ids, ids_of, known
+from pilot.store.parks import Parks
+from pilot.store.records import EventRow, Table, dumps, event, events_statement, ids, ids_of, known, short
+from pilot.store.spending import Spending
 
 EXCERPT = 8_000  # characters of evidence kept per attempt
 SUMMARY = 16_000
@@ -34,7 +35,6 @@ _ATTEMPTS = Table(
 )  # fmt: skip
 _FREED = Table(project_id="bigint", n="bigint")
 _ASKED = Table(execution_id="bigint", attempt="bigint", text="text", options="text", preset="text")
-_PARKS = Table(backend="text", failure="text", reason="text", until="bigint", execution_id="bigint")
 
 
 def _add(column: str) -> str:
@@ -50,10 +50,14 @@ def _add(column: str) -> str:
 class FinishClaims:
     """The operation. What a row must still be for it to count: running, with the same fence."""
 
-    def __init__(self, dialect: Dialect, claim: Claim, dependents: Dependents) -> None:
+    def __init__(
+        self, dialect: Dialect, claim: Claim, dependents: Dependents, parks: Parks, spending: Spending
+    ) -> None:
         self._dialect = dialect
         self._claim = claim
         self._dependents = dependents
+        self._parks = parks
+        self._spending = spending
         self._end = f"""
             UPDATE executions SET
               status = f.status, reason = f.reason, slot = NULL, node = NULL, lease_until = NULL,
@@ -79,6 +83,11 @@ class FinishClaims:
             FROM {_ENDS.of(dialect, "f")}
             WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status = 'running'
             RETURNING executions.id, executions.fence, executions.has_dependents"""
+        self._before = f"""
+            SELECT e.id, e.cancel_requested, e.reason, e.forgiven_usd, e.cost_usd, a.cost_usd, n.per_execution_usd
+            FROM executions e JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt
+              LEFT JOIN nodes n ON n.id = e.node
+            WHERE e.status = 'running' AND e.id IN {ids_of(dialect)}"""
         self._free = f"""
             UPDATE projects SET running = running - r.n FROM {_FREED.of(dialect, "r")}
             WHERE projects.id = r.project_id"""
@@ -91,18 +100,12 @@ class FinishClaims:
               output_tokens = coalesce(a.output_tokens, attempts.output_tokens),
               cost_usd = coalesce(a.cost_usd, attempts.cost_usd)
             FROM {_ATTEMPTS.of(dialect, "a")}
-            WHERE attempts.execution_id = a.execution_id AND attempts.number = a.number"""
+            WHERE attempts.execution_id = a.execution_id AND attempts.number = a.number
+            RETURNING attempts.execution_id, attempts.account, attempts.probe, attempts.started_at,
+              attempts.reserved, attempts.cost_usd"""
         self._ask = f"""
             INSERT INTO questions (execution_id, attempt, text, options, preset, asked_at)
             SELECT q.execution_id, q.attempt, q.text, q.options, q.preset, :now FROM {_ASKED.of(dialect, "q")}"""
-        self._park = f"""
-            INSERT INTO parks (backend, failure, reason, until, since, execution_id)
-            SELECT p.backend, p.failure, p.reason, p.until, :now, p.execution_id FROM {_PARKS.of(dialect, "p")}
-            WHERE true
-            ON CONFLICT (backend) DO UPDATE SET failure = excluded.failure, reason = excluded.reason,
-              execution_id = excluded.execution_id,
-              until = CASE WHEN parks.until IS NULL OR excluded.until IS NULL THEN NULL
-                           WHEN parks.until > excluded.until THEN parks.until ELSE excluded.until END"""
 
     def __call__(
         self, finishes: Sequence[Finish], now: int
@@ -135,7 +138,7 @@ class FinishClaims:
 
     def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
         """End the claims that still stand; returns which of `finishes` did so."""
-        finishes = yield from self._heed_cancels(finishes)
+        finishes = yield from self._heed(finishes)
         # The same claim twice in one group, as a repeated request brings it: the first counts, the other is late.
         claims: dict[tuple[int, int], int] = {}
         for n, finish in enumerate(finishes):
@@ -150,14 +153,14 @@ class FinishClaims:
         for finish in done:
             freed[finish.execution.project_id] = freed.get(finish.execution.project_id, 0) + 1
         yield Statement(self._free, {"items": _FREED.rows(freed.items())})
-        yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
+        facts = yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
         yield events_statement(self._dialect, now, [row for finish in done for row in _events(finish, lost)])
         asked = [f for f in done if f.settlement.question is not None]
         if asked:
             yield Statement(self._ask, {"now": now, "items": _ASKED.rows(map(_question_row, asked))})
-        parked = _longest_parks(done)
-        if parked:
-            yield Statement(self._park, {"now": now, "items": _PARKS.rows(map(_park_row, parked))})
+        accounts: dict[int, str] = {id: account for id, account, *_ in facts}
+        yield from self._parks.settle(done, accounts, {id for id, _, probe, *_ in facts if probe}, now)
+        yield from self._spending.settle((begun, reserved, cost) for _, _, _, begun, reserved, cost in facts)
         parents = {
             finishes[n].execution.id: finishes[n].settlement.to
             for n, has_dependents in ended.items()
@@ -167,37 +170,53 @@ class FinishClaims:
             yield from self._dependents.follow(parents, now)
         return set(ended)
 
-    def _heed_cancels(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
-        """What would run again, or wait for a person, ends when somebody asked for its end; in that person's words."""
+    def _heed(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
+        """What would run again, or wait for a person, ends when somebody asked for its end, in that person's words.
+
+        What would run again and has cost what it may waits for a person.
+        """
         ending = [f.execution.id for f in finishes if f.settlement.to not in (Status.COMPLETED, Status.FAILED)]
         if not ending:
             return finishes
-        rows = yield Statement(
-            "SELECT id, reason FROM executions WHERE status = 'running' AND cancel_requested = 1 "
-            f"AND id IN {ids_of(self._dialect)}",
-            {"ids": ids(ending)},
-        )
-        reasons: dict[int, str] = {id: reason for id, reason in rows}  # noqa: C416  rows have no type
+        rows = yield Statement(self._before, {"ids": ids(ending)})
+        stored = {id: row for id, *row in rows}
         return [
-            replace(
-                f,
-                settlement=Settlement(
-                    to=Status.CANCELLED, reason=reasons[f.execution.id], keep_session=True, park=f.settlement.park
-                ),
-            )
-            if f.execution.id in reasons and f.settlement.to not in (Status.COMPLETED, Status.FAILED)
+            _heeded(f, *stored[f.execution.id])
+            if f.execution.id in stored and f.settlement.to not in (Status.COMPLETED, Status.FAILED)
             else f
             for f in finishes
         ]
 
 
+def _heeded(
+    finish: Finish, cancelled: int, reason: str, forgiven: float, before: float | None, noted: float | None,
+    limit: float | None,
+) -> Finish:  # fmt: skip
+    to = finish.settlement
+    if cancelled:
+        ended = Settlement(to=Status.CANCELLED, reason=reason, keep_session=True, park=to.park)
+        return replace(finish, settlement=ended)
+    own = known(finish.outcome.usage)["cost_usd"]
+    cost = (before or 0.0) + ((noted if own is None else own) or 0.0)
+    if to.to is not Status.QUEUED or limit is None or cost - forgiven < limit:
+        return finish
+    words = (
+        f"budget: it has cost ${cost - forgiven:.2f} of the ${limit:.2f} that a task may cost "
+        f"(budget.per_execution_usd). Answer to let it cost as much again"
+    )
+    held = f"{words}; it was to go on after {to.reason}" if to.reason else words
+    settlement = replace(to, to=Status.NEEDS_HUMAN, reason=held, failure=FailureClass.BUDGET, keep_session=True)
+    return replace(finish, settlement=settlement)
+
+
 def _end_row(finish: Finish, lost: bool) -> list[object]:
     execution, outcome, to = finish.execution, finish.outcome, finish.settlement
-    judged = outcome.ending in (Ending.DONE, Ending.NO_CHANGE, Ending.FAILED)
+    judged = to.failure is not None or outcome.ending in (Ending.DONE, Ending.NO_CHANGE, Ending.FAILED)
+    error = _text(outcome.detail) if outcome.ending is Ending.FAILED else short(to.reason) if to.failure else None
     return [
-        execution.id, execution.fence, to.to, _short(to.reason), to.available_at, int(to.counted), int(lost),
-        int(to.keep_session), _text(to.feedback), int(judged), outcome.failure,
-        _text(outcome.detail) if outcome.ending is Ending.FAILED else None, outcome.ending, outcome.model,
+        execution.id, execution.fence, to.to, short(to.reason), to.available_at, int(to.counted), int(lost),
+        int(to.keep_session), _text(to.feedback), int(judged), to.failure or outcome.failure,
+        error, outcome.ending, outcome.model,
         outcome.session_id, outcome.branch, outcome.base_sha, outcome.head_sha,
         "branch" if outcome.delivered else None, *known(outcome.usage).values(), to.streak, to.mark,
     ]  # fmt: skip
@@ -221,31 +240,8 @@ def _question_row(finish: Finish) -> list[object]:
     return [finish.execution.id, finish.execution.attempt, clean(question.text), options, preset]
 
 
-def _longest_parks(finishes: Iterable[Finish]) -> list[Finish]:
-    """One for each backend: the park that lasts longest, as the statement merges them with what is stored."""
-    longest: dict[str, tuple[float, Finish]] = {}
-    for finish in finishes:
-        park = finish.settlement.park
-        if park is not None:
-            until = math.inf if park.until is None else park.until
-            if park.backend not in longest or until >= longest[park.backend][0]:
-                longest[park.backend] = until, finish
-    return [finish for _, finish in longest.values()]
-
-
-def _park_row(finish: Finish) -> list[object]:
-    park = finish.settlement.park
-    assert park is not None  # noqa: S101  chosen by it
-    until = None if park.until is None else min(park.until, LARGE)
-    return [park.backend, park.failure, _short(park.reason), until, finish.execution.id]
-
-
 def _text(text: str | None) -> str | None:
     return None if text is None else clean(tail(text, EXCERPT))
-
-
-def _short(text: str | None) -> str | None:
-    return None if text is None else clean(text)[:2000]
 
 
 _EVENT_OF = {
@@ -265,19 +261,14 @@ def _events(finish: Finish, lost: bool) -> Iterable[EventRow]:
         _EVENT_OF[to.to], execution.id, execution.project_id, attempt=execution.attempt, fence=execution.fence,
         **_facts(outcome, to),
     )  # fmt: skip
-    if to.park is not None:
-        yield event(
-            EventType.PARKED, execution.id, None, backend=to.park.backend, until=to.park.until,
-            reason=_short(to.park.reason),
-        )  # fmt: skip
 
 
 def _facts(outcome: Outcome, to: Settlement) -> dict[str, object]:
     facts: dict[str, object] = {"outcome": outcome.ending}
     if to.reason:
-        facts["reason"] = _short(to.reason)
-    if outcome.failure:
-        facts["failure_class"] = outcome.failure
+        facts["reason"] = short(to.reason)
+    if failure := to.failure or outcome.failure:
+        facts["failure_class"] = failure
     if to.to is Status.QUEUED:
         facts |= {"available_at": to.available_at, "counted": to.counted}
     if outcome.branch:

@@ -14,6 +14,7 @@ from typing import Any
 from pilot.domain.errors import UsageError
 from pilot.domain.events import Event
 from pilot.domain.execution import FINAL, OPEN, Execution, Status
+from pilot.domain.outcome import Usage
 from pilot.domain.ports import Document, Why
 from pilot.domain.task import Project
 from pilot.store.database import Database
@@ -52,6 +53,8 @@ class Attempt:
     input_tokens: int | None
     output_tokens: int | None
     cost_usd: float | None
+    account: str
+    sandbox: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,15 @@ class History:
         )
         found = [dict(zip(_ATTEMPT_COLUMNS, row, strict=True)) for row in rows]
         return [Attempt(**{**row, "gates": json.loads(row["gates"] or "[]")}) for row in found]
+
+    async def used(self, session_id: str) -> Usage:
+        """What all attempts in this session were booked with, as far as it is known."""
+        rows = await self._database.read(
+            "SELECT sum(input_tokens), sum(output_tokens), sum(cost_usd) FROM attempts "
+            "WHERE session_id IS NOT NULL AND session_id = :session AND finished_at IS NOT NULL",
+            {"session": session_id},
+        )
+        return Usage(*rows[0])
 
     async def questions(self, id: int | None = None) -> list[Asked]:
         """The questions of an execution, oldest first; without an id all that wait for an answer."""

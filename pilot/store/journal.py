@@ -11,11 +11,14 @@ from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Usage
 from pilot.store.database import Database, Dialect, Rows, Statement, Step
+from pilot.store.parks import Parks
 from pilot.store.records import Table, known
 
 _FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", "input_hash")
 _USAGE = {"input_tokens": "bigint", "output_tokens": "bigint", "cost_usd": "float"}
-_NOTES = Table(id="bigint", fence="bigint", phase="text", **dict.fromkeys(_FACTS, "text"), **_USAGE)
+_OWN = ("phase", "sandbox")
+"""Facts of the attempt alone."""
+_NOTES = Table(id="bigint", fence="bigint", **dict.fromkeys((*_OWN, *_FACTS), "text"), **_USAGE)
 _CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
 
 
@@ -43,16 +46,18 @@ class SqlJournal:
             WHERE executions.id = n.id AND executions.fence = n.fence AND executions.status = 'running'
             RETURNING executions.id, executions.fence"""
         own = ", ".join(
-            f"{fact} = coalesce(n.{fact}, attempts.{fact})" for fact in ("session_id", "model", "head_sha", *_USAGE)
+            f"{fact} = coalesce(n.{fact}, attempts.{fact})"
+            for fact in (*_OWN, "session_id", "model", "head_sha", *_USAGE)
         )
         self._attempt = f"""
-            UPDATE attempts SET phase = coalesce(n.phase, attempts.phase), {own} FROM {_NOTES.of(dialect, "n")}
+            UPDATE attempts SET {own} FROM {_NOTES.of(dialect, "n")}
             WHERE attempts.execution_id = n.id AND attempts.fence = n.fence"""
         self._standing = _standing(dialect)
+        self._parks = Parks(dialect)
 
     async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         """See `Journal.note`."""
-        unknown = facts.keys() - {*_FACTS, "phase", "answered", "sandbox"}
+        unknown = facts.keys() - {*_FACTS, *_OWN, "answered"}
         if unknown:
             raise TypeError(f"no such fact: {', '.join(sorted(unknown))}")
         figures = {} if usage is None else known(usage)
@@ -72,6 +77,9 @@ class SqlJournal:
         mine = {(id, fence): claims[id, fence] for id, fence in rows}
         if mine:
             yield Statement(self._attempt, {"items": _rows(mine)})
+        answered = [claim for claim, told in mine.items() if told.get("answered")]
+        if answered:
+            yield from self._parks.answered(answered, self._database.clock())
         return [None if (n.execution.id, n.execution.fence) in mine else _lost(n.execution) for n in notes]
 
     def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
@@ -109,9 +117,7 @@ class SqlJournal:
 
 
 def _rows(claims: Mapping[tuple[int, int], Mapping[str, Any]]) -> str:
-    return _NOTES.rows(
-        [*claim, told.get("phase"), *map(told.get, (*_FACTS, *_USAGE))] for claim, told in claims.items()
-    )
+    return _NOTES.rows([*claim, *map(told.get, (*_OWN, *_FACTS, *_USAGE))] for claim, told in claims.items())
 
 
 def _standing(dialect: Dialect) -> str:

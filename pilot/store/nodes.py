@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
+from pilot.domain.budget import Budget
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome, Question
 from pilot.domain.policy import MAX_LOSSES, Settlement
-from pilot.domain.ports import Finish, Held, Node
+from pilot.domain.ports import Accounts, Finish, Held, Node
+from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
@@ -18,6 +20,7 @@ from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 _NAMES = Table(id="text")
 _IDS = Table(id="bigint")
+_ACCOUNTS = Table(project_id="bigint", backend="text", account="text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,16 @@ class Beat:
 
     node: str
     lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What a node says of itself: projects (ids), accounts by project and backend, and what may be spent."""
+
+    node: str
+    projects: tuple[int, ...]
+    accounts: Accounts
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +95,34 @@ class Nodes:
             )
         return [None] * len(nodes)
 
-    def serve(self, sets: Sequence[tuple[str, Sequence[int]]], now: int) -> Generator[Step, Rows, list[None]]:
-        """Write down which projects (by id) a node serves from now on."""
-        for node, projects in sets:
-            yield Statement("DELETE FROM node_projects WHERE node_id = :node", {"node": node})
-            yield Statement("UPDATE nodes SET choosy = 1 WHERE id = :node", {"node": node})
+    def serve(self, servings: Sequence[Serving], now: int) -> Generator[Step, Rows, list[None]]:
+        """Write down what a node serves from now on, as whom, and for how much."""
+        for said in servings:
+            node, budget = {"node": said.node}, said.budget
+            yield Statement("DELETE FROM node_projects WHERE node_id = :node", node)
+            yield Statement("DELETE FROM node_accounts WHERE node_id = :node", node)
+            yield Statement(
+                "UPDATE nodes SET choosy = 1, per_execution_usd = :execution, per_day_usd = :day WHERE id = :node",
+                node | {"execution": budget.per_execution, "day": budget.per_day},
+            )
             yield Statement(
                 "INSERT INTO node_projects (node_id, project_id) "
                 f"SELECT n.id, p.id FROM {_IDS.of(self._dialect, 'p')} JOIN nodes n ON n.id = :node",
-                {"node": node, "items": _IDS.rows((project,) for project in projects)},
+                node | {"items": _IDS.rows((project,) for project in said.projects)},
             )
-        return [None] * len(sets)
+            accounts = [
+                (project, clean(backend), clean(account))
+                for project, by_backend in said.accounts.items()
+                for backend, account in by_backend.items()
+                if account
+            ]
+            yield Statement(
+                "INSERT INTO node_accounts (node_id, project_id, backend, account) SELECT n.id, a.project_id, "
+                f"a.backend, a.account FROM {_ACCOUNTS.of(self._dialect, 'a')} JOIN nodes n ON n.id = :node",
+                node | {"items": _ACCOUNTS.rows(accounts)},
+            )
+            yield Notify({"*"})  # what nobody could do, or pay for, may be done now
+        return [None] * len(servings)
 
     def drain(self, nodes: Sequence[str], now: int) -> Generator[Step, Rows, list[None]]:
         """Say that a node takes nothing new."""

@@ -7,17 +7,19 @@ from typing import Any
 
 from pilot.domain.execution import Status
 from pilot.domain.ports import Document
+from pilot.store.allowance import budget_document, parked
 from pilot.store.database import Database
 from pilot.store.documents import rfc3339
 
 
 async def overview(database: Database, counts: Mapping[Status, int], now: int) -> Document:
-    """Counts by status, running executions, projects, parked backends and nodes; `now` is UTC ms."""
+    """Counts by status, running executions, projects, parked backends, money and nodes; `now` is UTC ms."""
     return {
         "counts": {str(status): count for status, count in counts.items()},
         "running": await _running(database),
         "projects": await _projects(database),
-        "parked": await _parked(database, now),
+        "parked": [park.document() for park in await parked(database, now)],
+        "budget": await budget_document(database, now),
         "sources": [],
         "nodes": await _nodes(database, now),
         "paused": await _paused(database),
@@ -64,23 +66,6 @@ async def _projects(database: Database) -> list[Document]:
             "paused": 0 in paused or id in paused,
         }
         for id, name, path, running, most, queued in rows
-    ]
-
-
-async def _parked(database: Database, now: int) -> list[Document]:
-    rows = await database.read(
-        "SELECT backend, failure, reason, until, since FROM parks WHERE until IS NULL OR until > :now ORDER BY backend",
-        {"now": now},
-    )
-    return [
-        {
-            "backend": backend,
-            "failure_class": failure,
-            "reason": reason,
-            "until": rfc3339(until),
-            "since": rfc3339(since),
-        }
-        for backend, failure, reason, until, since in rows
     ]
 
 

@@ -111,7 +111,10 @@ class Answer:
         rows = yield Statement(
             # What was counted counts from here again: a person has looked at it, and wants it tried.
             "UPDATE executions SET status = 'queued', reason = NULL, feedback = :text, due = 1, available_at = :now, "
-            "failures = 0, streak = 0, mark = NULL, losses = 0 WHERE id = :id AND status = 'needs_human' "
+            "failures = 0, streak = 0, mark = NULL, losses = 0, "
+            "forgiven_usd = coalesce(cost_usd, 0), "
+            "failure_class = CASE WHEN failure_class <> 'budget' THEN failure_class END "
+            "WHERE id = :id AND status = 'needs_human' "
             "RETURNING executions.project_id",
             {"id": request.id, "text": text, "now": now},
         )

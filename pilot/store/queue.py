@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 
+from pilot.domain.budget import Budget, day_after, day_of
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.execution import Enqueued, Execution, Status
-from pilot.domain.ports import Finish, Held, Node
+from pilot.domain.ports import Accounts, Finish, Held, Node
 from pilot.domain.task import DEFAULT_PRIORITY, DIRECT_PRIORITY, Kind, Project, Task
 from pilot.store.admin import Admin, Pause, Registration
-from pilot.store.claim import Claim, ClaimRequest
-from pilot.store.database import Database, Listener, Rows, Step
+from pilot.store.claim import PAUSED, Claim, ClaimRequest, fits, head
+from pilot.store.database import Database, Dialect, Listener, Rows, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
-from pilot.store.nodes import Beat, Loss, Nodes
+from pilot.store.nodes import Beat, Loss, Nodes, Serving
+from pilot.store.parks import Parks, Unpark
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
 from pilot.store.rows import EXECUTION_SELECT, to_execution
+from pilot.store.spending import BOOKED, Spending
 
 Steps = Generator[Step, Rows, Any]
 
 _OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND available_at <= :now LIMIT 1"
 
-# A walk over the distinct projects of the claim index: its cost is theirs, whatever the backlog.
-_READY = """
+
+def _ready(dialect: Dialect) -> str:
+    # A walk over the distinct projects of the claim index: its cost is theirs, whatever the backlog, as long as the
+    # first of each is one that may be run.
+    return f"""
     WITH RECURSIVE walk(project_id) AS (
       SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
       UNION ALL
       SELECT (SELECT min(project_id) FROM executions
               WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
       FROM walk WHERE walk.project_id IS NOT NULL)
-    SELECT p.id FROM walk JOIN projects p ON p.id = walk.project_id
-      JOIN executions e ON e.id = (SELECT h.id FROM executions h
-        WHERE h.project_id = p.id AND h.status = 'queued' AND h.due = 1 ORDER BY h.priority, h.id LIMIT 1)
-    WHERE p.running < p.max_running ORDER BY e.priority, e.id"""
+    SELECT p.id, e.cost_usd, e.forgiven_usd, n.per_execution_usd, n.per_day_usd, {BOOKED}
+    FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
+      JOIN executions e ON e.id = ({head(dialect, ":node", ":external")})
+    WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} ORDER BY e.priority, e.id"""
 
 
 class SqlQueue:
@@ -43,10 +50,12 @@ class SqlQueue:
     def __init__(self, database: Database) -> None:
         self._database = database
         dialect = database.dialect
-        claim, dependents = Claim(dialect), Dependents(dialect)
+        self._parks, spending = Parks(dialect), Spending(dialect)
+        claim, dependents = Claim(dialect, self._parks, spending), Dependents(dialect)
+        self._ready = _ready(dialect)
         self._claim_steps = claim
         self._enqueue_steps = Enqueue(dialect)
-        self._finish_steps = FinishClaims(dialect, claim, dependents)
+        self._finish_steps = FinishClaims(dialect, claim, dependents, self._parks, spending)
         self._cancel_steps = Cancel(dialect, dependents)
         self._answer_steps = Answer(dialect)
         self._nodes = Nodes(dialect, self._finish_steps, self._cancel_steps)
@@ -72,7 +81,7 @@ class SqlQueue:
     def _starts(self, items: Sequence[tuple[Node, int]]) -> Steps:
         return self._nodes.start(items, self._database.clock())
 
-    def _servings(self, items: Sequence[tuple[str, Sequence[int]]]) -> Steps:
+    def _servings(self, items: Sequence[Serving]) -> Steps:
         return self._nodes.serve(items, self._database.clock())
 
     def _drains(self, items: Sequence[str]) -> Steps:
@@ -96,11 +105,11 @@ class SqlQueue:
     def _resumes(self, items: Sequence[Pause]) -> Steps:
         return self._admin.resume(items, self._database.clock())
 
-    def _unparks(self, items: Sequence[tuple[str, str]]) -> Steps:
-        return self._admin.unpark(items, self._database.clock())
+    def _unparks(self, items: Sequence[Unpark]) -> Steps:
+        return self._parks.unpark(items, self._database.clock())
 
     def _expiries(self, items: Sequence[None]) -> Steps:
-        return self._admin.expire_parks(items, self._database.clock())
+        return self._parks.forget(items, self._database.clock())
 
     def _prunes(self, items: Sequence[int]) -> Steps:
         return self._admin.prune(items, self._database.clock())
@@ -122,25 +131,33 @@ class SqlQueue:
         projects: Collection[int] | None = None,
         max: int = 1,
         own: bool = False,
+        external: bool = False,
     ) -> list[Execution]:
         """See `Queue.claim`. `projects` None: any; those whose work has waited longest come first."""
         if projects is None or len(projects) > 1:
-            projects = await self.ready(projects)
+            projects = await self.ready(projects, node, external=external)
         found: list[Execution] = []
         for project in projects:
             if len(found) == max:
                 break
-            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease, own))
+            execution = await self._database.write(self._claims, ClaimRequest(project, node, lease, own, external))
             if execution is not None:
                 found.append(execution)
         return found
 
-    async def ready(self, among: Collection[int] | None = None) -> list[int]:
-        """Projects with due work and a free slot, the one whose head is oldest first."""
-        if await self._database.read(_OVERDUE, {"now": self._database.clock()}):
+    async def ready(self, among: Collection[int] | None = None, node: str = "", *, external: bool = False) -> list[int]:
+        """See `DispatchQueue.ready`."""
+        now = self._database.clock()
+        if await self._database.read(_OVERDUE, {"now": now}):
             await self._database.write(self._promotions, None)
-        rows = await self._database.read(_READY)
-        return [id for (id,) in rows if among is None or id in among]
+        rows = await self._database.read(
+            self._ready, {"now": now, "day": day_of(now), "node": node, "external": int(external)}
+        )
+        return [
+            id
+            for id, cost, forgiven, per_execution, per_day, booked in rows
+            if (among is None or id in among) and fits(Budget(per_execution, per_day), cost, forgiven, booked)
+        ]
 
     async def finish(self, finish: Finish) -> Execution | None:
         """See `Queue.finish`."""
@@ -154,9 +171,15 @@ class SqlQueue:
         """Make a node known, with its own lease (ms)."""
         await self._database.write(self._starts, (node, lease))
 
-    async def serve(self, node: str, projects: Collection[int]) -> None:
-        """Which projects the node claims from, for people who ask why nothing starts."""
-        await self._database.write(self._servings, (node, tuple(projects)))
+    async def serve(
+        self,
+        node: str,
+        projects: Collection[int],
+        accounts: Accounts = MappingProxyType({}),
+        budget: Budget = Budget(),  # noqa: B008  frozen
+    ) -> None:
+        """See `DispatchQueue.serve`."""
+        await self._database.write(self._servings, Serving(node, tuple(projects), accounts, budget))
 
     async def drain_node(self, node: str) -> None:
         """Say that the node takes nothing new."""
@@ -233,7 +256,8 @@ class SqlQueue:
                 project_id=old.project_id, title=old.title, body=old.body, task_id=old.task_id, source=old.source,
                 kind=Kind(old.kind), labels=old.labels, lane=old.lane,
                 priority=DEFAULT_PRIORITY if old.priority == DIRECT_PRIORITY else old.priority,
-                payload=old.payload, options=old.options, backend=old.backend,
+                payload=old.payload, options=old.options, backend=old.backend, fallback=old.fallback,
+                external=old.external,
                 model=old.model, max_attempts=old.max_attempts, callback_url=old.callback_url, plan=old.plan,
                 parent=old.id,
             )
@@ -247,20 +271,22 @@ class SqlQueue:
         """Lift an owner's pause (None: everybody's); the owners lifted."""
         return await self._database.write(self._resumes, Pause(project_id, owner))
 
-    async def unpark(self, backend: str, by: str) -> None:
-        """Open a parked backend. Raises `NotFound` when it is not parked."""
-        await self._database.write(self._unparks, (backend, by))
+    async def unpark(self, backend: str, by: str, account: str | None = None) -> None:
+        """Let a parked backend (of any account, or this one) be tried. Raises `NotFound` when it is not parked."""
+        await self._database.write(self._unparks, Unpark(backend, by, account))
 
     async def expire_parks(self) -> list[str]:
-        """Open the backends whose time has come."""
+        """See `DispatchQueue.expire_parks`."""
         return await self._database.write(self._expiries, None)
 
     async def next_due(self) -> int | None:
         """When (UTC ms) time alone makes something runnable next."""
+        now = self._database.clock()
         rows = await self._database.read(
             "SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0 "
-            "UNION ALL SELECT min(until) FROM parks WHERE until > :now) AS times",
-            {"now": self._database.clock()},
+            "UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL "
+            "SELECT max(:tomorrow) FROM nodes WHERE per_day_usd IS NOT NULL AND lease_until > :now) AS times",
+            {"now": now, "tomorrow": day_after(now)},
         )
         return rows[0][0] if rows else None
 

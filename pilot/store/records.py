@@ -78,6 +78,11 @@ def ids(values: Iterable[int]) -> str:
     return dumps([[value] for value in values])
 
 
+def short(text: str | None) -> str | None:
+    """A reason, as a column holds it."""
+    return None if text is None else clean(text)[:2000]
+
+
 def known(usage: Usage) -> dict[str, float | None]:
     """By column. An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known."""
     figures = asdict(usage)

@@ -12,8 +12,9 @@ EXECUTION_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Execution))
 EXECUTION_SELECT = ", ".join(f"executions.{name}" for name in EXECUTION_COLUMNS)
 
 _AT = {name: i for i, name in enumerate(EXECUTION_COLUMNS)}
-_JSON = tuple(_AT[name] for name in ("labels", "payload", "options", "artifacts"))
+_JSON = tuple(_AT[name] for name in ("labels", "fallback", "payload", "options", "artifacts"))
 _LABELS, _STATUS, _CANCEL = _AT["labels"], _AT["status"], _AT["cancel_requested"]
+_FALLBACK, _EXTERNAL = _AT["fallback"], _AT["external"]
 _EMPTY: dict[str | None, Any] = {None: None, "[]": (), "{}": {}}
 
 
@@ -27,4 +28,6 @@ def to_execution(row: tuple[Any, ...]) -> Execution:
     values[_LABELS] = tuple(values[_LABELS])
     values[_STATUS] = Status(values[_STATUS])
     values[_CANCEL] = bool(values[_CANCEL])
+    values[_FALLBACK] = tuple(values[_FALLBACK])
+    values[_EXTERNAL] = bool(values[_EXTERNAL])
     return Execution(**dict(zip(EXECUTION_COLUMNS, values, strict=True)))

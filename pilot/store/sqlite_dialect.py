@@ -28,6 +28,10 @@ class SqliteDialect:
         picked = ", ".join(f"value ->> '$[{i}]' AS {column}" for i, column in enumerate(columns))
         return f"(SELECT {picked} FROM json_each(:{name})) AS {alias}"
 
+    def elements(self, column: str, alias: str) -> str:
+        """See `Dialect.elements`."""
+        return f"(SELECT key AS n, value FROM json_each({column})) AS {alias}"
+
 
 def configure(connection: sqlite3.Connection, *, read_only: bool) -> None:
     """The settings that every connection needs before its first statement."""

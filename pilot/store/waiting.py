@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pilot.domain.execution import Execution, Status
 from pilot.domain.ports import Hold, Why
 from pilot.domain.text import one_line
-from pilot.store.claim import PARKED
-from pilot.store.database import Database
+from pilot.store.allowance import budget_holds, closed, parked, servers
+from pilot.store.database import Database, Dialect
 from pilot.store.documents import moment
+from pilot.store.records import Table
 
 _NAMED = 20  # holds of one sort that are named one by one
-# Due rows of one project that the claim would look at. `due` is brought up to date by the next claim only.
-_LINE = (
-    "FROM (SELECT id, priority, task_id, backend FROM executions "
-    "WHERE status = 'queued' AND due = 1 AND project_id = :project UNION ALL "
-    "SELECT id, priority, task_id, backend FROM executions "
-    "WHERE status = 'queued' AND due = 0 AND available_at <= :now AND +project_id = :project) AS line "
-    f"WHERE (line.priority, line.id) < (:priority, :id) AND NOT {PARKED.format(backend='line.backend')}"
-)
+_CLOSED = Table(backend="text")
+
+
+def _line_of(dialect: Dialect) -> str:
+    # Due rows of one project that the claim would look at. `due` is brought up to date by the next claim only.
+    shut = f"(SELECT c.backend FROM {_CLOSED.of(dialect, 'c', 'closed')})"
+    columns = "SELECT id, priority, task_id, backend, fallback, external FROM executions "
+    return (
+        f"FROM ({columns}WHERE status = 'queued' AND due = 1 AND project_id = :project UNION ALL "
+        f"{columns}WHERE status = 'queued' AND due = 0 AND available_at <= :now AND +project_id = :project) AS line "
+        "WHERE (line.priority, line.id) < (:priority, :id) AND line.external = 0 "
+        f"AND (line.backend NOT IN {shut} OR EXISTS "
+        f"(SELECT 1 FROM {dialect.elements('line.fallback', 'f')} WHERE f.value NOT IN {shut}))"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,19 @@ def _why(execution: Execution, holds: list[Hold] | None = None, next: str = "", 
 
 async def _queued(database: Database, execution: Execution, now: int) -> Why:
     due = execution.available_at <= now
-    line = await _line(database, execution, now) if due else _Line()
-    holds = [
-        *await _pauses(database, execution),
-        *await _park(database, execution, now),
+    nodes = await servers(database, execution, now)
+    shut = closed(await parked(database, now), nodes)
+    line = await _line(database, execution, shut, now) if due else _Line()
+    local = [
+        *_park(execution, shut),
+        *await budget_holds(database, execution, nodes, now),
         *_time(execution, due=due),
         *await _nodes(database, execution, now),
+    ]
+    remote = [Hold("external", "left to a worker that claims over HTTP"), *_time(execution, due=due)]
+    holds = [
+        *await _pauses(database, execution),
+        *(remote if execution.external else local),
         *await _slots(database, execution),
     ]
     if line.before:
@@ -92,38 +106,54 @@ def _next(execution: Execution, holds: list[Hold]) -> str:
         case "paused":
             which = "" if hold.detail.startswith("everything") else f" {execution.project}"
             return f"It waits until admission is resumed: `pilot resume{which}`."
-        case "parked" if at:
-            return f"It may start at {at}, or after `pilot backend unpark {execution.backend}`."
-        case "parked":
-            return f"It waits for a person: mend the cause, then `pilot backend unpark {execution.backend}`."
+        case "parked" | "budget":
+            return _next_when_allowed(hold, at)
         case "time":
             return f"It may start at {at}."
-        case "unserved":
-            return "It starts once a `pilot serve` has the project in its pilot.yaml."
-        case "full":
-            return "It starts when one of what runs there ends and its turn comes."
-        case "node":
-            return "It starts once a node runs: `pilot serve`."
-        case "reserved":
-            return "It is cancelled as soon as a node sees that its direct run is gone."
         case "slot":
             return f"It moves up when {hold.execution} ends."
+        case kind if kind in _STARTS:
+            return _STARTS[kind]
         case _:
             return f"It starts after the {holds[-1].detail.split()[0]} before it."
 
 
-async def _line(database: Database, execution: Execution, now: int) -> _Line:
+_STARTS = {
+    "external": "It starts when such a worker claims it.",
+    "unserved": "It starts once a `pilot serve` has the project in its pilot.yaml.",
+    "full": "It starts when one of what runs there ends and its turn comes.",
+    "node": "It starts once a node runs: `pilot serve`.",
+    "reserved": "It is cancelled as soon as a node sees that its direct run is gone.",
+}
+
+
+def _next_when_allowed(hold: Hold, at: str) -> str:
+    if hold.kind == "budget":
+        if at:
+            return f"It may start at {at}, when the day's budget begins anew, or once budget.per_day_usd is raised."
+        return "It waits until budget.per_execution_usd is raised."
+    if hold.execution is not None:
+        return f"It may start once {hold.execution} has an answer."
+    unpark = f"`pilot backend unpark {hold.detail.split()[0]}`"
+    return (
+        f"It may start at {at}, or after {unpark}." if at else f"It waits for a person: mend the cause, then {unpark}."
+    )
+
+
+async def _line(database: Database, execution: Execution, shut: Iterable[str], now: int) -> _Line:
+    line = _line_of(database.dialect)
     params: Mapping[str, Any] = {
+        "closed": _CLOSED.rows((backend,) for backend in shut),
         "project": execution.project_id,
         "priority": execution.priority,
         "id": execution.id,
         "now": now,
     }
-    ((before,),) = await database.read(f"SELECT count(*) {_LINE}", params)
+    ((before,),) = await database.read(f"SELECT count(*) {line}", params)
     if not before:
         return _Line()
     first = await database.read(
-        f"SELECT line.id, line.task_id {_LINE} ORDER BY line.priority, line.id LIMIT 1",
+        f"SELECT line.id, line.task_id {line} ORDER BY line.priority, line.id LIMIT 1",
         params,
     )
     return _Line(before, *first[0]) if first else _Line()
@@ -145,15 +175,12 @@ async def _pauses(database: Database, execution: Execution) -> list[Hold]:
     ]
 
 
-async def _park(database: Database, execution: Execution, now: int) -> list[Hold]:
-    rows = await database.read(
-        "SELECT failure, reason, until FROM parks WHERE backend = :backend AND (until IS NULL OR until > :now)",
-        {"backend": execution.backend, "now": now},
-    )
-    return [
-        Hold("parked", f"{execution.backend} takes no work: {failure}: {one_line(reason)}", None, until)
-        for failure, reason, until in rows
-    ]
+def _park(execution: Execution, shut: Mapping[str, list[Hold]]) -> list[Hold]:
+    names = list(dict.fromkeys((execution.backend, *execution.fallback)))
+    if not all(name in shut for name in names):
+        return []  # one of them takes it
+    holds = [hold for name in names for hold in shut[name]]
+    return sorted(holds, key=lambda hold: (hold.execution is None, hold.until is None, hold.until or 0))
 
 
 def _time(execution: Execution, *, due: bool) -> list[Hold]:

@@ -187,9 +187,9 @@ class Through:
         self.calls["heartbeat"] += 1
         return await self._queue.heartbeat(node, lease)
 
-    async def ready(self, among: Collection[int] | None = None) -> list[int]:
+    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
         self.calls["ready"] += 1
-        return await self._queue.ready(among)
+        return await self._queue.ready(among, node)
 
 
 class Deaf(Through):

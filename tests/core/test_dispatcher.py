@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pilot.dispatch.dispatcher import Limits
+from pilot.domain.budget import Budget
 from pilot.domain.errors import NotFound, StoreError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, failed
@@ -197,12 +198,12 @@ class FailsAtNews(Deaf):
     broken = False
     failed = 0
 
-    async def ready(self, among: Collection[int] | None = None) -> list[int]:
+    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
         if self.broken:
             self.broken = False
             self.failed += 1
             raise StoreError("can't read")
-        return await super().ready(among)
+        return await super().ready(among, node)
 
 
 async def test_a_failed_look_is_looked_at_again(stage: Stage) -> None:
@@ -296,7 +297,7 @@ async def test_new_settings_bring_projects_and_slots_while_it_runs(stage: Stage)
         await works[0].begun.wait()
         web, wider = await stage.project("web"), await stage.project("api", max_running=2)
         new = await stage.task(web, "new")
-        await dispatcher.reconfigure([web, wider])
+        await dispatcher.reconfigure([web, wider], {}, Budget())
         await works[1].begun.wait()
         await stage.reach(Status.COMPLETED, new)
         for work in works:
@@ -311,12 +312,12 @@ async def test_a_project_that_is_no_longer_served_ends_what_runs_and_begins_noth
 
     async with stage.dispatcher() as dispatcher:
         await work.begun.wait()
-        await dispatcher.reconfigure([web])
+        await dispatcher.reconfigure([web], {}, Budget())
         work.go.set()
         await stage.reach(Status.COMPLETED, running)
         await stage.reach(Status.COMPLETED, await stage.task(web, "other"))
         assert (await stage.row(left)).attempt == 0
-        await dispatcher.reconfigure([api, web])
+        await dispatcher.reconfigure([api, web], {}, Budget())
         await stage.reach(Status.COMPLETED, left)
 
 

@@ -368,7 +368,7 @@ async def test_two_nodes_that_find_the_same_dead_one_take_it_back_once(stage: St
     assert [type for type, _ in await stage.events(lost.id)].count("execution.lost") == 1
 
 
-async def test_a_backend_opens_again_when_nobody_has_work_for_it(stage: Stage) -> None:
+async def test_a_park_that_nobody_tries_is_forgotten_after_a_week(stage: Stage) -> None:
     api = await stage.project("api")
     limited = failed(FailureClass.RATE_LIMIT, "429", retry_at=stage.clock.now + 10 * SECOND)
     stage.script.acts["T-1"] = returns(limited)
@@ -378,12 +378,12 @@ async def test_a_backend_opens_again_when_nobody_has_work_for_it(stage: Stage) -
         await until(lambda: stage.script.spans and stage.script.spans[0].ended)
         await stage.reach(Status.QUEUED, id)
         await stage.queue.cancel(id, by="ann")
-        stage.clock.advance(10 * SECOND)
+        stage.clock.advance(8 * 24 * HOUR)
         while await stage.parks():
             await asyncio.sleep(0.01)
 
     opened = [data for type, data in await stage.events() if type == "backend.unparked"]
-    assert opened == [{"backend": "claude", "by": "time"}]
+    assert opened == [{"backend": "claude", "account": "", "by": "time"}]
 
 
 @pytest.mark.parametrize("hours", [2, -2])

@@ -100,6 +100,7 @@ AFTER_ONE: dict[FailureClass, tuple[Status, int, int, int | None, bool]] = {
     F.NETWORK: (Status.QUEUED, 0, 5 * SECOND, 0, True),
     F.CONFLICT: (Status.NEEDS_HUMAN, 0, 0, 0, True),
     F.INFRA: (Status.QUEUED, 0, 5 * SECOND, 0, True),
+    F.BUDGET: (Status.NEEDS_HUMAN, 0, 0, 0, True),
     F.CANCELLED: (Status.CANCELLED, 0, 0, 0, True),
     F.UNKNOWN: (Status.QUEUED, 1, 5 * SECOND, 0, False),
 }

@@ -100,6 +100,13 @@ def node(id: str = "n1", **values: Any) -> dict[str, Any]:
     } | values  # fmt: skip
 
 
+def park(backend: str, **values: Any) -> dict[str, Any]:
+    return {
+        "backend": backend, "account": "", "failure": "quota", "reason": "", "until": None, "since": NOW,
+        "changed_at": NOW,
+    } | values  # fmt: skip
+
+
 @pytest.fixture
 async def rack(tmp_path: Path) -> AsyncIterator[Rack]:
     async with open_store(f"sqlite:///{tmp_path}/pilot.db", clock=lambda: NOW) as store:
@@ -359,7 +366,7 @@ class TestWhy:
         await rack.execution(2, Status.NEEDS_HUMAN)
         await rack.execution(3, Status.BLOCKED)
         await rack.execution(4, backend="codex")
-        await rack.put("parks", {"backend": "codex", "failure": "quota", "reason": "", "until": None, "since": 0})
+        await rack.put("parks", park("codex"))
         await rack.execution(5)
         await rack.execution(6, available_at=NOW, due=0)  # due, though the flag is not up to date
         await rack.execution(7)
@@ -397,14 +404,8 @@ class TestWhy:
         await rack.execution(2, backend="codex")
         await rack.put(
             "parks",
-            {
-                "backend": "claude-code",
-                "failure": "rate_limit",
-                "reason": "429",
-                "until": NOW + 5,
-                "since": NOW,
-            },
-            {"backend": "codex", "failure": "auth", "reason": "401", "until": None, "since": NOW},
+            park("claude-code", failure="rate_limit", reason="429", until=NOW + 5),
+            park("codex", failure="auth", reason="401"),
         )
 
         first, second = await rack.why(1), await rack.why(2)
@@ -511,8 +512,8 @@ async def test_the_status_document(rack: Rack) -> None:
     await rack.put("pauses", {"project_id": 2, "owner": "ada", "reason": "", "since": NOW})
     await rack.put(
         "parks",
-        {"backend": "codex", "failure": "quota", "reason": "empty", "until": None, "since": NOW},
-        {"backend": "old", "failure": "quota", "reason": "over", "until": NOW - 1, "since": 0},
+        park("codex", reason="empty"),
+        park("old", reason="over", until=NOW - 1),
     )
     await rack.put("nodes", node(), node("n2", lease_until=NOW - 1))
 
@@ -524,7 +525,10 @@ async def test_the_status_document(rack: Rack) -> None:
         ("api", 0, 2, False),
         ("web", 1, 0, True),
     ]
-    assert [(p["backend"], p["until"], p["reason"]) for p in status["parked"]] == [("codex", None, "empty")]
+    assert [(p["backend"], p["state"], p["until"], p["reason"]) for p in status["parked"]] == [
+        ("codex", "for_a_person", None, "empty"),
+        ("old", "half_open", None, "over"),
+    ]
     assert [(n["id"], n["state"]) for n in status["nodes"]] == [("n1", "up"), ("n2", "lost")]
     assert status["sources"] == []
     json.dumps(status)
@@ -579,7 +583,7 @@ async def test_no_read_walks_the_finished_rows(rack: Rack) -> None:
 
     # Small tables and indexes of open rows may be walked from end to end; the counts walk one narrow index.
     few = [f"executions_{name}" for name in ("open_task", "ready", "later", "slot", "lease", "node")]
-    small = {"projects", "p", "z", "nodes", "n", "parks", "pauses", "q", "ended", "part", "waiting", "line"}
+    small = {"projects", "p", "z", "nodes", "n", "parks", "k", "pauses", "q", "ended", "part", "waiting", "line"}
     walks = [plan for plan in planned.plans if plan.startswith("SCAN ")]
     assert walks
     assert "SEARCH executions USING INTEGER PRIMARY KEY (rowid<?)" not in planned.plans

@@ -137,8 +137,8 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
 @pytest.mark.parametrize(
     ("what", "index"),
     [
-        (r"SELECT h\.project_id, h\.fence", "executions_ready (project_id=?)"),
-        (r"SELECT h\.project_id, h\.fence", "executions_slot (project_id=? AND slot=?)"),
+        (r"SELECT g\.project_id, g\.fence", "executions_ready (project_id=?)"),
+        (r"SELECT g\.project_id, g\.fence", "executions_slot (project_id=? AND slot=?)"),
         (r"WITH RECURSIVE walk", "executions_ready (project_id>?)"),
         (r"WITH RECURSIVE walk", "executions_ready (project_id=?)"),
         (r"UPDATE executions SET due = 1", "executions_later (available_at<?)"),

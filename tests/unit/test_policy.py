@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from pilot.domain.execution import Execution, Status, check_transition
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, failed
-from pilot.domain.policy import MINUTE, RULES, SECOND, Parking, Rule, Settlement, backoff, mark_of, settle
+from pilot.domain.policy import (
+    MINUTE,
+    RULES,
+    SECOND,
+    Parking,
+    Rule,
+    Settlement,
+    backoff,
+    mark_of,
+    parked_until,
+    settle,
+)
 from tests.unit.rows import NOW, execution
 
 F = FailureClass
@@ -153,14 +164,18 @@ def test_a_reset_in_the_year_3000_is_not_believed() -> None:
 @pytest.mark.parametrize("failure", [F.RATE_LIMIT, F.QUOTA])
 @pytest.mark.parametrize("named", [None, 0, NOW - 1, NOW])
 def test_a_reset_that_is_no_help_is_guessed(failure: F, named: int | None) -> None:
-    first, _ = RULES[failure].backoff
+    first, longest = RULES[failure].backoff
     waits = []
-    for streak in range(4):
+    # How often it was tried is the park's to know, whichever task tried it.
+    for streak in range(3):
         settlement = decide(failed(failure, "x", retry_at=named), failure_class=failure, streak=streak)
         assert settlement.park is not None
-        assert settlement.park.until is not None
-        waits.append(settlement.park.until - NOW)
-    assert waits == [first // 2, first, first * 2, first * 4]
+        assert settlement.park.until == NOW + first // 2
+        until = parked_until(settlement.park, streak + 1, NOW + 7)
+        assert until is not None
+        waits.append(until - NOW - 7)
+    assert waits == [first // 2, first, first * 2]
+    assert parked_until(settlement.park, 500, NOW) == NOW + longest
 
 
 def test_a_limit_never_gives_up_unless_told_to() -> None:
