@@ -13,16 +13,13 @@ from pilot.domain.errors import ConfigError
 
 __all__ = ["build", "known_backends"]
 
-_READY = ("acp", "claude-code", "codex", "command", "external", "opencode")
-
 
 def known_backends(executor: ExecutorSettings) -> list[str]:
     """Every name that `build` makes something of: types, profiles, plug-ins."""
-    able = {*_READY, *installed()}
+    types = {*BUILT_IN, *installed()}
     if not executor.command.argv:
-        able.discard("command")
-    profiles = [name for name, profile in executor.profiles.items() if profile.type in {*_READY, *installed()}]
-    return sorted({*able, *profiles})
+        types.discard("command")
+    return sorted({*types, *executor.profiles})
 
 
 def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | None = None) -> Backend:
@@ -34,37 +31,32 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
     """
     environ = os.environ if environ is None else environ
     settings = executor.resolve(name)
+    environment = settings.environment.variables(environ)
     match settings.type:
         case "claude-code":
             from pilot.backends.claude_code import ClaudeCode
 
-            environment = settings.environment.variables(environ)
             return ClaudeCode(settings.claude_code, environ=environ, environment=environment, name=name)
+        case "opencode":
+            from pilot.backends.opencode import OpenCode
+
+            return OpenCode(settings.opencode, environ=environ, environment=environment, name=name)
         case "codex":
             from pilot.backends.codex import Codex
 
-            environment = settings.environment.variables(environ)
             return Codex(settings.codex, environ=environ, environment=environment, name=name)
         case "acp":
             from pilot.backends.acp import Acp
 
-            return Acp(settings.acp, environ=environ, environment=settings.environment.variables(environ), name=name)
-        case "opencode":
-            from pilot.backends.opencode import OpenCode
-
-            environment = settings.environment.variables(environ)
-            return OpenCode(settings.opencode, environ=environ, environment=environment, name=name)
+            return Acp(settings.acp, environ=environ, environment=environment, name=name)
         case "command":
             from pilot.backends.command import Command
 
-            return Command(settings.command, name=name, environment=settings.environment.variables(environ))
+            return Command(settings.command, name=name, environment=environment)
         case "external":
             from pilot.backends.external import External
 
             return External(name=name)
-        case kind if kind in BUILT_IN:
-            can = ", ".join(known_backends(executor))
-            raise ConfigError([f"this version can't drive {kind} yet; there are {can}, and any program as a command"])
         case kind if kind in installed():
             return plugged_in(kind, name, settings)
         case kind:

@@ -12,7 +12,7 @@ import pytest
 
 from pilot.backends import build, known_backends
 from pilot.backends.command import TEXT, Command
-from pilot.config.executor import CommandSettings, ExecutorSettings, ProfileSettings
+from pilot.config.executor import BUILT_IN, CommandSettings, ExecutorSettings, ProfileSettings
 from pilot.domain.agent import Backend, OutputKind
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass
@@ -252,20 +252,18 @@ async def test_doctor_uses_the_environment_that_agents_get(tmp_path: Path) -> No
     assert (check.ok, check.detail) == (True, str(agent))
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("opencode", "can't drive opencode yet"),
-        ("codex", "can't drive codex yet"),
-        ("acp", "can't drive acp yet"),
-        ("claude-cod", "did you mean 'claude-code'?"),
-    ],
-)
-def test_what_can_not_be_built_is_said_in_words(name: str, words: str) -> None:
-    assert name not in known_backends(executor())
-    with pytest.raises(ConfigError) as raised:
-        build(name, executor())
-    assert words in str(raised.value)
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_type_is_built_and_by_a_profile_of_any_name(name: str) -> None:
+    settings = executor(profiles={"mine": ProfileSettings(type=name)})
+
+    for use in (name, "mine"):
+        assert use in known_backends(settings)
+        assert build(use, settings, {}).name == use
+
+
+def test_what_can_not_be_built_is_said_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'claude-code'\?"):
+        build("claude-cod", executor())
 
 
 def test_a_command_that_can_not_work_is_a_configuration_error() -> None:
