@@ -47,7 +47,7 @@ def arguments(settings: CodexSettings, request: AgentRequest, program: str) -> t
     The sandbox's mode and all else is said again when a session is gone on with: what is not said then is the
     default, which is read-only. What the operator adds stands over pilot's defaults.
     """
-    said: dict[str, object] = {**_DEFAULTS, **_fences(request), "sandbox_mode": mode(settings, request)}
+    said: dict[str, object] = {**_DEFAULTS, "projects": _trust(request), "sandbox_mode": mode(settings, request)}
     if model := request.model or settings.model:
         said["model"] = model
     if hidden := [name for name in KEYS if name not in request.environment]:
@@ -65,18 +65,15 @@ def arguments(settings: CodexSettings, request: AgentRequest, program: str) -> t
     return (*argv, "-")
 
 
-def _fences(request: AgentRequest) -> Mapping[str, object]:
-    """What keeps a repository from steering the program, and from getting files of the machine into the prompt.
+def _trust(request: AgentRequest) -> Mapping[str, object]:
+    """That the repository is not to be trusted, whatever the user's own settings say.
 
-    A folder that the user trusts makes every linked worktree of it trusted, and then the repository's own
-    `.codex/config.toml` starts programs outside of the sandbox. AGENTS.md is followed when it is a link that leads
-    out of the workspace; pilot's reading of it is not (`message`).
+    A checkout that the user trusts makes every linked worktree of it trusted, and then the repository's own
+    `.codex/config.toml` starts programs outside of the sandbox. Untrusted, its AGENTS.md is not read either (which
+    is followed when it is a link out of the workspace): pilot tells it (`message`).
     """
     folders = dict.fromkeys((request.workspace, os.path.realpath(request.workspace)))
-    return {
-        "projects": {folder: {"trust_level": "untrusted"} for folder in folders},
-        "project_doc_max_bytes": 0,
-    }
+    return {folder: {"trust_level": "untrusted"} for folder in folders}
 
 
 def mode(settings: CodexSettings, request: AgentRequest) -> str:

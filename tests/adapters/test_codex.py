@@ -375,7 +375,6 @@ def test_a_repository_is_not_trusted_whatever_its_path_is_called(tmp_path: Path)
     (link := tmp_path / "link").symlink_to(folder)
     said = configured(arguments(CodexSettings(), request(workspace=str(link)), "codex"))
     assert said["projects"] == {str(path): {"trust_level": "untrusted"} for path in (link, folder)}
-    assert said["project_doc_max_bytes"] == 0
 
 
 def test_in_pilot_s_sandbox_it_makes_none_of_its_own() -> None:

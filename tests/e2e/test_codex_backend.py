@@ -138,7 +138,7 @@ async def test_it_goes_on_in_its_session_with_its_sandbox_and_counts_only_its_ow
 
     assert (second.ending, second.text, second.session_id) == (Ending.DONE, "Second.", first.session_id)
     assert (first.usage, second.usage) == (Usage(100, 20), Usage(200, 40))
-    assert (b.workspace / "b.txt").exists(), "a session that is gone on with is read-only unless told otherwise"
+    assert (b.workspace / "b.txt").exists()
     told = heard(b.server.agent_requests[1])
     assert told.index("The first thing.") < told.index("The second thing.")
     third = await b.run(b.request("The third.", session_id=first.session_id, session_used=Usage()))
