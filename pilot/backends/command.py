@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pilot.config.executor import CommandSettings
-from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
+from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind, Places
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
 from pilot.domain.text import clean, for_terminal, one_line, tail
@@ -97,7 +97,8 @@ class Command:
     async def _run(self, request: AgentRequest, emit: Emit, argv: Sequence[str], prompt: str) -> Outcome:
         before = oom_kills()
         ends: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        async with _started(argv, request, prompt.encode() if self._prompt == "stdin" else None) as process:
+        stdin = prompt.encode() if self._prompt == "stdin" else None
+        async with _started(argv, request, stdin, self._own_places()) as process:
             async for stream, data in process.chunks(gather=GATHER):
                 ends[stream] += data[-TEXT:]
                 del ends[stream][:-TEXT]
@@ -138,6 +139,11 @@ class Command:
             # an issue that begins with a dash must not be an option
             argv.append(f" {prompt}" if prompt.startswith("-") else prompt)
         return argv
+
+    def _own_places(self) -> Places:
+        """Scripts that stand in the configured argv, as an interpreter's argument; never what a task put there."""
+        words = (word for word in self._argv[1:] if word.startswith("/") and not _PLACE.search(word))
+        return Places(programs=tuple(word for word in words if Path(word).is_file()))
 
     def _not_started(self, request: AgentRequest, error: OSError) -> Outcome:
         program = self._argv[0]
@@ -188,7 +194,9 @@ def _written(prompt: str, folder: str) -> Path:
 
 
 @asynccontextmanager
-async def _started(argv: Sequence[str], request: AgentRequest, stdin: bytes | None) -> AsyncIterator[Process]:
+async def _started(
+    argv: Sequence[str], request: AgentRequest, stdin: bytes | None, places: Places
+) -> AsyncIterator[Process]:
     """The running program; a start that failed is told apart from what goes wrong later."""
     begun = False
     try:
@@ -199,6 +207,7 @@ async def _started(argv: Sequence[str], request: AgentRequest, stdin: bytes | No
             marker=request.marker,
             stdin=stdin,
             sandbox=request.sandbox,
+            places=places,
         ) as process:
             begun = True
             yield process

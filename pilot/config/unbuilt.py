@@ -12,19 +12,11 @@ from pilot.config.schema import Settings
 
 def refused(settings: Settings) -> Iterator[str]:
     """What somebody relies on: running without it would break their trust, so nothing runs."""
-    if settings.executor.sandbox == "bubblewrap" or any(
-        p.sandbox == "bubblewrap" for p in settings.executor.profiles.values()
-    ):
-        yield "executor.sandbox: bubblewrap is not built into this version; it runs agents without a sandbox only"
-    if settings.budget.per_execution_usd is not None or settings.budget.per_day_usd is not None:
-        yield "budget: spending limits are not built into this version; remove them to run without"
     for project in settings.projects:
         if project.next_after != "finish":
             yield f"projects.{project.name}.next_after: {project.next_after} is not built into this version"
         if project.max_open_prs is not None:
             yield f"projects.{project.name}.max_open_prs is not built into this version"
-        if project.executor is not None and project.executor.sandbox == "bubblewrap":
-            yield f"projects.{project.name}.executor.sandbox: bubblewrap is not built into this version"
 
 
 def ignored(settings: Settings) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 from pilot.backends import build, known_backends
 from pilot.backends.command import TEXT, Command
 from pilot.config.executor import BUILT_IN, CommandSettings, ExecutorSettings, ProfileSettings
-from pilot.domain.agent import Backend, OutputKind
+from pilot.domain.agent import AgentRequest, Backend, OutputKind, Places
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass
 from pilot.testing import BackendSuite, Script, Seen, Stage
+from pilot.testing.fence import Fence
 
 
 def command(*argv: str, **more: Any) -> Command:
@@ -272,3 +274,20 @@ def test_a_command_that_can_not_work_is_a_configuration_error() -> None:
         build("command", ExecutorSettings())
     with pytest.raises(ConfigError, match="prompt_file"):
         command("agent", prompt="file")
+
+
+async def test_a_sandbox_shows_the_configured_script_and_no_file_that_a_task_names(tmp_path: Path) -> None:
+    script, secret = tmp_path / "agent.sh", tmp_path / "id_rsa"
+    script.write_text("exit 0")
+    secret.write_text("key")
+
+    sandbox = Fence()
+    backend = Command(CommandSettings(argv=("/bin/sh", str(script), "{task_id}"), prompt="argument"))
+    request = AgentRequest(
+        prompt=str(secret), workspace=str(tmp_path), execution=1, attempt=1, project="api", task_id=str(secret),
+        environment={"PATH": os.environ["PATH"]}, marker=f"places-{os.getpid()}", sandbox=sandbox,
+    )  # fmt: skip
+    outcome = await backend.execute(request, Seen())
+
+    assert outcome.ending is Ending.DONE
+    assert [start.places for start in sandbox.starts] == [Places(programs=(str(script),))]

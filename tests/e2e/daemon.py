@@ -195,7 +195,8 @@ class Home:
             "dispatcher": {"max_running": 4, "drain_timeout": "10s"},
             "executor": {
                 "type": "command",
-                "sandbox": "none",  # the scripted agents keep a diary beside their workspaces
+                "sandbox": "none",  # in one, the scripted agents would not know their own pids
+                "sandbox_paths": {"write": [str(self.control)]},
                 "command": {"argv": [*python, str(SCRIPTED), "{workspace}", "{task_id}", "{project}",
                                      str(self.control)]},
             },

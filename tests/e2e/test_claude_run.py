@@ -6,12 +6,20 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.claude import claude_binary, sessions
 from tests.e2e.conversing import asks, bash, conversing, heard, write
 from tests.e2e.daemon import Home
 from tests.e2e.model_server import ModelServer, status, text
 
 DONE = text("All done.")
+
+
+@pytest.fixture(autouse=True)
+def as_by_default(home: Home) -> None:
+    """In the sandbox that the machine has, as people get it who say nothing about it."""
+    home.settings["executor"]["sandbox"] = "auto"
 
 
 def test_a_task_is_written_committed_counted_and_remembered(home: Home) -> None:
@@ -32,7 +40,8 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home) -> None:
         assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (200, 40)
         assert end["usage"]["cost_usd"] > 0
         assert end["model"].startswith("claude-")
-        assert [end["session_id"]] == sessions({"CLAUDE_CONFIG_DIR": f"{home.root}/home/.claude"})
+        assert [end["session_id"]] == sessions({"CLAUDE_CONFIG_DIR": f"{home.state}/homes/1/home/.claude"})
+        assert not (home.root / "home/.claude").exists()
         assert end == home.pilot("show", end["id"], "--json").json
 
         assert (end["branch"], end["head_sha"]) == ("pilot/T-1", home.git(repo, "rev-parse", "pilot/T-1"))

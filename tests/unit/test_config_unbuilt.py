@@ -21,11 +21,8 @@ def loaded(folder: Path, **sections: Any) -> Loaded:
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"executor": {"sandbox": "bubblewrap"}}, "bubblewrap"),
-        ({"budget": {"per_day_usd": 5}}, "budget"),
         ({"projects": [{"name": "a", "path": "/a", "next_after": "merged"}]}, "projects.a.next_after"),
         ({"projects": [{"name": "a", "path": "/a", "max_open_prs": 3}]}, "projects.a.max_open_prs"),
-        ({"projects": [{"name": "a", "path": "/a", "executor": {"sandbox": "bubblewrap"}}]}, "projects.a.executor"),
     ],
 )
 async def test_what_somebody_would_rely_on_is_refused(tmp_path: Path, sections: dict[str, Any], words: str) -> None:
