@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ RAW_LIMIT = 64 << 10
 _SIGN = 5.0
 """Seconds between signs of life of what is not kept: words that are being made, and output of a tool that runs."""
 _SIGN_LIMIT = 500
+_CALL = re.compile(r'"callID":"([^"\\]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Record:
     _spent: dict[str, _Spent] = field(default_factory=dict)
     _shown: set[str] = field(default_factory=set)
     _open: dict[str, str] = field(default_factory=dict)
+    _called: set[str] = field(default_factory=set)
     _sign: float = 0.0
 
     def __post_init__(self) -> None:
@@ -114,7 +117,7 @@ class Record:
     def read(self, data: str, now: float) -> list[Piece]:
         """Take one event. `now`: seconds, of any clock."""
         head = data[:600]
-        if _is_repeated(head, data):
+        if self._is_told_again(head, data):
             return self._sign_of_life(head, now)
         event = parsed(data.encode(errors="replace"))
         if event is None:
@@ -150,6 +153,22 @@ class Record:
         pieces = [(OutputKind.RESULT, line_of("(ended before it was done)")) for _ in self._open]
         self._open.clear()
         return pieces
+
+    def _is_told_again(self, head: str, data: str) -> bool:
+        """A piece of text, or all the output so far of a tool that runs: megabytes, and all told in the end.
+
+        Seen without reading it: in JSON, quotes inside of text are escaped.
+        """
+        if '"message.part.delta"' in head:
+            return True
+        return (
+            '"message.part.updated"' in head
+            and (call := _CALL.search(head)) is not None
+            and call[1] in self._called
+            and '"status":"running"' in data
+            and '"status":"completed"' not in data
+            and '"status":"error"' not in data
+        )
 
     def _is_ours(self, event: Event, properties: Event) -> bool:
         if event.get("type") == "session.created":
@@ -220,7 +239,7 @@ class Record:
         spent.input = _sum(tokens.get("input"), cache.get("read"), cache.get("write"))
         spent.output = _sum(tokens.get("output"), tokens.get("reasoning"))
         spent.cost = as_number(info.get("cost")) or 0.0
-        if spent.output:
+        if spent.output and not info.get("summary"):  # else it was shortened, which may not have been enough
             self.overflows = 0
 
     def _part(self, part: Event, *, over: bool = False) -> Iterator[Piece]:
@@ -236,12 +255,13 @@ class Record:
                 self._shown.add(id)
                 yield OutputKind.TEXT, line_of(words)
         elif part.get("type") == "tool":
-            yield from self._tool(id, as_text(part.get("tool")), as_event(part.get("state")))
+            yield from self._tool(id, part, as_event(part.get("state")))
 
-    def _tool(self, id: str, name: str, state: Event) -> Iterator[Piece]:
-        status = state.get("status")
+    def _tool(self, id: str, part: Event, state: Event) -> Iterator[Piece]:
+        status, name = state.get("status"), as_text(part.get("tool"))
         if status not in ("running", "completed", "error"):
             return
+        self._called.add(as_text(part.get("callID")))
         if id not in self._shown:
             self._shown.add(id)
             self._open[id] = name
@@ -264,22 +284,6 @@ def retry_in(status: Event) -> Retry | None:
 def ids_of(messages: object) -> frozenset[str]:
     """The ids of these messages."""
     return frozenset(as_text(as_event(as_event(one).get("info")).get("id")) for one in as_list(messages))
-
-
-def _is_repeated(head: str, data: str) -> bool:
-    """A piece of text, or all the output so far of a tool that runs: a build's are megabytes, told again in the end.
-
-    Seen without reading it: in JSON, quotes inside of text are escaped.
-    """
-    if '"message.part.delta"' in head:
-        return True
-    return (
-        '"message.part.updated"' in head
-        and '"state":{"metadata":' in head
-        and '"status":"running"' in data
-        and '"status":"completed"' not in data
-        and '"status":"error"' not in data
-    )
 
 
 def _arguments(given: Event) -> Mapping[str, Any]:

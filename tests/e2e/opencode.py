@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.e2e.model_server import Turn, tool
 
@@ -62,3 +66,38 @@ def write(name: str, content: str = "hi", **more: Any) -> Turn:
 def bash(command: str) -> Turn:
     """The agent runs a command in its checkout."""
     return tool("bash", command=command, description="a command")
+
+
+class Server:
+    """An OpenCode server that somebody else has started: not pilot's to end."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], password: str = "") -> None:
+        self.password = password
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        folder.mkdir(parents=True, exist_ok=True)
+        argv = [opencode_binary(), "serve", "--hostname", "127.0.0.1", "--port", str(port)]
+        own = {"OPENCODE_SERVER_PASSWORD": password} if password else {}
+        with (folder / "server.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                argv, cwd=folder, env={**environment, **QUIET, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._log = folder / "server.log"
+
+    def __enter__(self) -> Self:
+        end = time.monotonic() + 60
+        while "listening on" not in (said := self._log.read_text()):
+            assert self.process.poll() is None, said
+            assert time.monotonic() < end, said
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
