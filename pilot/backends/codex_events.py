@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -36,6 +35,8 @@ _REFUSED = re.compile(r"codex_core::tools::router: error=(?P<words>.*\b(?:reject
 _OWN_RULE = re.compile(r"style commands are not permitted")
 _NO_HELPERS = re.compile(r"could not create PATH aliases: (?P<words>.*)")
 _SANDBOX = re.compile(r"\bbwrap\b|sandbox|namespace", re.IGNORECASE)
+_SHELL = re.compile(r"\S*sh -l?c (?P<quote>['\"]?)(?P<command>.*)(?P=quote)$", re.DOTALL)
+_ESCAPED = re.compile(r'\\([$`"\\])')
 _NO_TOOLS = ("agent_message", "reasoning", "error", "todo_list")
 
 
@@ -164,7 +165,7 @@ def no_helpers(line: str) -> str:
 def _call(kind: str, item: Event) -> str:
     match kind:
         case "command_execution":
-            return tool_line("shell", {"command": _command(as_text(item.get("command")))})
+            return tool_line("shell", {"command": _command(as_text(item.get("command"))[:SHOWN_RESULT])})
         case "file_change":
             changes = [as_event(change) for change in as_list(item.get("changes"))]
             named = ", ".join(f"{as_text(c.get('kind'))} {as_text(c.get('path'))}" for c in changes)
@@ -177,11 +178,10 @@ def _call(kind: str, item: Event) -> str:
 
 def _command(shown: str) -> str:
     """What the agent wanted to run, without the shell around it."""
-    try:
-        words = shlex.split(shown) if len(shown) < 10_000 else []
-    except ValueError:
+    found = _SHELL.match(shown)
+    if found is None:
         return shown
-    return words[2] if len(words) == 3 and words[1] in ("-c", "-lc") else shown
+    return _ESCAPED.sub(r"\1", found["command"]) if found["quote"] == '"' else found["command"]
 
 
 def _answer(item: Event) -> str:

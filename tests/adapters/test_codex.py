@@ -122,6 +122,20 @@ def test_every_kind_of_call_is_a_line_and_is_answered_once() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("shown", "command"),
+    [
+        ("/bin/bash -lc 'echo hi; ls'", "echo hi; ls"),
+        ("/bin/zsh -c ls", "ls"),
+        ('/bin/bash -lc "echo \'a\' \\"b\\" \\$HOME"', "echo 'a' \"b\" $HOME"),
+        ("make test", "make test"),
+    ],
+)
+def test_a_command_is_shown_without_the_shell_around_it(shown: str, command: str) -> None:
+    _, pieces = heard(item("started", "command_execution", command=shown))
+    assert said(pieces, OutputKind.TOOL) == [f"shell {command}".strip() + "\n"]
+
+
 def test_words_of_trouble_are_no_sign_of_life_after_the_first() -> None:
     record = Record()
     trouble = [line("error", message=f"Reconnecting... {n}/5 (stream disconnected)") for n in (1, 2, 3)]

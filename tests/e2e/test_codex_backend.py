@@ -213,6 +213,12 @@ async def test_trouble_that_passes_is_a_note(bench: Make) -> None:
     assert "waits for its model: Reconnecting... 1/1 (stream disconnected" in b.seen.said(OutputKind.PILOT)
 
 
+async def test_a_rate_limit_that_passes_soon_is_waited_for(bench: Make) -> None:
+    b = bench(status(429, "slow down", headers={"retry-after": "1"}), text("On again."))
+    end = await b.run()
+    assert (end.ending, end.text) == (Ending.DONE, "On again.")
+
+
 async def test_a_stream_that_falls_silent_is_given_up_by_the_cli_itself(bench: Make) -> None:
     b = bench({"silence": 60, "times": 9})
     b.args = provider(b.server.url, silence=0.3)
