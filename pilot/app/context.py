@@ -180,7 +180,9 @@ class Context:
             journal=journal,
             state_dir=self.state_dir,
             store_id=self.store.id,
+            booked=self.store.history.used,
             confine=self.confine,
+            budget=lambda execution: self.budget().left(execution),
         )
 
     def dispatcher(
