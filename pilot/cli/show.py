@@ -70,7 +70,6 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("source", f"{execution.source}, kind {execution.kind}, priority {execution.priority}"),
             ("labels", ", ".join(execution.labels)),
             ("agent", _agent(execution)),
-            ("instead", ", ".join(execution.fallback)),
             ("session", execution.session_id),
             ("attempts", f"{execution.attempt} made, {execution.failures} of {execution.max_attempts} failed"),
             ("branch", execution.branch),
@@ -84,14 +83,15 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
 
 
 def _agent(execution: Execution) -> str:
-    """Who does it, with which model, and by which rule."""
+    """Who does it, with which model, by which rule, and who else may."""
     rule = one_line(str(execution.options.get("route") or ""))
     parts = [
         execution.backend,
         f"model {one_line(execution.model)}" if execution.model else "",
         f"by {rule}" if rule and rule != "asked for" else rule,
     ]
-    return ", ".join(part for part in parts if part)
+    chain = f"; else {', '.join(execution.fallback)}" if execution.fallback else ""
+    return ", ".join(part for part in parts if part) + chain
 
 
 def _there(path: str | None) -> str | None:

@@ -80,7 +80,7 @@ def run(
 
     from pilot import app
     from pilot.dispatch.intake import TaskRequest
-    from pilot.store.documents import execution_document
+    from pilot.store.glance import answer
 
     task = TaskRequest(
         prompt=arguments.prompt_from(prompt, file),
@@ -99,7 +99,8 @@ def run(
     request = app.DirectRequest(task=task, project=project, wait=not no_wait)
     execution = asyncio.run(app.run_direct(loaded, request, _Progress(session).show))
     if json:
-        session.ui.document(execution_document(execution))
+        with session.history() as history:
+            session.ui.document(answer(history.document(execution)))
     else:
         _ended(session, execution)
     return exit_code(execution)

@@ -30,8 +30,8 @@ def moment(at: int) -> str:
     return f"{datetime.fromtimestamp(min(max(at, 0), _LAST_TIME) // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def execution_document(execution: Execution, after: Iterable[int] = ()) -> Document:
-    """The execution document; `after` are the ids it depends on."""
+def execution_document(execution: Execution, after: Iterable[int] = (), sandbox: str | None = None) -> Document:
+    """The execution document; `after` are the ids it depends on, `sandbox` is what its last attempt ran in."""
     document: Document = {name: getattr(execution, name) for name in _PLAIN_BEFORE_USAGE}
     document |= {
         "status": str(execution.status),
@@ -54,6 +54,8 @@ def execution_document(execution: Execution, after: Iterable[int] = ()) -> Docum
         "started_at": rfc3339(execution.started_at),
         "finished_at": rfc3339(execution.finished_at),
         "route": execution.options.get("route"),
+        "fallback": list(execution.fallback),
+        "sandbox": sandbox,
     }
     return document
 

@@ -258,17 +258,24 @@ class History:
         return (await self.documents([execution]))[0]
 
     async def documents(self, executions: Iterable[Execution]) -> list[Document]:
-        """The execution documents, with what each depends on, in the order given."""
+        """The execution documents, with what each depends on and its last attempt ran in, in the order given."""
         executions = list(executions)
+        wanted = {"ids": ids(execution.id for execution in executions)}
         rows = await self._database.read(
             f"SELECT execution_id, depends_on FROM dependencies WHERE execution_id IN {self._wanted} "
             "ORDER BY execution_id, depends_on",
-            {"ids": ids(execution.id for execution in executions)},
+            wanted,
         )
         after: dict[int, list[int]] = {}
         for execution_id, depends_on in rows:
             after.setdefault(execution_id, []).append(depends_on)
-        return [execution_document(execution, after.get(execution.id, ())) for execution in executions]
+        attempts = await self._database.read(
+            f"SELECT execution_id, sandbox FROM attempts WHERE execution_id IN {self._wanted} "
+            "ORDER BY execution_id, number",
+            wanted,
+        )
+        sandbox: dict[int, str | None] = dict(attempts)  # the last one's
+        return [execution_document(one, after.get(one.id, ()), sandbox.get(one.id)) for one in executions]
 
     async def dependents(self, id: int) -> list[int]:
         """The ids of what waits for it, or waited."""

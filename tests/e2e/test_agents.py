@@ -68,19 +68,22 @@ def test_show_and_why_say_who_was_chosen_and_why(home: Home) -> None:
     argv = [*scripted["command"]["argv"], "{model}"]
     profiles = {"one": {**scripted, "command": {"argv": argv}}, "two": scripted}
     routes = [{"match": {"title": "^never"}, "use": "two"}, {"match": {"labels": ["docs"]}, "use": "one",
-              "model": "large"}]  # fmt: skip
+              "model": "large", "fallback": ["two", "command"]}]  # fmt: skip
     web = home.repo("web")
-    home.configure(executor={**home.settings["executor"], "profiles": profiles, "routes": routes})
+    home.configure(executor={**home.settings["executor"], "profiles": profiles, "routes": routes, "fallback": ["two"]})
     home.pilot("enqueue", "x", "-p", "web", "--label", "docs", "--task-id", "T-1")
     home.pilot("enqueue", "y", "-p", "web", "--task-id", "T-2")
     home.pilot("run", prompt("T-3"), "--backend", "two", "--task-id", "T-3", cwd=web)
 
     documents = [home.pilot("show", id, "--json").json for id in (1, 2, 3)]
-    assert [(one["backend"], one["model"], one["route"]) for one in documents] == [
-        ("one", "large", "route 2"), ("command", None, "executor.type"), ("two", None, "asked for"),
-    ]  # fmt: skip
+    keys = ("backend", "model", "route", "fallback", "sandbox")
+    assert [tuple(one[key] for key in keys) for one in documents] == [
+        ("one", "large", "route 2", ["two", "command"], None),
+        ("command", None, "executor.type", ["two"], None),
+        ("two", None, "asked for", [], "none"),
+    ]
     for command in ("show", "why"):
         pages = [" ".join(home.pilot(command, id).out.split()) for id in (1, 2, 3)]
-        assert "agent one, model large, by route 2" in pages[0]
-        assert "agent command, by executor.type" in pages[1]
+        assert "agent one, model large, by route 2; else two, command" in pages[0]
+        assert "agent command, by executor.type; else two" in pages[1]
         assert "agent two, asked for" in pages[2]

@@ -275,7 +275,8 @@ def test_a_first_day(home: Home, tmp_path: Path) -> None:
     home.pilot("init", cwd=web)
     text = (web / "pilot.yaml").read_text()
     argv = json.dumps(home.settings["executor"]["command"]["argv"])
-    (web / "pilot.yaml").write_text(text.replace("type: claude-code", f"type: command\n  command:\n    argv: {argv}"))
+    own = f"type: command\n  command:\n    argv: {argv}\n  sandbox_paths: {{write: [{home.control}]}}"
+    (web / "pilot.yaml").write_text(text.replace("type: claude-code", own))
 
     assert "ok, 1 project" in home.pilot("config", "check", cwd=web).out
     home.pilot("run", prompt("T-1"), "--task-id", "T-1", cwd=web)

@@ -29,7 +29,7 @@ DOCUMENT = (
     *("status", "reason", "outcome", "attempt", "failures", "max_attempts", "failure_class", "error"),
     *("backend", "model", "session_id", "branch", "base_sha", "head_sha", "workspace", "delivery"),
     *("pr_url", "checks", "usage", "node", "fence", "after", "plan", "payload", "artifacts", "callback_url"),
-    *("parent", "available_at", "created_at", "started_at", "finished_at", "route"),
+    *("parent", "available_at", "created_at", "started_at", "finished_at", "route", "fallback", "sandbox"),
 )
 
 
