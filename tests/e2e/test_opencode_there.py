@@ -31,10 +31,20 @@ ASKS = {
 }  # fmt: skip
 
 
+class Model(ModelServer):
+    """A model that can be told more."""
+
+    def __init__(self) -> None:
+        super().__init__({"scripts": []})
+
+    def add(self, when: str, turns: Sequence[Turn]) -> None:
+        self._scripts.insert(0, {"when": when, "turns": turns})
+
+
 class Place:
     """The server, its model, and a new workspace."""
 
-    def __init__(self, server: Server, model: ModelServer, folder: Path) -> None:
+    def __init__(self, server: Server, model: Model, folder: Path) -> None:
         self.server = server
         self.model = model
         self.workspace = folder
@@ -79,16 +89,6 @@ class Place:
         async with Client(self.server.url, password=self.server.password) as client:
             found: dict[str, Any] = await client.status(str(self.workspace))
             return found
-
-
-class Model(ModelServer):
-    """A model that can be told more."""
-
-    def __init__(self) -> None:
-        super().__init__({"scripts": []})
-
-    def add(self, when: str, turns: Sequence[Turn]) -> None:
-        self._scripts.insert(0, {"when": when, "turns": turns})
 
 
 @pytest.fixture(scope="module")
