@@ -51,6 +51,19 @@ def test_nothing_is_run_here_for_external(home: Home) -> None:
     assert "deploy runs nothing here; `pilot enqueue` leaves a task to a worker that claims over HTTP" in said
     assert home.statuses() == {}
 
+    routes = [{"match": {"kind": "deploy"}, "use": "deploy"}]
+    home.configure(executor={**home.settings["executor"], "routes": routes})
+    home.pilot("enqueue", "ship it", "-p", "web", "--kind", "deploy", "--task-id", "T-1")
+    with home.serve():
+        home.reach("completed", home.enqueue("web", task_id="T-2"))  # behind it, and not held up
+        why = home.pilot("why", 1, "--json").json
+    assert [(hold["kind"], hold["detail"]) for hold in why["holds"]] == [
+        ("external", "left to a worker that claims over HTTP")
+    ]
+    page = home.pilot("why", 1).out
+    assert "agent deploy, by route 1" in page
+    home.audit(completed=1, queued=1)
+
 
 def test_a_projects_own_profile_is_an_agent_that_it_may_be_asked_for(home: Home) -> None:
     own = {"profiles": {"mine": {"type": "command"}}}
