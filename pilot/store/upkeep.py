@@ -79,6 +79,23 @@ AUDITS = {
     "only queued executions can be claimed": """
         SELECT id || ' is ' || status || ', and marked as due' FROM executions
         WHERE due = 1 AND status NOT IN ('queued', 'running')""",
+    "a park's probe tries that park": """
+        SELECT e.id || ' tries ' || k.backend || ', and runs with ' || e.backend || ' for account ' || a.account
+        FROM parks k JOIN executions e ON e.id = k.probe_id AND e.fence = k.probe_fence AND e.status = 'running'
+        JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt
+        WHERE e.backend <> k.backend OR k.account NOT IN ('', a.account) OR a.probe <> 1""",
+    "money that is set aside is booked": """
+        SELECT 'of day ' || a.day || ', ' || a.reserved || ' millionths of a dollar are set aside, and '
+          || coalesce(s.reserved, 0) || ' booked'
+        FROM (SELECT started_at / 86400000 AS day, sum(reserved) AS reserved FROM attempts
+              WHERE reserved IS NOT NULL AND (finished_at IS NULL OR cost_usd IS NULL) GROUP BY 1) a
+        LEFT JOIN spending s ON s.day = a.day WHERE coalesce(s.reserved, 0) < a.reserved""",
+    "money that was spent is booked": """
+        SELECT 'of day ' || a.day || ', ' || a.spent || ' millionths of a dollar are spent, and '
+          || coalesce(s.spent, 0) || ' booked'
+        FROM (SELECT started_at / 86400000 AS day, sum(round(cost_usd * 1000000)) AS spent FROM attempts
+              WHERE reserved IS NOT NULL AND finished_at IS NOT NULL AND cost_usd IS NOT NULL GROUP BY 1) a
+        LEFT JOIN spending s ON s.day = a.day WHERE coalesce(s.spent, 0) < a.spent""",
     "ended executions have an end": """
         SELECT id || ' is ' || status || ', and has no end' FROM executions
         WHERE status IN ('completed', 'failed', 'cancelled') AND finished_at IS NULL""",

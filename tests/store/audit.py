@@ -127,6 +127,19 @@ _PROMISES: tuple[tuple[str, str], ...] = (
         "GROUP BY e.id, e.status HAVING e.status <> 'needs_human' OR count(*) > 1",
     ),
     (
+        "park {0} of account {1} is tried by {2}, which runs with {3} for {4}",
+        "SELECT k.backend, k.account, e.id, e.backend, a.account FROM parks k "
+        "JOIN executions e ON e.id = k.probe_id AND e.fence = k.probe_fence AND e.status = 'running' "
+        "JOIN attempts a ON a.execution_id = e.id AND a.number = e.attempt "
+        "WHERE e.backend <> k.backend OR k.account NOT IN ('', a.account)",
+    ),
+    (
+        "day {0}: attempts set {1} aside, the books have {2}",
+        "SELECT a.started_at / 86400000, sum(a.reserved), max(coalesce(s.reserved, 0)) FROM attempts a "
+        "LEFT JOIN spending s ON s.day = a.started_at / 86400000 WHERE a.finished_at IS NULL OR a.cost_usd IS NULL "
+        "GROUP BY 1 HAVING sum(a.reserved) > max(coalesce(s.reserved, 0))",
+    ),
+    (
         "output of execution {0}, attempt {1}: {2} pieces up to number {3}",
         "SELECT execution_id, attempt, count(*), max(seq) FROM output GROUP BY 1, 2 HAVING count(*) <> max(seq)",
     ),

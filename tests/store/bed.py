@@ -127,7 +127,7 @@ class Bed:
         """Every row of every table, to see that nothing changed."""
         tables = (
             *("projects", "executions", "dependencies", "attempts", "output", "events", "questions", "outbox"),
-            *("idempotency_keys", "nodes", "parks", "pauses"),
+            *("idempotency_keys", "nodes", "node_projects", "node_accounts", "parks", "pauses", "spending"),
         )
         return {table: sorted(await self.rows(f"SELECT * FROM {table}"), key=repr) for table in tables}
 

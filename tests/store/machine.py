@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pilot.domain.agent import OutputKind
+from pilot.domain.budget import Budget
 from pilot.domain.errors import LeaseLost, NotFound, PilotError, UsageError
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage
 from pilot.domain.policy import settle
 from pilot.domain.ports import Finish
 from pilot.domain.task import Task
@@ -32,6 +33,9 @@ Mutation = Callable[[Store], Awaitable[None]]
 LIMITS = (1, 1, 2)
 LEASE = 5_000
 OWNERS = ("me", "breaker")
+BUDGET = Budget(4.0, 14.0)
+COSTS = (None, 0.5, 1.0, 3.0)
+CHAINS: Sequence[tuple[str, ...]] = ((), (), ("b",), ("c",), ("b", "c"))
 PROJECTS = st.sampled_from(range(len(LIMITS)))
 WHICH = st.integers(0, 40)
 NODES = st.integers(0, 2)  # two that serve, one direct run
@@ -81,8 +85,8 @@ class Queueing(RuleBasedStateMachine):
         for mutation in self.mutations:
             await mutation(self.store)
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(limited=st.sampled_from([False, False, True]))
+    def start(self, limited: bool = False) -> None:
         async def begin() -> dict[int, int]:
             await self._open()
             projects = await self.queue.register(
@@ -93,6 +97,8 @@ class Queueing(RuleBasedStateMachine):
         limits = self.run(begin())
         self.projects = list(limits)
         self.model = Model(self.clock, limits)
+        if limited:
+            self.model.per_execution, self.model.per_day = BUDGET.per_execution, BUDGET.per_day
         for number in range(3):
             self._boot(number)
         for project in range(len(LIMITS)):
@@ -105,6 +111,15 @@ class Queueing(RuleBasedStateMachine):
         self.names[number : number + 1] = [name]
         self.run(self.queue.start_node(node(name), 4 * LEASE))
         self.model.nodes[name] = self.clock() + 4 * LEASE
+        self._serve(number)
+
+    def _serve(self, number: int, a: str | None = None) -> None:
+        """Of "a" the first two have an account each, of "c" all the same, of "b" none is known."""
+        accounts = {"a": a or "xyx"[number], "b": "", "c": "z"}
+        budget = Budget(self.model.per_execution, self.model.per_day)
+        known = dict.fromkeys(self.projects, accounts)
+        self.run(self.queue.serve(self.names[number], self.projects, known, budget))
+        self.model.accounts[self.names[number]] = accounts
 
     def teardown(self) -> None:
         self.run(self.opened.aclose())
@@ -117,8 +132,14 @@ class Queueing(RuleBasedStateMachine):
     def nothing_is_broken(self) -> None:
         if not hasattr(self, "model"):
             return
-        rows = {row[0]: row[1:] for row in self.run(self.store.database.read(SEEN))}
+        read = self.store.database.read
+        rows = {row[0]: row[1:] for row in self.run(read(SEEN))}
         assert rows == {id: row.seen for id, row in self.model.rows.items()}
+        parks = self.run(read("SELECT backend, account, until, tries FROM parks"))
+        assert {row[:2]: row[2:] for row in parks} == {k: (p.until, p.tries) for k, p in self.model.parks.items()}
+        money = self.run(read("SELECT day, spent, reserved FROM spending"))
+        booked = {day: (amounts[0] * 1e6, amounts[1] * 1e6) for day, amounts in self.model.money.items()}
+        assert {d: row for d, *row in money if any(row)} == {d: [*row] for d, row in booked.items() if any(row)}
         assert self.run(audit(self.store.database, self.past)) == []
 
     # Enqueue.
@@ -148,14 +169,26 @@ class Queueing(RuleBasedStateMachine):
         delay=st.sampled_from([0, 0, 0, 1000, 8000]),
         after=st.lists(WHICH, max_size=2),
         backend=st.sampled_from(["a", "a", "b"]),
+        fallback=st.sampled_from(CHAINS),
         key=st.sampled_from([None, None, "k1", "k2"]),
+        external=st.sampled_from([False] * 5 + [True]),
     )
     def enqueue(
-        self, project: int, name: int, priority: int, delay: int, after: list[int], backend: str, key: str | None
+        self,
+        project: int,
+        name: int,
+        priority: int,
+        delay: int,
+        after: list[int],
+        backend: str,
+        fallback: tuple[str, ...],
+        key: str | None,
+        external: bool,
     ) -> None:
         parents = [id for number in after if (id := self.model.pick(number)) is not None]
         task = self._task(
             project, name, priority=priority, backend=backend, idempotency_key=key, after=tuple(parents),
+            fallback=tuple(name for name in fallback if name != backend), external=external,
             available_at=self.clock() + delay if delay else None,
         )  # fmt: skip
         self._agree(task, self.run(self._enqueue(task))[0])
@@ -193,14 +226,15 @@ class Queueing(RuleBasedStateMachine):
     def claim(self, project: int, number: int) -> None:
         self._claim(self.projects[project], number)
 
-    @precondition(lambda self: self.model.ready())
+    @precondition(lambda self: self.model.ready(self.names[0]))
     @rule(number=WHICH)
     def claim_what_is_ready(self, number: int) -> None:
-        ready = self.model.ready()
+        ready = self.model.ready(self.names[0])
         project = ready[number % len(ready)]
-        self._claim(project, 2 if self.model.due(project)[0].reserved else number % 2)
+        head = self.model.head(project, self.names[0])
+        self._claim(project, 2 if head is not None and head.reserved else number % 2)
 
-    @precondition(lambda self: self.model.ready())
+    @precondition(lambda self: self.model.ready(self.names[0]))
     @rule(number=WHICH, ending=ENDINGS)
     def run_what_is_ready(self, number: int, ending: Ending | FailureClass) -> None:
         before = len(self.claims)
@@ -213,7 +247,7 @@ class Queueing(RuleBasedStateMachine):
         name = self.names[number]
         found = self.run(self.queue.claim(name, lease=LEASE, max=most))
         expected: list[Row] = []
-        for project in self.model.ready():
+        for project in self.model.ready(name):
             if len(expected) < most and (row := self.model.claim(project, name, LEASE, own=False)) is not None:
                 expected.append(row)
         assert len(found) == len(expected)
@@ -231,6 +265,18 @@ class Queueing(RuleBasedStateMachine):
         for some in self.run(all_at_once()):
             self._same(some[0] if some else None, self.model.claim(id, name, LEASE, own=False))
 
+    @precondition(lambda self: self.model.per_day is None)  # by which the order would matter
+    @rule(numbers=st.lists(st.integers(0, 1), min_size=3, max_size=3))
+    def claim_everywhere_at_once(self, numbers: list[int]) -> None:
+        asked = [(self.names[number], id) for number, id in zip(numbers, self.projects, strict=True)]
+
+        async def all_at_once() -> list[list[Execution]]:
+            claim = self.queue.claim
+            return await asyncio.gather(*(claim(name, lease=LEASE, projects=(id,)) for name, id in asked))
+
+        for some, (name, id) in zip(self.run(all_at_once()), asked, strict=True):
+            self._same(some[0] if some else None, self.model.claim(id, name, LEASE, own=False))
+
     @property
     def held(self) -> list[Execution]:
         return [claim for claim in self.claims if self.model.holds(claim)]
@@ -240,16 +286,19 @@ class Queueing(RuleBasedStateMachine):
         return [claim for claim in self.claims if not self.model.holds(claim)]
 
     def _finish(self, execution: Execution, ending: Ending | FailureClass, evidence: int, going_on: bool) -> Finish:
+        cost = COSTS[(execution.fence + evidence) % len(COSTS)]
         if isinstance(ending, FailureClass):
             outcome = Outcome(
                 ending=Ending.FAILED,
                 failure=ending,
                 detail="broke",
                 excerpt="ab"[evidence],
-                retry_at=self.clock() + 3000,
+                retry_at=self.clock() + 3000 if evidence == 0 else None,
+                usage=Usage(cost_usd=cost),
             )
         else:
-            outcome = Outcome(ending=ending, question=Question("?") if ending is Ending.QUESTION else None)
+            question = Question("?") if ending is Ending.QUESTION else None
+            outcome = Outcome(ending=ending, question=question, usage=Usage(cost_usd=cost))
         settlement = settle(execution, outcome, now=self.clock(), jitter=0.5)
         if settlement.available_at > self.clock():
             settlement = replace(settlement, available_at=self.clock() + 2000)  # within reach of a walk
@@ -266,7 +315,7 @@ class Queueing(RuleBasedStateMachine):
         execution = finish.execution
         assert execution.node is not None
         following = self.run(self.queue.finish(finish))
-        self.model.end(self.model.rows[execution.id], finish.settlement)
+        self.model.end(self.model.rows[execution.id], finish.settlement, finish.outcome)
         if finish.next_lease is not None:
             own = execution.reserved_for is not None
             self._same(following, self.model.claim(execution.project_id, execution.node, LEASE, own))
@@ -282,7 +331,7 @@ class Queueing(RuleBasedStateMachine):
             return await asyncio.gather(*(self.queue.finish(finish) for _ in range(2)), return_exceptions=True)
 
         assert [type(one) for one in self.run(twice())] == [type(None), LeaseLost]
-        self.model.end(self.model.rows[finish.execution.id], finish.settlement)
+        self.model.end(self.model.rows[finish.execution.id], finish.settlement, finish.outcome)
 
     @precondition(lambda self: self.lost)
     @rule(number=WHICH, ending=ENDINGS)
@@ -298,6 +347,13 @@ class Queueing(RuleBasedStateMachine):
         execution = self.held[number % len(self.held)]
         self.run(self.store.journal.note(execution, session_id="s", phase="p"))
         self.run(self.store.journal.write(execution, [(OutputKind.TEXT, b"x")] * 2))
+
+    @precondition(lambda self: self.held)
+    @rule(number=WHICH)
+    def hear_from_the_model(self, number: int) -> None:
+        execution = self.held[number % len(self.held)]
+        self.run(self.store.journal.note(execution, answered="yes"))
+        self.model.answered(self.model.rows[execution.id])
 
     # People.
 
@@ -333,8 +389,8 @@ class Queueing(RuleBasedStateMachine):
             return
         old = row.task
         task = replace(
-            old, priority=2 if old.priority == -1 else old.priority, parent=id, idempotency_key=None,
-            reserved_for=None, after=(), available_at=None,
+            old, backend=row.backend, fallback=row.fallback, priority=2 if old.priority == -1 else old.priority,
+            parent=id, idempotency_key=None, reserved_for=None, after=(), available_at=None,
         )  # fmt: skip
         self._agree(task, self.run(self.queue.retry(id)))
 
@@ -357,10 +413,14 @@ class Queueing(RuleBasedStateMachine):
     @precondition(lambda self: self.model.parks)
     @rule(number=WHICH)
     def unpark(self, number: int) -> None:
-        backend = sorted(self.model.parks)[number % len(self.model.parks)]
+        backend = sorted(self.model.parks)[number % len(self.model.parks)][0]
         self.run(self.queue.unpark(backend, "me"))
-        del self.model.parks[backend]
-        assert self.raised(self.queue.unpark(backend, "me")) is NotFound
+        assert self.model.unpark(backend)
+        assert self.raised(self.queue.unpark("nobody", "me")) is NotFound
+
+    @rule(number=NODES, a=st.sampled_from(["x", "y", "new"]))
+    def change_key(self, number: int, a: str) -> None:
+        self._serve(number, a)
 
     # Time and nodes.
 
@@ -397,10 +457,11 @@ class Queueing(RuleBasedStateMachine):
     def keep_house(self, what: str, age: int) -> None:
         match what:
             case "look":
-                assert self.run(self.queue.ready()) == self.model.ready()
+                for name in self.names:
+                    assert self.run(self.queue.ready(node=name)) == self.model.ready(name)
                 assert self.run(self.queue.next_due()) == self.model.next_due()
             case "expire":
-                assert sorted(self.run(self.queue.expire_parks())) == sorted(self.model.expire_parks())
+                assert self.run(self.queue.expire_parks()) == self.model.expire_parks()
             case "prune":
                 before = self.clock() - age
                 assert self.run(self.queue.prune(before)) == self.model.prune(before)

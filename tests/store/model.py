@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.execution import Execution, Status
-from pilot.domain.policy import MAX_LOSSES, Settlement
+from pilot.domain.outcome import Ending, FailureClass, Outcome
+from pilot.domain.policy import MAX_LOSSES, Park, Settlement, parked_until
 from pilot.domain.task import Task
 
 Answer = tuple[int | None, Status, bool] | type[Exception]
@@ -31,6 +34,13 @@ class Row:
     lease_until: int | None = None
     cancel: bool = False
     finished_at: int | None = None
+    backend: str = ""
+    fallback: tuple[str, ...] = ()
+    account: str = ""
+    cost: float | None = None
+    forgiven: float = 0.0
+    reserved_usd: float | None = None
+    day: int = 0
 
     @property
     def open(self) -> bool:
@@ -42,13 +52,28 @@ class Row:
         return (
             *(self.status.value, self.attempt, self.failures, self.losses, self.node, self.fence),
             *(self.lease_until, self.available_at, int(self.cancel), self.finished_at),
+            *(self.backend, json.dumps(self.fallback, separators=(",", ":")), self.cost, self.forgiven),
         )
 
 
 SEEN = (
     "SELECT id, status, attempt, failures, losses, node, fence, lease_until, available_at, cancel_requested, "
-    "finished_at FROM executions"
+    "finished_at, backend, fallback, cost_usd, forgiven_usd FROM executions"
 )
+
+
+@dataclass
+class Closed:
+    """One park. `probe`: the claim that tries it."""
+
+    until: int | None
+    changed: int
+    tries: int = 1
+    probe: tuple[int, int] | None = None
+
+
+DAY = 24 * 60 * 60 * 1000
+WEEK = 7 * DAY
 
 
 @dataclass
@@ -59,7 +84,11 @@ class Model:
     limits: dict[int, int]
     rows: dict[int, Row] = field(default_factory=dict)
     fences: dict[int, int] = field(default_factory=dict)
-    parks: dict[str, int | None] = field(default_factory=dict)
+    parks: dict[tuple[str, str], Closed] = field(default_factory=dict)
+    accounts: dict[str, dict[str, str]] = field(default_factory=dict)
+    per_execution: float | None = None
+    per_day: float | None = None
+    money: dict[int, list[float]] = field(default_factory=lambda: defaultdict(lambda: [0.0, 0.0]))
     pauses: set[tuple[int, str]] = field(default_factory=set)
     nodes: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -84,7 +113,7 @@ class Model:
     def add(self, id: int, task: Task, status: Status) -> None:
         assert id > max(self.rows, default=0)
         at = self.clock() if task.available_at is None else task.available_at
-        self.rows[id] = Row(id, task, status, at, task.reserved_for)
+        self.rows[id] = Row(id, task, status, at, task.reserved_for, backend=task.backend, fallback=task.fallback)
         self._remember(task, id)
 
     @staticmethod
@@ -108,15 +137,60 @@ class Model:
         ]
         return sorted(found, key=lambda row: (row.task.priority, row.id))
 
-    def _parked(self, backend: str) -> bool:
-        until = self.parks.get(backend, 0)
-        return until is None or until > self.clock()
+    def _closed(self, park: Closed) -> bool:
+        return park.until is None or park.until > self.clock() or self._tried(park)
 
-    def ready(self) -> list[int]:
+    def _tried(self, park: Closed) -> bool:
+        if park.probe is None:
+            return False
+        row = self.rows.get(park.probe[0])
+        return row is not None and row.status is Status.RUNNING and row.fence == park.probe[1]
+
+    def _of(self, backend: str, account: str) -> list[Closed]:
+        return [park for key, park in self.parks.items() if key in ((backend, ""), (backend, account))]
+
+    def _account(self, node: str, backend: str) -> str:
+        return self.accounts.get(node, {}).get(backend, "")
+
+    def _who(self, row: Row, node: str) -> str | None:
+        """The backend that does it on that node now."""
+        for backend in (row.backend, *row.fallback):
+            if not any(self._closed(park) for park in self._of(backend, self._account(node, backend))):
+                return backend
+        return None
+
+    def spent(self, row: Row) -> float:
+        return (row.cost or 0.0) - row.forgiven
+
+    def head(self, project: int, node: str) -> Row | None:
+        for row in self.due(project):
+            broke = self.per_execution is not None and self.spent(row) >= self.per_execution
+            if not row.task.external and not broke and self._who(row, node) is not None:
+                return row
+        return None
+
+    def reservation(self, row: Row) -> float | None:
+        if self.per_execution is None and self.per_day is None:
+            return None
+        wanted = 1.0 if self.per_execution is None else self.per_execution - self.spent(row)
+        return wanted if self.per_day is None else min(wanted, self.per_day)
+
+    def _fits(self, row: Row) -> bool:
+        amount = self.reservation(row)
+        return self.per_day is None or amount is None or sum(self.money[self.today]) + amount <= self.per_day
+
+    @property
+    def today(self) -> int:
+        return self.clock() // DAY
+
+    def ready(self, node: str) -> list[int]:
         heads = {
-            project: due[0]
+            project: head
             for project, limit in self.limits.items()
-            if (due := self.due(project)) and len(self.running(project)) < limit
+            if (head := self.head(project, node)) is not None
+            and self._fits(head)
+            and len(self.running(project)) < limit
+            and not any(paused in (0, project) for paused, _ in self.pauses)
         }
         return sorted(heads, key=lambda project: (heads[project].task.priority, heads[project].id))
 
@@ -125,13 +199,26 @@ class Model:
             return None
         if len(self.running(project)) >= self.limits[project]:
             return None
-        head = next((row for row in self.due(project) if not self._parked(row.task.backend)), None)
-        if head is None or (head.reserved != node if own or head.reserved else False):
+        head = self.head(project, node)
+        if head is None or (head.reserved != node if own or head.reserved else False) or not self._fits(head):
             return None
         self.fences[project] = self.fences.get(project, 0) + 1
         head.status, head.node, head.fence = Status.RUNNING, node, self.fences[project]
         head.lease_until, head.attempt = self.clock() + lease, head.attempt + 1
+        self._assign(head, node)
+        head.reserved_usd, head.day = self.reservation(head), self.today
+        self.money[head.day][1] += head.reserved_usd or 0.0
         return head
+
+    def _assign(self, head: Row, node: str) -> None:
+        chosen = self._who(head, node)
+        assert chosen is not None
+        if chosen != head.backend:
+            head.fallback = (*(name for name in head.fallback if name != chosen), head.backend)
+            head.backend = chosen
+        head.account = self._account(node, chosen)
+        for park in self._of(chosen, head.account):
+            park.probe = head.id, head.fence
 
     def holds(self, execution: Execution) -> bool:
         row = self.rows.get(execution.id)
@@ -139,23 +226,62 @@ class Model:
 
     # Ends.
 
-    def end(self, row: Row, settlement: Settlement, *, lost: bool = False) -> None:
-        to = settlement.to
+    def end(self, row: Row, settlement: Settlement, outcome: Outcome, *, lost: bool = False) -> None:
+        to, cost = settlement.to, outcome.usage.cost_usd
+        self._pay(row, cost)
+        self._learn(row, settlement.park, outcome)
+        broke = self.per_execution is not None and self.spent(row) >= self.per_execution
         if row.cancel and not to.final:
             to = Status.CANCELLED
-        elif settlement.counted:
-            row.failures += 1
+        else:
+            row.failures += settlement.counted
+            if to is Status.QUEUED and broke:
+                to = Status.NEEDS_HUMAN
         row.losses = row.losses + 1 if lost else 0
         row.status, row.node, row.lease_until, row.cancel = to, None, None, False
         if to is Status.QUEUED:
             row.available_at = settlement.available_at
         else:
             row.reserved = None
-        if settlement.park is not None:
-            backend, until = settlement.park.backend, settlement.park.until
-            before = self.parks.get(backend, 0)
-            self.parks[backend] = None if before is None or until is None else max(before, until)
         self._ended(row)
+
+    def _pay(self, row: Row, cost: float | None) -> None:
+        if cost is None:
+            return
+        row.cost = (row.cost or 0.0) + cost
+        self.money[row.day][0] += cost
+        self.money[row.day][1] -= row.reserved_usd or 0.0
+
+    def _learn(self, row: Row, park: Park | None, outcome: Outcome) -> None:
+        elsewhere = (FailureClass.INFRA, FailureClass.NETWORK, FailureClass.CONFLICT)
+        if park is not None:
+            self._park(park, row.account)
+        elif outcome.ending not in (Ending.CANCELLED, Ending.INTERRUPTED) and outcome.failure not in elsewhere:
+            self.answered(row)
+
+    def _park(self, park: Park, account: str) -> None:
+        now, before = self.clock(), self.parks.get((park.backend, account))
+        if before is None:
+            self.parks[park.backend, account] = Closed(parked_until(park, 1, now), now)
+        elif before.until is not None and before.until <= now:
+            tries = before.tries + 1
+            self.parks[park.backend, account] = Closed(parked_until(park, tries, now), now, tries)
+        else:
+            until = parked_until(park, before.tries, now)
+            longest = None if until is None or before.until is None else max(until, before.until)
+            self.parks[park.backend, account] = Closed(longest, now, before.tries)
+
+    def answered(self, row: Row) -> None:
+        """Its model has answered."""
+        self.parks = {key: park for key, park in self.parks.items() if park.probe != (row.id, row.fence)}
+
+    def unpark(self, backend: str) -> bool:
+        """Whether there was a park."""
+        own = [park for key, park in self.parks.items() if key[0] == backend]
+        for park in own:
+            if park.until is None or park.until > self.clock():
+                park.until, park.changed = 0, self.clock()
+        return bool(own)
 
     def _ended(self, row: Row) -> None:
         if row.status.final:
@@ -192,6 +318,7 @@ class Model:
         if row.status is not Status.NEEDS_HUMAN:
             return UsageError
         row.status, row.available_at, row.losses, row.failures = Status.QUEUED, self.clock(), 0, 0
+        row.forgiven = row.cost or 0.0
         return None
 
     # Nodes and time.
@@ -213,7 +340,7 @@ class Model:
                 continue
             if row.node in dead or (row.lease_until < self.clock() and not left):
                 taken.append(row.id)
-                self.end(row, self._taken_back(row, left), lost=not left)
+                self.end(row, self._taken_back(row, left), Outcome(ending=Ending.INTERRUPTED), lost=not left)
         for row in list(self.rows.values()):
             orphan = row.reserved in dead or self.nodes.get(row.reserved or "", -1) < self.clock()
             if row.reserved and row.open and row.status is not Status.RUNNING and orphan:
@@ -230,15 +357,22 @@ class Model:
         return Settlement(to=Status.QUEUED, available_at=self.clock())
 
     def expire_parks(self) -> list[str]:
-        over = [backend for backend, until in self.parks.items() if until is not None and until <= self.clock()]
-        for backend in over:
-            del self.parks[backend]
-        return over
+        past = self.clock() - WEEK
+        over = [
+            key
+            for key, park in self.parks.items()
+            if park.until is not None and park.until < past and park.changed < past and not self._tried(park)
+        ]
+        for key in over:
+            del self.parks[key]
+        return sorted(backend for backend, _ in over)
 
     def next_due(self) -> int | None:
         """What time alone will change; None: nothing."""
         times = [r.available_at for r in self.rows.values() if r.status is Status.QUEUED]
-        times += [until for until in self.parks.values() if until is not None]
+        times += [park.until for park in self.parks.values() if park.until is not None]
+        if self.per_day is not None and any(until > self.clock() for until in self.nodes.values()):
+            times.append((self.today + 1) * DAY)
         return min((time for time in times if time > self.clock()), default=None)
 
     def prune(self, before: int) -> int:

@@ -36,6 +36,8 @@ def steps(store: Store) -> Mapping[str, Any]:
         "dependents": queue._finish_steps._dependents,
         "cancel": queue._cancel_steps,
         "nodes": queue._nodes,
+        "parks": queue._parks,
+        "spending": queue._claim_steps._spending,
     }
 
 
@@ -46,6 +48,26 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     "priority is ignored": ("claim", "_heads", FIFO, "ORDER BY e.id LIMIT 1"),
     "parks are ignored": ("claim", "_heads", "k.backend = e.backend", "k.backend = ''"),
     "parks have no end": ("claim", "_heads", "k.until > :now", "1"),
+    "parks are anybody's": ("claim", "_heads", "AND k.account || '' IN", "AND '' IN"),
+    "everybody is a probe": ("claim", "_heads", "x.status = 'running' AND x.fence", "x.status = 'x' AND x.fence"),
+    "who was a probe stays it": ("claim", "_heads", "x.status = 'running' AND x.fence", "x.fence"),
+    "nobody is a probe": ("parks", "_probe", "parks.backend = t.backend", "parks.backend = ''"),
+    "one answer opens all": ("parks", "_end", "c.id = parks.probe_id AND c.fence = parks.probe_fence", "1"),
+    "no answer opens any": ("parks", "_end", "c.fence = parks.probe_fence", "0"),
+    "nobody stands in": (
+        "claim",
+        "_heads",
+        "OR EXISTS (SELECT 1 FROM (SELECT key",
+        "OR 0 AND EXISTS (SELECT 1 FROM (SELECT key",
+    ),
+    "the last stands in first": ("claim", "_heads", "ORDER BY f.n LIMIT 1", "ORDER BY f.n DESC LIMIT 1"),
+    "what is left to others is taken": ("claim", "_heads", "e.external = 0 OR", "1 OR"),
+    "the chain is forgotten": ("claim", "_take", "fallback = c.fallback", "fallback = executions.fallback"),
+    "a day is never over": ("claim", "_heads", "s.day = :day", "s.day = (SELECT min(day) FROM spending)"),
+    "nothing is set aside": ("spending", "_book", "spending.reserved + b.reserved", "spending.reserved"),
+    "nothing is spent": ("spending", "_book", "spending.spent + b.spent", "spending.spent"),
+    "a cancel is lost when the run goes on": ("finish", "_before", "e.cancel_requested", "0"),
+    "a task may cost anything": ("finish", "_before", "n.per_execution_usd", "NULL"),
     "time is ignored": ("claim", "_heads", "AND e.due = 1", ""),
     "pauses are ignored": ("claim", "_heads", "z.project_id IN (0, p.id)", "z.project_id < 0"),
     "a pause of all is ignored": ("claim", "_heads", "z.project_id IN (0, p.id)", "z.project_id = p.id"),
@@ -66,7 +88,6 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
         "f.status = 'queued' AND f.available_at <= :now",
         "f.status = 'queued'",
     ),
-    "a new park shortens the old": ("finish", "_park", "parks.until > excluded.until", "parks.until < excluded.until"),
     "completion releases nobody": ("dependents", "_release", BLOCKED, "AND 0"),
     "one parent of two is enough": ("dependents", "_release", "WHEN deps_left - d.n <= 0", "WHEN deps_left > 0"),
     "failure ends nobody": ("dependents", "_cancel", BLOCKED, "AND 0"),
@@ -130,12 +151,40 @@ async def the_fence_is_not_checked(store: Store) -> None:
     finish.end = end
 
 
-async def a_cancel_is_lost_when_the_run_goes_on(store: Store) -> None:
-    def heed(finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
-        yield Statement("SELECT 1")
-        return finishes
+async def a_new_park_takes_the_place_of_a_longer_one(store: Store) -> None:
+    parks = steps(store)["parks"]
+    really = parks._close
 
-    steps(store)["finish"]._heed_cancels = heed
+    def close(*given: Any) -> Generator[Step, Rows, None]:
+        yield Statement("DELETE FROM parks")
+        yield from really(*given)
+
+    parks._close = close
+
+
+async def an_unknown_cost_is_nothing(store: Store) -> None:
+    spending = steps(store)["spending"]
+    really = spending.settle
+
+    def settle(attempts: Any) -> Generator[Step, Rows, None]:
+        return really((begun, reserved, cost or 0.0) for begun, reserved, cost in attempts)
+
+    spending.settle = settle
+
+
+async def two_of_one_group_are_probes(store: Store) -> None:
+    claim = steps(store)["claim"]
+    really = claim._pass
+
+    def at_once(requests: Any, now: int) -> Generator[Step, Rows, Any]:
+        taken, later = yield from really(requests, now)
+        while later:
+            yield Statement("UPDATE parks SET probe_fence = -1")
+            more, later = yield from really([r for r in requests if r.project_id in later], now)
+            taken.update(more)
+        return taken, later
+
+    claim._pass = at_once
 
 
 async def a_requeue_tells_nobody(store: Store) -> None:
@@ -163,7 +212,9 @@ IN_CODE = (
     a_key_of_an_ended_execution_is_forgotten,
     a_key_is_kept_only_by_whoever_made_the_execution,
     the_fence_is_not_checked,
-    a_cancel_is_lost_when_the_run_goes_on,
+    a_new_park_takes_the_place_of_a_longer_one,
+    an_unknown_cost_is_nothing,
+    two_of_one_group_are_probes,
     a_requeue_tells_nobody,
     output_of_anybody_is_taken,
     a_note_of_anybody_is_taken,

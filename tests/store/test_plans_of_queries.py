@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from pilot.domain.agent import OutputKind
+from pilot.domain.budget import Budget
 from pilot.store import open_store
-from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task
+from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task, used
 
 LARGE = ("executions", "attempts", "events", "output", "dependencies", "questions", "outbox", "idempotency_keys")
 # Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
@@ -42,11 +43,20 @@ async def life(bed: Bed) -> None:
     await queue.finish(asked(execution, "?"))
     await queue.answer(first, "yes", "me")
     await queue.finish(again(await bed.take(api), at=clock.now))
+    await queue.serve("n1", [api.id, web.id], {api.id: {"agent": "key"}}, Budget(5.0, 1000.0))
     await queue.finish(limited(await bed.take(api), clock.now + MINUTE))
     await queue.next_due()
+    await bed.put(web, fallback=("other",))
+    await bed.sql("INSERT INTO parks VALUES ('agent', '', 'quota', '', NULL, 0, 0, 1, NULL, NULL, NULL)")
+    await queue.finish(used(await bed.take(web), 1, 1, 1.0))
+    await queue.unpark("agent", "me", "")
     clock.tick(2 * MINUTE)
     await queue.expire_parks()
-    await queue.ready()
+    await queue.ready(node="n1")
+    probe = await bed.take(api)
+    await bed.journal.note(probe, answered="yes", sandbox="none")
+    await queue.finish(again(probe, at=clock.now))
+    await bed.store.history.used("s")
     await queue.finish(done(await bed.take(api), next_lease=HOUR))
     await queue.finish(broken(await bed.take(web)))  # cancels what waited for it
     parent = await bed.put(api)
@@ -159,6 +169,9 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
         (r"UPDATE executions SET deps_left", "dependencies_on (depends_on=?)"),
         (r"UPDATE executions SET session_id", "INTEGER PRIMARY KEY (rowid=?)"),
         (r"UPDATE attempts SET finished_at", "PRIMARY KEY (execution_id=? AND number=?)"),
+        (r"SELECT sum\(input_tokens\)", "attempts_session (session_id=?)"),
+        (r"SELECT g\.project_id", "SEARCH k USING PRIMARY KEY (backend=?)"),
+        (r"SELECT g\.project_id", "SEARCH x USING INTEGER PRIMARY KEY (rowid=?)"),
         (r"UPDATE questions", "questions_open (execution_id=?)"),
         (r"DELETE FROM events", "events_execution (execution_id=?)"),
     ],

@@ -89,6 +89,18 @@ RUNNING = "UPDATE executions SET status = 'running', node = 'n1', lease_until = 
         ),
         ("only queued executions can be claimed", ["UPDATE executions SET due = 1 WHERE status = 'failed'"]),
         (
+            "a park's probe tries that park",
+            [
+                "INSERT INTO parks SELECT 'other', '', 'quota', '', 0, 0, 0, 1, NULL, id, fence FROM executions "
+                "WHERE status = 'running'"
+            ],
+        ),
+        ("money that is set aside is booked", ["UPDATE attempts SET reserved = 5 WHERE finished_at IS NULL"]),
+        (
+            "money that was spent is booked",
+            ["UPDATE attempts SET reserved = 5, cost_usd = 0.5 WHERE finished_at IS NOT NULL"],
+        ),
+        (
             "ended executions have an end",
             ["UPDATE executions SET finished_at = NULL WHERE status = 'failed'"],
         ),

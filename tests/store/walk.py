@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from pilot.domain.outcome import Ending, FailureClass
-from tests.store.machine import ENDS, LEASE, LIMITS, OWNERS, Queueing
+from tests.store.machine import CHAINS, ENDS, LEASE, LIMITS, OWNERS, Queueing
 
 
 def _which(dice: Random) -> int:
@@ -33,7 +33,9 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
             "delay": lambda dice: dice.choice([0, 0, 0, 1000, 8000]),
             "after": lambda dice: [_which(dice) for _ in range(dice.choice([0, 0, 0, 1, 2]))],
             "backend": lambda dice: dice.choice("aab"),
+            "fallback": lambda dice: dice.choice(CHAINS),
             "key": lambda dice: dice.choice([None, None, "k1", "k2"]),
+            "external": lambda dice: dice.random() < 0.1,
         },
     ),
     "enqueue_behind_open_ones": (
@@ -50,6 +52,7 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
     "run_what_is_ready": (8, {"number": _which, "ending": _ending}),
     "claim_anything": (1, {"number": lambda dice: dice.randrange(2), "most": lambda dice: dice.randint(1, 4)}),
     "claim_at_once": (1, {"project": _project, "count": lambda dice: dice.randint(2, 4)}),
+    "claim_everywhere_at_once": (2, {"numbers": lambda dice: [dice.randrange(2) for _ in range(3)]}),
     "finish": (
         4,
         {
@@ -62,6 +65,8 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
     "finish_twice_at_once": (1, {"number": _which, "ending": _ending}),
     "come_too_late": (2, {"number": _which, "ending": _ending}),
     "speak": (1, {"number": _which}),
+    "hear_from_the_model": (2, {"number": _which}),
+    "change_key": (1, {"number": lambda dice: dice.randrange(3), "a": lambda dice: dice.choice(["x", "y", "new"])}),
     "cancel": (3, {"number": _which}),
     "answer": (2, {"number": _which}),
     "answer_anything": (1, {"number": _which}),
@@ -91,7 +96,7 @@ def walk(machine: Queueing, dice: Random, steps: int) -> None:
     """So many steps that are possible, each followed by the check; raises what the first broken promise raises."""
     names, weights = list(STEPS), [weight for weight, _ in STEPS.values()]
     try:
-        machine.start()
+        machine.start(limited=dice.random() < 0.3)
         while steps > 0:
             (name,) = dice.choices(names, weights)
             step = getattr(machine, name)
