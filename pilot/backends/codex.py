@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from pilot.backends import codex_login
 from pilot.backends.codex_cli import (
     FULL_ACCESS,
     KEYS,
@@ -114,6 +115,20 @@ class Codex:
         Its id of a new session is emitted as soon as it says it. A session to go on in that it does not have gives
         a failure with `session_lost`, before the model is asked.
         """
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
+        child = child_environment(request.environment, self._environ)
+        found = await asyncio.to_thread(find, self._settings.command, child.get("PATH"))
+        program = found or self._settings.command
+        if request.sandbox is None or not await asyncio.to_thread(codex_login.has_login, child):
+            return await self._attempt(request, emit, program, child)
+        await codex_login.renew(program, child, request.marker)
+        begun = asyncio.get_running_loop().time()
+        end = await self._attempt(request, emit, program, codex_login.inside(child))
+        return codex_login.judged(end, asyncio.get_running_loop().time() - begun)
+
+    def _refusal(self, request: AgentRequest) -> Outcome | None:
+        """Why nothing is started for this request."""
         if not request.prompt.strip():
             return failed(FailureClass.AGENT, "the prompt is empty")
         if request.sandbox is not None and not self.capabilities().sandbox:
@@ -123,15 +138,16 @@ class Codex:
         if request.session_id is not None and not is_uuid(request.session_id):
             # it would begin a new one without a word
             return session_lost(f"{one_line(request.session_id)} is no session of Codex")
-        child = child_environment(request.environment, self._environ)
-        program = await asyncio.to_thread(find, self._settings.command, child.get("PATH"))
-        run = await self._run(request, emit, program or self._settings.command, child)
+        return None
+
+    async def _attempt(self, request: AgentRequest, emit: Emit, program: str, child: Mapping[str, str]) -> Outcome:
+        run = await self._run(request, emit, program, child)
         if run.not_started is not None:
             return not_started(self._settings.command, request.workspace, run.not_started, REMEDY)
         end = self._judged(run, request, child)
         if end.ending is Ending.DONE and run.record.blames_sandbox and mode(self._settings, request) != FULL_ACCESS:
             # where its sandbox can't be made every command fails, no event tells of it, and the run succeeds
-            works = await self._own_sandbox(program or self._settings.command, child)
+            works = await self._own_sandbox(program, child)
             if not works.ok:
                 why = f"{works.detail}; {works.remedy}"
                 return replace(end, ending=Ending.FAILED, failure=FailureClass.INVALID_CONFIG, detail=why)

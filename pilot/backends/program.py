@@ -13,7 +13,9 @@ from pilot.domain.text import one_line
 from pilot.runner.process import running
 
 
-async def ask(argv: Sequence[str], env: Mapping[str, str], timeout: float) -> tuple[int, str]:
+async def ask(
+    argv: Sequence[str], env: Mapping[str, str], timeout: float, *, marker: str = "doctor"
+) -> tuple[int, str]:
     """Run it in `/` without input: its exit status, and the first line that it says.
 
     Raises `TimeoutError` after `timeout` seconds, it being ended, and OSError when it can't be started.
@@ -21,7 +23,7 @@ async def ask(argv: Sequence[str], env: Mapping[str, str], timeout: float) -> tu
     said = ""
     async with (
         asyncio.timeout(timeout),
-        running(argv, cwd="/", env=env, marker="doctor", grace=0.2) as process,
+        running(argv, cwd="/", env=env, marker=marker, grace=0.2) as process,
     ):
         async for line in process.lines():
             said = said or one_line(line.data.decode(errors="replace"))

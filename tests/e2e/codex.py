@@ -46,10 +46,14 @@ def codex_environment(home: Path, **more: str) -> dict[str, str]:
     }
 
 
-def provider(url: str, *, retries: int = 1, silence: float = 30.0) -> list[str]:
-    """Arguments (`extra_args`) that make the scripted model the CLI's own. `silence`: seconds of it in a stream."""
+def provider(url: str, *, retries: int = 1, silence: float = 30.0, login: bool = False) -> list[str]:
+    """Arguments (`extra_args`) that make the scripted model the CLI's own.
+
+    `silence`: seconds of it in a stream. `login`: it takes the login of a person instead of a key.
+    """
     said: dict[str, object] = {
-        "name": "scripted", "base_url": f"{url}/v1", "wire_api": "responses", "env_key": "CODEX_API_KEY",
+        "name": "scripted", "base_url": f"{url}/v1", "wire_api": "responses",
+        **({"requires_openai_auth": True} if login else {"env_key": "CODEX_API_KEY"}),
         "request_max_retries": retries, "stream_max_retries": retries, "stream_idle_timeout_ms": int(silence * 1000),
     }  # fmt: skip
     whole: dict[str, object] = {"model_provider": "scripted"}
