@@ -39,12 +39,12 @@ def may_be_home(path: str) -> bool:
 def base(blank: str) -> Iterator[str]:
     """Options of bubblewrap that come first. `blank` is an empty file that may be read."""
     for folder in FOLDERS:
-        yield from _shown(folder)
+        yield from shown(folder)
     for name in _listed("/opt"):
-        yield from _shown(f"/opt/{name}")
+        yield from shown(f"/opt/{name}")
     for name in _listed("/etc"):
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in ETC):
-            yield from _shown(f"/etc/{name}", blank)
+            yield from shown(f"/etc/{name}", blank)
     for folder in ("/tmp", "/var/tmp", "/run"):  # noqa: S108  the sandbox's own
         yield from ("--tmpfs", folder)
     yield from ("--symlink", "/run", "/var/run")
@@ -53,7 +53,7 @@ def base(blank: str) -> Iterator[str]:
     yield from _kernel(blank)
 
 
-def _shown(path: str, blank: str = "") -> Iterator[str]:
+def shown(path: str, blank: str = "") -> Iterator[str]:
     """A link as a link, and what everybody may read read-only; pilot may be root, and its agents are not to be."""
     try:
         mode = os.lstat(path).st_mode

@@ -13,8 +13,11 @@ from pilot.config.executor import SandboxSettings
 from pilot.domain.agent import Places
 from pilot.domain.errors import ConfigError
 from pilot.runner.sandbox_machine import Missing, check, find_sandbox, probe
+from pilot.runner.sandbox_system import shown
 from tests.core.cell import bwrap, cell, script, words
 from tests.core.worksite import git
+
+SWITCHES = ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/swappiness")
 
 
 async def test_work_is_done_as_outside(tmp_path: Path) -> None:
@@ -65,8 +68,9 @@ async def test_nothing_outside_can_be_written(tmp_path: Path) -> None:
         f"ln -s {words(outside)} out && echo x > out/x",
         "echo x > /usr/bin/x", "echo x > /etc/x", "echo x > /x", "mkdir /opt/x",
         f"echo x > {words(objects / 'x')}",
-        "echo x > /proc/sys/kernel/core_pattern", "echo x > /proc/sys/kernel/modprobe",
-        "echo 1 > /proc/sys/vm/drop_caches", "echo h > /proc/sysrq-trigger",
+        # the same again, so that nothing comes of it where it works
+        *(f"cat {switch} > /tmp/v; cat /tmp/v > {switch}" for switch in SWITCHES),
+        "echo h > /proc/sysrq-trigger",
         f"mv {words(c.path)} {words(c.path)}2", f"rmdir {words(c.path)}",
     )  # fmt: skip
     await c.sh(f"echo x > {words(c.workspace.home / 'x')} || true; mkdir -p {words(c.site.state / 'homes/2')} || true")
@@ -87,7 +91,8 @@ async def test_what_is_mounted_stays_so(tmp_path: Path) -> None:
         f"umount /proc/sys && echo x > {words(config)}",
         f"mount -o remount,rw {words(c.site.repo / '.git')}",
         "mount -t proc proc /tmp", "mount -t tmpfs none /mnt", "mount --bind /tmp /usr",
-        "unshare -Urm true", "unshare -m true", "nsenter -t 1 -m true", "chroot / true", "mknod disk b 254 0",
+        "unshare -Urm true", "unshare -U true", "unshare -m true", "nsenter -t 1 -m true", "chroot / true",
+        "mknod disk b 254 0",
         f"echo x >> {words(config)}", f"rm -f {words(config)}",
         "python3 -c 'import os; os.setns(os.open(\"/proc/1/ns/mnt\", 0), 0)'",
     )  # fmt: skip
@@ -220,9 +225,8 @@ async def test_programs_of_the_user_run_and_their_secrets_stay(tmp_path: Path) -
     assert await c.run(sys.executable, "-c", "import structlog; print(1)") == (0, "1")
     strange = script(tmp_path / "a=b/tool", "#!/bin/sh\necho strange")
     assert await c.run(str(strange)) == (0, "strange")
-    await c.sh("printf '#!/bin/sh\\necho mine' > mine; chmod +x mine")
-    assert await c.run("./mine") == (0, "mine")
-    await c.sh("echo more > more")
+    await c.sh("mkdir bin; printf '#!/bin/sh\\necho > bin/x; echo mine' > bin/mine; chmod +x bin/mine")
+    assert await c.run("bin/mine") == (0, "mine"), "what is in the workspace can be written there, as before"
 
 
 @pytest.mark.parametrize(
@@ -278,6 +282,29 @@ async def test_only_what_everybody_may_read_is_read(tmp_path: Path) -> None:
         assert Path(name).stat().st_mode & 0o004, name
 
 
+async def test_what_not_everybody_may_read_is_covered_wherever_it_is(tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    for name, mode in {
+        "open": 0o644,
+        "keys/private": 0o600,
+        "keys/public": 0o644,
+        "mine/x": 0o644,
+        "one": 0o600,
+    }.items():
+        (etc / name).parent.mkdir(parents=True, exist_ok=True)
+        (etc / name).touch()
+        (etc / name).chmod(mode)
+    (etc / "mine").chmod(0o700)
+    (etc / "link").symlink_to("one")
+
+    assert list(shown(str(etc / "one"), "/blank")) == []
+    assert list(shown(str(etc / "link"), "/blank")) == ["--symlink", "one", str(etc / "link")]
+    said = " ".join(shown(str(etc), "/blank")).replace(str(etc), "/e")
+    assert sorted(said.split(" --")) == [
+        "--ro-bind /e /e", "ro-bind /blank /e/keys/private", "ro-bind /blank /e/one", "tmpfs /e/mine"
+    ]  # fmt: skip
+
+
 async def test_where_there_is_no_bubblewrap(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     missing = Missing("bubblewrap (bwrap) is not installed", "install the package bubblewrap")
@@ -308,4 +335,5 @@ async def test_a_home_inside_what_may_not_be_one(tmp_path: Path) -> None:
     assert await c.sh("echo x > new; touch ~/mine; ls -A ~ | sort | head -3; git status --short") != ""
     await c.refused(f"ls {words(c.site.state / 'homes')}")
     assert not (tmp_path / "mine").exists()
+    assert not list(c.kept.glob("state/*")), "no mount points are left in a home that is kept"
     shutil.rmtree(c.kept)

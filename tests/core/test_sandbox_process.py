@@ -23,6 +23,7 @@ from pilot.runner.proctree import PROC, marker_of
 from tests.core.cell import Cell, cell
 
 PATIENCE = 30.0
+ROOT = Path(__file__).parents[2]
 STUBBORN = (
     "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM; sleep 99' & env -i setsid sleep 99 & sleep 0.1; echo up; wait"
 )
@@ -168,7 +169,7 @@ else:
 @pytest.mark.parametrize("loop", ["main", "thread"])
 async def test_kill_9_of_pilot_leaves_nobody(tmp_path: Path, loop: str) -> None:
     argv = [sys.executable, "-c", PILOT, str(tmp_path), STUBBORN, loop]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as pilot:
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT) as pilot:
         assert pilot.stdout is not None
         assert await asyncio.to_thread(pilot.stdout.readline) == b"up\n"
         (there,) = {inside(pid) for pid in living("cell/1/")} - {inside(os.getpid())}
@@ -189,10 +190,9 @@ def open_folder() -> Iterator[Path]:
 
 
 async def test_all_this_as_an_ordinary_user(open_folder: Path) -> None:
-    program = Path(__file__).with_name("unprivileged.py")
-    argv = [sys.executable, str(program), str(open_folder / "it")]
+    argv = [sys.executable, "-m", "tests.core.unprivileged", str(open_folder / "it")]
     done = await asyncio.to_thread(
-        subprocess.run, argv, capture_output=True, text=True, check=False, cwd=program.parents[2], timeout=100
+        subprocess.run, argv, capture_output=True, text=True, check=False, cwd=ROOT, timeout=100
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {

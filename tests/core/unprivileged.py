@@ -31,6 +31,7 @@ async def main(root: Path) -> None:
     seen["environ"] = (await c.run("cat", f"/proc/{os.getpid()}/environ"))[0] != 0
     await c.refused("unshare -Urm true", "umount /proc/sys", "echo x > /usr/x", f"ls {root}/state/homes")
     seen["escape"] = True
+    await c.sh("mkdir ~/.agent; chmod 0 ~/.agent ~")
     c.places = Places(settings=(str(c.home / ".agent/settings.json"),))
     await c.refused("echo x > ~/.agent/settings.json", "mv ~/.agent ~/x")
     seen["settings"] = await c.sh("cat ~/.agent/settings.json")
