@@ -36,6 +36,8 @@ _DEFAULTS: Mapping[str, object] = {
     "check_for_update_on_startup": False,
     # fetched from elsewhere at every start
     "features.plugins": False,
+    # what its user has connected to the account (mail, drives) is nothing for whoever writes a ticket
+    "features.apps": False,
     # what one ticket has it remember would steer the next one
     "features.memories": False,
 }

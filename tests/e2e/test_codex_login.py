@@ -99,6 +99,7 @@ def test_a_login_that_runs_out_is_renewed_before_the_run_and_kept(home: Home, to
         kept = json.loads(login.read_text())["tokens"]
         assert kept["refresh_token"] == "second"
         assert model.agent_requests[0].headers["authorization"] == f"Bearer {kept['access_token']}"
+        assert "/ps/mcp" not in home.pilot("logs", end["id"], "--raw").out, "the account's connected apps"
 
 
 def test_a_login_that_is_not_taken_is_said_and_nothing_of_it_is_used_up(home: Home, tokens: Tokens) -> None:
