@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 NPM := tests/e2e/node_modules/.package-lock.json
 
-.PHONY: help setup demo check format test bench lock schema clean
+.PHONY: help setup bubblewrap demo check format test bench lock schema clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -29,6 +29,11 @@ $(NPM): tests/e2e/package.json tests/e2e/package-lock.json
 	npm ci --prefix tests/e2e --no-audit --no-fund --loglevel=error
 	@touch $@
 
+bubblewrap:
+	@command -v bwrap >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get install -y -qq bubblewrap || { apt-get update -qq && apt-get install -y -qq bubblewrap; }; }; } || \
+	  { echo "the tests of the sandbox need bubblewrap: install the package bubblewrap (bwrap), then go on" >&2; exit 1; }
+
 demo: setup ## the main job in under a minute: two repositories, six tasks, a kill -9 in the middle
 	@$(BIN)/python examples/demo/demo.py
 
@@ -42,7 +47,7 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup $(NPM) ## all tests; sets up everything they need
+test: setup bubblewrap $(NPM) ## all tests; sets up everything they need
 	$(BIN)/python -m pytest
 
 bench: setup ## the figures of README's table, printed and written to benchmarks/results.json
