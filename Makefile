@@ -50,7 +50,7 @@ format: setup ## let ruff rewrite what it can
 test: setup bubblewrap $(NPM) ## all tests; sets up everything they need
 	$(BIN)/python -m pytest
 
-bench: setup ## the figures of README's table, printed and written to benchmarks/results.json
+bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
 lock: ## pin anew (releases of the last seven days are left out)

@@ -1,4 +1,4 @@
-"""`make bench [ONLY=queue,daemon,ingest,overhead]`."""
+"""`make bench [ONLY=queue,daemon,ingest,overhead,events,agents]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import daemon, figures, ingest, overhead, queue
+from benchmarks import agents, daemon, events, figures, ingest, overhead, queue
 from benchmarks.figures import Figure
 
 
@@ -21,6 +21,8 @@ def main() -> None:
         "daemon": daemon.run,
         "ingest": ingest.run,
         "overhead": overhead.run,
+        "events": events.run,
+        "agents": agents.run,
     }
     wanted = [name for name in os.environ.get("ONLY", "").split(",") if name] or list(parts)
     found: list[Figure] = []
