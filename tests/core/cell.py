@@ -91,7 +91,7 @@ async def cell(
     """A sandbox in a new workspace of the project `api`."""
     where = at or site(root, **settings)
     home = root / "ann"
-    home.mkdir(exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
     workspace = await where.workspaces.prepare(where.project, execution(id=id, task_id=f"GH-{id}"))
     sandbox = make_sandbox(
         bwrap(),
