@@ -74,6 +74,7 @@ class Turn:
         self._idle_since: float | None = None
         self._lost_since: float | None = None
         self._refused = 0
+        self._exit: int | None = None
         self._used = Usage()
 
     @property
@@ -91,11 +92,14 @@ class Turn:
         async with asyncio.timeout_at(until):
             news = await self._news.get()
         if isinstance(news, Line):
-            self._complaint += news.data + b"\n"
-            del self._complaint[:-COMPLAINT]
-            kind = OutputKind.STDERR if news.stream == "stderr" else OutputKind.STDOUT
-            await self._emit.output(kind, news.data + b"\n")
+            await self._note(news)
         return news
+
+    async def _note(self, line: Line) -> None:
+        self._complaint += line.data + b"\n"
+        del self._complaint[:-COMPLAINT]
+        kind = OutputKind.STDERR if line.stream == "stderr" else OutputKind.STDOUT
+        await self._emit.output(kind, line.data + b"\n")
 
     async def run(self) -> Outcome:
         """The whole turn. Raises `OpenCodeError` for what the server does before the prompt is there."""
@@ -189,14 +193,18 @@ class Turn:
         now = asyncio.get_running_loop().time
         self._look = now() + LOOK
         while True:
-            with contextlib.suppress(TimeoutError):
-                await self._heard(record, await self.take(self._look))
+            try:
+                news = await self.take(self._look)
+            except TimeoutError:
+                await self._check_exit(record)
+            else:
+                await self._heard(record, news)
             await self._refuse(record)
             if (end := held_up(record, time.time_ns() // 1_000_000)) is not None:
                 with contextlib.suppress(OpenCodeError):
                     await self._abort(record.session)
                 return await self._told(record, end)
-            if record.idle or now() >= self._look:
+            if self._exit is None and (record.idle or now() >= self._look):
                 record.idle = False
                 if await self._is_over(record):
                     self._over = True
@@ -209,9 +217,12 @@ class Turn:
             case str():
                 await self._show(record, record.read(news, now))
             case int():
-                end = server_gone(record, news, self.complaint, oom=self._oom())
-                raise Ended(await self._told(record, end))
+                # its last words may still be on their way, until the stream of events breaks
+                self._exit, self._look = news, now + AGAIN
+                if self._lost_since is not None:
+                    await self._check_exit(record)
             case Unreachable():
+                await self._check_exit(record)
                 self._lost_since = self._lost_since or now
                 if now - self._lost_since > LOST:
                     raise Ended(await self._told(record, cut_off(record, str(news))))
@@ -219,6 +230,14 @@ class Turn:
                 # connected again: what happened meanwhile is never told
                 self._lost_since, record.idle = None, True
                 await self._still_asked(record)
+
+    async def _check_exit(self, record: Record) -> None:
+        if self._exit is not None:
+            self._over = True
+            if self._exit == 0 and as_event(record.last).get("finish") == "stop":
+                raise Ended(await self._told(record, outcome(record)))
+            end = server_gone(record, self._exit, self.complaint, oom=self._oom())
+            raise Ended(await self._told(record, end))
 
     async def _show(self, record: Record, pieces: Iterable[Piece]) -> None:
         for kind, data in pieces:
@@ -228,7 +247,13 @@ class Turn:
             self._emit.usage(used)
 
     async def _told(self, record: Record, end: Outcome) -> Outcome:
-        """The end, every call that began having its own before it."""
+        """The end, after what was said before it; every call that began has its own."""
+        while not self._news.empty():
+            news = self._news.get_nowait()
+            if isinstance(news, Line):
+                await self._note(news)
+            elif isinstance(news, str):
+                await self._show(record, record.read(news, 0.0))
         await self._show(record, record.close())
         return end
 

@@ -1,0 +1,76 @@
+"""What every backend promises, of opencode: with a server that speaks as the program's does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pilot.backends.opencode import OpenCode
+from pilot.config.executor import OpenCodeSettings
+from pilot.domain.agent import AgentRequest, Backend
+from pilot.domain.outcome import FailureClass, Usage
+from pilot.testing import SECRET, SESSION, BackendSuite, Script
+from pilot.testing.script import PLAYER
+
+OWN = f"ses_{SESSION.replace('-', '')}"
+"""The session to go on in, as this program writes them."""
+_IMPORT = "from pilot.testing.player import play"
+SERVER = "".join(
+    line
+    for line in Path(__file__).with_name("opencode_player.py").read_text().splitlines(keepends=True)
+    if not line.startswith((_IMPORT, "from __future__"))
+)
+
+
+def order(what: str, **more: object) -> bytes:
+    return json.dumps({"oc": what, **more}).encode() + b"\n"
+
+
+class TestOpenCode(BackendSuite):
+    tools = True
+    # its process is a server's: that it ends is never the agent's own end
+    failures = frozenset({FailureClass.INFRA})
+
+    def backend(self, program: Path) -> Backend:
+        settings = OpenCodeSettings(command=str(program), model="some/model", server_url="http://127.0.0.1:9")
+        return OpenCode(settings, environ={"PATH": "/usr/bin:/bin", "SOME_API_KEY": SECRET})
+
+    def program(self, script: Script) -> Path:
+        path = script.program(self.folder)
+        text = f"#!{sys.executable} -ISu\n{PLAYER}\n{SERVER}\nmain(json.loads({json.dumps(script.steps)!r}))\n"
+        path.write_text(text)
+        return path
+
+    def request(self, **more: Any) -> AgentRequest:
+        if more.get("session_id") == SESSION:
+            more["session_id"] = OWN
+        return super().request(**more)
+
+    def says(self, text: bytes) -> bytes:
+        return order("text", text=text.decode())
+
+    def calls(self, tool: bytes) -> bytes:
+        return order("call", text=tool.decode())
+
+    def answered(self, result: bytes) -> bytes:
+        return order("answer", text=result.decode())
+
+    def ends(self, text: bytes) -> bytes:
+        return order("end", text=text.decode())
+
+    def spends(self) -> tuple[bytes, Usage]:
+        tokens = {"input": 200, "output": 20, "reasoning": 10, "cache": {"read": 450, "write": 50}}
+        return order("end", text="Done.", info={"tokens": tokens, "cost": 0.25}), Usage(700, 30, 0.25)
+
+    def has_lost(self, session: str) -> Script:
+        return Script().out(order("lost"))
+
+    def session_in(self, arguments: list[str], received: bytes) -> bool:
+        return OWN in arguments
+
+    def strange(self, environment: Mapping[str, str]) -> set[str]:
+        ours = ("OPENCODE_", "SOME_API_KEY")
+        return {name for name in super().strange(environment) if not name.startswith(ours)}
