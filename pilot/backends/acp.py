@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pilot.backends.acp_agents import account, child_environment, known, places
 from pilot.backends.acp_events import Record
-from pilot.backends.acp_outcome import Answer, End, broken_off, finished, refused, ways_in
+from pilot.backends.acp_outcome import Answer, End, brings_plugins, broken_off, finished, refused, ways_in
 from pilot.backends.acp_session import choose_model, introduce, open_session, prompt
 from pilot.backends.acp_talk import Talk
 from pilot.backends.program import not_started
@@ -85,6 +85,10 @@ class Acp:
         """Run the agent in the request's workspace: one session, one prompt, until its process is gone."""
         if not request.prompt.strip():
             return failed(FailureClass.AGENT, "the prompt is empty")
+        if request.sandbox is None and self._agent.plugins is not None:
+            found = await asyncio.to_thread(self._agent.plugins, request.workspace)
+            if found:
+                return brings_plugins(found)
         child = self._child(request.environment)
         record = Record(
             session=request.session_id,

@@ -6,10 +6,11 @@ An agent that is not in here works all the same: what it needs of pilot's enviro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from pilot.backends.opencode_cli import plugins_in
 from pilot.domain.agent import Places
 from pilot.domain.text import fingerprint
 
@@ -24,6 +25,11 @@ _DATA = ("XDG_DATA_HOME", ".local/share")
 _STATE = ("XDG_STATE_HOME", ".local/state")
 _CACHE = ("XDG_CACHE_HOME", ".cache")
 _XDG = tuple(variable for variable, _ in (_CONFIG, _DATA, _STATE, _CACHE))
+
+_OPENCODE_STEERED_BY = (
+    "opencode.json", "opencode.jsonc", "config.json", "AGENTS.md", "agent", "agents", "command", "commands", "mode",
+    "modes", "plugin", "plugins", "skill", "skills", "tool", "tools",
+)  # fmt: skip
 
 Place = tuple[str, str, str]
 """A variable that names a folder, what that is below the home when it is not set, and a name in there."""
@@ -55,6 +61,8 @@ class Known:
     """The tokens in its answer are the last call's of its model, not the whole run's."""
     silent_end: bool = False
     """Without a last word, its run has broken off: it says so in no other way."""
+    plugins: Callable[[str], list[str]] | None = None
+    """Files of a workspace that it would run as its own, told not to or not."""
 
 
 NOTHING = Known()
@@ -83,10 +91,12 @@ OPENCODE = Known(
     defaults={"OPENCODE_DISABLE_AUTOUPDATE": "1"},
     # a repository's own settings could run commands here, and send the account's key to another address
     forced={"OPENCODE_DISABLE_PROJECT_CONFIG": "1"},
-    state=((*_DATA, "opencode"), (*_STATE, "opencode"), (*_CACHE, "opencode")),
+    state=tuple((*base, "opencode") for base in (_DATA, _STATE, _CACHE, _CONFIG)),
     logins=((*_DATA, "opencode/auth.json"),),
-    settings=((*_CONFIG, "opencode"),),
+    # it does not start where it can't write into this folder; what steers it in there stays as it is
+    settings=tuple((*_CONFIG, f"opencode/{name}") for name in _OPENCODE_STEERED_BY),
     named=("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR"),
+    plugins=plugins_in,
     cost=True,
     counts_last_call=True,
 )  # fmt: skip

@@ -172,6 +172,16 @@ def session_lost(words: str) -> Outcome:
     )
 
 
+def brings_plugins(found: list[str]) -> Outcome:
+    """Code of the repository that the agent would run unasked, with its account's key, and outside of a sandbox."""
+    some = one_line(", ".join(found), 300)
+    text = (
+        f"This repository brings plugins that the agent would run as its own: {some}\n"
+        "Have agents run in a sandbox (executor.sandbox), take the plugins away, or give this task to another agent."
+    )
+    return Outcome(ending=Ending.QUESTION, question=Question(text), detail=f"plugins: {some}")
+
+
 def classify(answer: Answer) -> FailureClass:
     """The class of an error: by what its words say, else by its code, else by its name."""
     error = as_event(answer.error)
