@@ -17,10 +17,8 @@ from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
 
 _REQUESTS = Table(project_id="bigint", node="text", own="bigint", external="bigint")
-_CLAIMS = Table(
-    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
-    backend="text", fallback="text", rerouted="bigint",
-)  # fmt: skip
+_CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
+_REROUTED = Table(id="bigint", backend="text", fallback="text")
 _STARTED = Table(
     execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text",
     account="text", reserved="bigint", probe="bigint",
@@ -89,9 +87,7 @@ class _Head(NamedTuple):
 
     @property
     def chain(self) -> str:
-        """Who is left to do it in its stead: whoever had it goes to the end."""
-        if self.backend == self.was:
-            return self.fallback
+        """Who is left to do it in its stead, once it is rerouted: whoever had it goes to the end."""
         return dumps([name for name in json.loads(self.fallback) if name != self.backend] + [self.was])
 
 
@@ -130,12 +126,13 @@ class Claim:
                 e.forgiven_usd AS forgiven_usd, {first_open} AS backend
               FROM ({found}) h JOIN executions e ON e.id = h.id
                 AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0))) g"""
+        # Another agent has no use for a session or a model of the first.
+        self._reroute = f"""
+            UPDATE executions SET backend = t.backend, fallback = t.fallback, model = NULL, session_id = NULL
+            FROM {_REROUTED.of(dialect, "t")} WHERE executions.id = t.id"""
         self._take = f"""
             UPDATE executions SET status = 'running', slot = c.slot, node = c.node, fence = c.fence,
               lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
-              backend = c.backend, fallback = c.fallback,
-              model = CASE WHEN c.rerouted = 0 THEN executions.model END,
-              session_id = CASE WHEN c.rerouted = 0 THEN executions.session_id END,
               started_at = coalesce(started_at, :now)
             FROM {_CLAIMS.of(dialect, "c")}
             WHERE executions.id = c.id AND executions.status = 'queued'
@@ -185,12 +182,11 @@ class Claim:
         chosen, reserved, later = _admitted(map(_Head._make, rows))
         if not chosen:
             return {}, later
+        rerouted = [(h.id, h.backend, h.chain) for h in chosen.values() if h.backend != h.was]
+        if rerouted:
+            yield Statement(self._reroute, {"items": _REROUTED.rows(rerouted)})
         claims = _CLAIMS.rows(
-            (
-                *(h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id]),
-                *(h.backend, h.chain, int(h.backend != h.was)),
-            )
-            for h in chosen.values()
+            (h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id]) for h in chosen.values()
         )
         rows = yield Statement(self._take, {"now": now, "items": claims})
         executions = [to_execution(row) for row in rows]

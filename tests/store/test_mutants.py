@@ -62,7 +62,7 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     ),
     "the last stands in first": ("claim", "_heads", "ORDER BY f.n LIMIT 1", "ORDER BY f.n DESC LIMIT 1"),
     "what is left to others is taken": ("claim", "_heads", "e.external = 0 OR", "1 OR"),
-    "the chain is forgotten": ("claim", "_take", "fallback = c.fallback", "fallback = executions.fallback"),
+    "the chain is forgotten": ("claim", "_reroute", "fallback = t.fallback", "fallback = executions.fallback"),
     "a day is never over": ("claim", "_heads", "s.day = :day", "s.day = (SELECT min(day) FROM spending)"),
     "nothing is set aside": ("spending", "_book", "spending.reserved + b.reserved", "spending.reserved"),
     "nothing is spent": ("spending", "_book", "spending.spent + b.spent", "spending.spent"),
