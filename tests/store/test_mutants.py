@@ -167,7 +167,7 @@ async def an_unknown_cost_is_nothing(store: Store) -> None:
     really = spending.settle
 
     def settle(attempts: Any) -> Generator[Step, Rows, None]:
-        return really((begun, reserved, cost or 0.0) for begun, reserved, cost in attempts)
+        yield from really((begun, reserved, cost or 0.0) for begun, reserved, cost in attempts)
 
     spending.settle = settle
 
