@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,15 +125,14 @@ class Context:
 
         Not of every backend there is: some take half a second to load.
         """
-        shared: dict[str, str] | None = None  # of all that set nothing of their own: a fingerprint takes its time
-        found: dict[int, dict[str, str]] = {}
+        told: dict[str, Mapping[str, str]] = {}  # by what is set: a fingerprint takes its time
+        found: dict[int, Mapping[str, str]] = {}
         for id in projects:
             own = self.projects[id]
-            if own.executor is not None:
-                found[id] = _accounts_of(self.settings.executor_for(own), asked)
-            else:
-                shared = _accounts_of(self.settings.executor, asked) if shared is None else shared
-                found[id] = shared
+            key = "" if own.executor is None else own.executor.model_dump_json(exclude_unset=True)
+            if key not in told:
+                told[key] = _accounts_of(self.settings.executor_for(own), asked)
+            found[id] = told[key]
         return found
 
     def budget(self) -> Budget:
