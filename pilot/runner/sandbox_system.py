@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 FOLDERS = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 """Readable as they are."""
 ETC = (
-    "alternatives", "bash.bashrc", "bash_completion.d", "ca-certificates*", "crypto-policies", "debian_version",
-    "dotnet", "fonts", "gai.conf", "gitattributes", "gitconfig", "gradle", "group", "host.conf", "hostname", "hosts",
-    "inputrc", "java*", "jvm", "ld.so.cache", "ld.so.conf*", "locale.*", "localtime", "lsb-release", "machine-id",
-    "magic*", "maven", "mime.types", "nsswitch.conf", "os-release", "passwd", "perl", "php*", "pki", "profile",
-    "profile.d", "protocols", "python*", "resolv.conf", "rpc", "ruby*", "services", "shells", "ssl", "terminfo",
-    "timezone", "xdg",
+    "alternatives", "crypto-policies", "dotnet", "fonts", "gitconfig", "group", "hosts", "java*", "jvm", "ld.so.cache",
+    "localtime", "maven", "mime.types", "nsswitch.conf", "os-release", "passwd", "php*", "pki", "protocols",
+    "resolv.conf", "ruby*", "services", "ssl",
 )  # fmt: skip
-"""Entries of /etc that programs need and that say nothing that is anybody's own."""
-_KERNEL = ("sys", "irq", "bus", "fs", "acpi", "scsi", "driver", "asound", "tty")
+"""Entries of /etc without which programs don't work, and that say nothing that is anybody's own.
+
+No more: a start in the sandbox costs what its mounts cost, and each costs more than the one before.
+"""
+_ETC = re.compile("|".join(map(fnmatch.translate, ETC)))
+_KERNEL = ("sys", "fs", "acpi", "scsi", "driver")
 
 
 def is_system(path: str) -> bool:
@@ -40,10 +42,11 @@ def base(blank: str) -> Iterator[str]:
     """Options of bubblewrap that come first. `blank` is an empty file that may be read."""
     for folder in FOLDERS:
         yield from shown(folder)
-    for name in _listed("/opt"):
-        yield from shown(f"/opt/{name}")
+    own = [f"/opt/{name}" for name in _listed("/opt")]
+    for path in own if list(_closed(own)) else ["/opt"]:
+        yield from shown(path)
     for name in _listed("/etc"):
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ETC):
+        if _ETC.match(name):
             yield from shown(f"/etc/{name}", blank)
     for folder in ("/tmp", "/var/tmp", "/run"):  # noqa: S108  the sandbox's own
         yield from ("--tmpfs", folder)
@@ -70,20 +73,28 @@ def shown(path: str, blank: str = "") -> Iterator[str]:
 def _masked(folder: str, blank: str) -> Iterator[str]:
     """What in a folder that is shown is not for everybody: private keys, above all."""
     try:
-        entries = list(os.scandir(folder))
+        entries = [entry.path for entry in os.scandir(folder) if not entry.is_symlink()]
     except OSError:
         return
-    for entry in entries:
+    closed = dict(_closed(entries))
+    for path in entries:
+        if path not in closed:
+            yield from _masked(path, blank)
+        elif closed[path]:
+            yield from ("--tmpfs", path)
+        else:
+            yield from ("--ro-bind", blank, path)
+
+
+def _closed(paths: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """Those that not everybody may read, and whether they are folders."""
+    for path in paths:
         try:
-            mode = entry.stat(follow_symlinks=False).st_mode
+            mode = os.lstat(path).st_mode
         except OSError:
             continue
-        if stat.S_ISDIR(mode) and _is_open(mode):
-            yield from _masked(entry.path, blank)
-        elif stat.S_ISDIR(mode):
-            yield from ("--tmpfs", entry.path)
-        elif not stat.S_ISLNK(mode) and not _is_open(mode):
-            yield from ("--ro-bind", blank, entry.path)
+        if not _is_open(mode) and not stat.S_ISLNK(mode):
+            yield path, stat.S_ISDIR(mode)
 
 
 def _is_open(mode: int) -> bool:
@@ -100,15 +111,17 @@ def _resolver() -> Iterator[str]:
 
 def _kernel(blank: str) -> Iterator[str]:
     """The kernel's switches: root may turn them without any capability, and one of them runs programs outside."""
+    if os.geteuid() != 0:
+        return
     for name in _KERNEL:
         if os.path.isdir(f"/proc/{name}"):
             yield from ("--ro-bind", f"/proc/{name}", f"/proc/{name}")
     for name in _listed("/proc"):
         try:
-            mode = os.lstat(f"/proc/{name}").st_mode
+            mode = 0 if name.isdigit() else os.lstat(f"/proc/{name}").st_mode
         except OSError:
             continue
-        if not name.isdigit() and stat.S_ISREG(mode) and (mode & 0o222 or not mode & 0o004):
+        if stat.S_ISREG(mode) and mode & 0o222:
             yield from ("--ro-bind", blank, f"/proc/{name}")
 
 
