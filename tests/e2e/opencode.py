@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tests.e2e.model_server import Turn, tool
+from tests.e2e.daemon import Home
+from tests.e2e.model_server import ModelServer, Turn, tool
 
 MODULES = Path(__file__).parent / "node_modules"
 MODEL = "anthropic/claude-sonnet-4-5"
@@ -101,3 +102,16 @@ class Server:
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
+
+
+def conversing(
+    home: Home, scripts: Mapping[str, Sequence[Turn]], sandbox: str = "none", **opencode: Any
+) -> ModelServer:
+    """A model that knows what to say to each task id; `home` uses it, with these settings of opencode."""
+    model = ModelServer({"scripts": [{"when": task_id, "turns": turns} for task_id, turns in scripts.items()]})
+    configured(Path(home.environment["HOME"]), model.url)
+    home.environment |= {"ANTHROPIC_API_KEY": "dummy"}
+    own = {"command": opencode_binary(), "model": MODEL, "server_url": NOWHERE, **opencode}
+    executor = {**home.settings["executor"], "type": "opencode", "opencode": own, "sandbox": sandbox}
+    home.configure(executor={**executor, "environment": {"set": QUIET}})
+    return model
