@@ -36,6 +36,11 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "google-vertex-anthropic": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GOOGLE_VERTEX_LOCATION"),
 }
 """Accounts by provider, where they are not `<PROVIDER>_API_KEY`; nobody else's key is handed on."""
+STEERED_BY = (
+    "opencode.json", "opencode.jsonc", "config.json", "AGENTS.md", "agent", "agents", "command", "commands", "mode",
+    "modes", "plugin", "plugins", "skill", "skills", "tool", "tools",
+)  # fmt: skip
+"""What of a folder of its settings steers it."""
 _DEFAULTS = {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"}
 _FORCED = {
     "OPENCODE_DISABLE_AUTOUPDATE": "1",
@@ -145,14 +150,17 @@ def places(child: Mapping[str, str], command: str) -> Places:
     data = _folder(child, "XDG_DATA_HOME", ".local/share")
     cache = _folder(child, "XDG_CACHE_HOME", ".cache")
     state = _folder(child, "XDG_STATE_HOME", ".local/state")
-    named = [child.get(name, "") for name in ("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR", "NODE_EXTRA_CA_CERTS")]
+    config = _folder(child, "XDG_CONFIG_HOME", ".config")
+    more = child.get("OPENCODE_CONFIG_DIR", "")
+    written = (config, more) if more.startswith("/") else (config,)
     own = [f"{child['HOME'].rstrip('/')}/.opencode"] if child.get("HOME", "").startswith("/") else []
+    named = [child.get(name, "") for name in ("OPENCODE_CONFIG", "NODE_EXTRA_CA_CERTS")]
     return Places(
-        state=(data, cache, state),
+        # it does not start where it can't write into its folders of settings; what steers it in there stays as it is
+        state=(data, cache, state, *written),
         logins=(f"{data}/auth.json", f"{data}/mcp-auth.json"),
         settings=(
-            _folder(child, "XDG_CONFIG_HOME", ".config"),
-            *own,
+            *(f"{folder}/{name}" for folder in (*written, *own) for name in STEERED_BY),
             *(path for path in named if path.startswith("/")),
         ),
         programs=_packages(command, child.get("PATH")),

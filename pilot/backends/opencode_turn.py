@@ -147,13 +147,15 @@ class Turn:
 
     async def _listening(self) -> None:
         """Wait for the stream of events: what happens before it is there is never told."""
-        deadline = asyncio.get_running_loop().time() + 2 * LOST
+        deadline, why = asyncio.get_running_loop().time() + 2 * LOST, "no answer"
         try:
             while (news := await self.take(deadline)) is not None:
                 if isinstance(news, int):
                     raise Ended(server_gone(None, news, self.complaint, oom=self._oom()))
+                if isinstance(news, Unreachable):
+                    why = str(news)
         except TimeoutError:
-            raise Unreachable(f"{self._client.url} has no stream of events") from None
+            raise Unreachable(f"no stream of events: {why}") from None
 
     async def _open(self) -> Record:
         """The session, told to the caller at once."""
