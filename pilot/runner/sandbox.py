@@ -27,6 +27,7 @@ from pathlib import Path
 
 from pilot.config.executor import SandboxSettings
 from pilot.domain.agent import Places
+from pilot.domain.errors import ConfigError
 from pilot.domain.text import slug
 from pilot.runner import sandbox_git, sandbox_programs, sandbox_system
 from pilot.runner.files import read_regular
@@ -89,19 +90,28 @@ class Bubblewrap:
             os.close(lock)
 
     def _add_programs(self, mounts: Mounts, program: str, env: Mapping[str, str], places: Places) -> None:
-        needs = [
-            need for folder in sandbox_programs.search_path(env) for need in sandbox_programs.folder_needs(folder, env)
-        ]
+        """What agents can write is shown by itself; what it leads to is nothing that they may have shown to them."""
+        needs: list[str] = []
+        for folder in sandbox_programs.search_path(env):
+            if not self._is_theirs(folder):
+                needs += sandbox_programs.folder_needs(folder, env)
         for path in (program, *places.programs):
+            if self._is_theirs(path):
+                sandbox_programs.interpreter(path, env)  # may raise
+                continue
             for link, target in sandbox_programs.links(path):
                 if not sandbox_system.is_system(link):
                     mounts.link(link, target)
             needs += sandbox_programs.needs(path, env)
-        work = f"{self.workspace.path.resolve()}/"
         for need in needs:
-            # what is in the workspace is shown with it, and stays the agent's to change
-            if not f"{os.path.realpath(need)}/".startswith(work):
+            if not self._is_theirs(need):
                 mounts.show(need)
+
+    def _is_theirs(self, path: str) -> bool:
+        """Whether a path lies, by itself or where it leads, in what agents can write."""
+        leads = (os.path.realpath(path), str(Path(path).parent.resolve() / Path(path).name))
+        roots = [os.path.realpath(root) for root in (str(self.workspace.path), *self.write)]
+        return any(f"{lead}/".startswith(f"{root}/") for lead in leads for root in roots)
 
     def _add_home(self, mounts: Mounts, env: Mapping[str, str]) -> None:
         home = os.path.normpath(env.get("HOME", ""))
@@ -160,15 +170,16 @@ def make_sandbox(
     """A sandbox for one attempt in that workspace; the attempt has to `close` it.
 
     `hidden`: files and folders that stay out of sight even below what `paths` shows (pilot.yaml and its `.env`; the
-    state directory always does). Blocking, some milliseconds. Raises OSError.
+    state directory always does). Blocking, some milliseconds. Raises OSError, and `ConfigError` for `paths`.
     """
+    read, write = _absolute(paths.read), _absolute(paths.write)
     folder, lock = _take_home(state_dir / "homes", project_id, workspace.home / _MEMO)
     return Bubblewrap(
         bwrap=bwrap,
         folder=folder,
         workspace=workspace,
-        read=_absolute(paths.read),
-        write=_absolute(paths.write),
+        read=read,
+        write=write,
         hidden=tuple(map(str, hidden)),
         state_dir=state_dir,
         lock=lock,
@@ -177,7 +188,11 @@ def make_sandbox(
 
 
 def _absolute(paths: Sequence[str]) -> tuple[str, ...]:
-    return tuple(str(Path(path).expanduser().absolute()) for path in paths)
+    """The operator's own list. Raises `ConfigError` for one that leaves nothing of a sandbox."""
+    absolute = tuple(os.path.normpath(Path(path).expanduser().absolute()) for path in paths)
+    if any(os.path.realpath(path) == "/" for path in absolute):
+        raise ConfigError(["executor.sandbox_paths: / is everything; name what agents need, or set sandbox: none"])
+    return absolute
 
 
 def _normal(places: Places) -> Places:

@@ -28,7 +28,7 @@ def find(program: str, env: Mapping[str, str], cwd: str) -> str:
         path = os.path.join(cwd, program)
         if not os.path.exists(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
-        if os.path.isdir(path) or not os.access(path, os.X_OK):
+        if not os.path.isfile(path) or not os.access(path, os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), program)
         return os.path.normpath(path)
     for folder in search_path(env):
@@ -51,11 +51,11 @@ def needs(path: str, env: Mapping[str, str], depth: int = 4) -> Iterator[str]:
     if not is_system(real):
         yield real
         folder = os.path.dirname(real)
-        if not _is_home(folder, env):
+        if os.path.isfile(real) and not _is_home(folder, env):
             yield folder
-    if depth and (interpreter := _interpreter(real, env)):
-        yield interpreter
-        yield from needs(interpreter, env, depth - 1)
+    if depth and (found := interpreter(real, env)):
+        yield found
+        yield from needs(found, env, depth - 1)
 
 
 def links(path: str) -> Iterator[tuple[str, str]]:
@@ -138,7 +138,7 @@ def _base_python(prefix: str, env: Mapping[str, str]) -> Iterator[str]:
         yield from _prefix(os.path.dirname(python), env)
 
 
-def _interpreter(path: str, env: Mapping[str, str]) -> str | None:
+def interpreter(path: str, env: Mapping[str, str]) -> str | None:
     """The program that a script names in its first line. Raises `FileNotFoundError` when it is not there."""
     try:
         with open(path, "rb") as file:

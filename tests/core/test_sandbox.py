@@ -229,6 +229,28 @@ async def test_programs_of_the_user_run_and_their_secrets_stay(tmp_path: Path) -
     assert await c.run("bin/mine") == (0, "mine"), "what is in the workspace can be written there, as before"
 
 
+async def test_what_agents_write_shows_them_nothing_more(tmp_path: Path) -> None:
+    """Links in a folder of PATH, interpreters and environments are followed only where no agent can have made them."""
+    (tmp_path / "tools").mkdir()
+    c = await cell(tmp_path, paths=SandboxSettings(write=(str(tmp_path / "tools"),)))
+    secret = script(tmp_path / "secret/key", "#!/bin/sh\n")
+    bins = (c.path / "venv/bin", tmp_path / "tools/bin")
+    c.env["PATH"] += "".join(f":{folder}" for folder in bins)
+    for folder in bins:
+        at = words(folder)
+        await c.sh(
+            f"mkdir -p {at}; ln -s {secret} {at}/key; ln -s {secret} {at}/python; touch {at}/../pyvenv.cfg; "
+            f"echo home = {secret.parent} > {at}/../pyvenv.cfg; printf '#!{secret}\\n' > {at}/run; "
+            f"printf '#!/bin/sh\\necho ran' > {at}/ok; chmod +x {at}/run {at}/ok"
+        )
+        await c.refused(f"cat {at}/key", f"cat {words(secret)}", f"ls {words(secret.parent)}")
+        for program in ("key", "run"):
+            code, _ = await c.run(str(folder / program))
+            assert code != 0
+        assert await c.run(str(folder / "ok")) == (0, "ran")
+    assert await c.run("ok") == (0, "ran")
+
+
 @pytest.mark.parametrize(
     ("program", "error"),
     [("no-such-program", FileNotFoundError), ("./none", FileNotFoundError), ("./README", PermissionError),
@@ -237,6 +259,7 @@ async def test_programs_of_the_user_run_and_their_secrets_stay(tmp_path: Path) -
 async def test_what_can_t_be_started_is_said_as_outside(tmp_path: Path, program: str, error: type[OSError]) -> None:
     c = await cell(tmp_path)
     script(c.path / "script", "#!/no/such/interpreter\n")
+    os.mkfifo(c.path / "pipe", 0o777)
     with pytest.raises(error):
         await c.run(program)
 
@@ -272,6 +295,11 @@ async def test_what_the_operator_shows_besides(tmp_path: Path) -> None:
         assert await c.sh(f"cat {words(tmp_path)}/{name}") == ""
     await c.refused(f"cat {words(tmp_path)}/link/state/pilot.db")
     assert (tmp_path / "pilot.yaml").read_text() == "shown"
+
+
+async def test_everything_is_no_list(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="/ is everything"):
+        await cell(tmp_path, paths=SandboxSettings(read=("/usr/..",)))
 
 
 async def test_only_what_everybody_may_read_is_read(tmp_path: Path) -> None:
