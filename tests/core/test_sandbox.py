@@ -275,6 +275,8 @@ async def test_what_the_operator_shows_besides(tmp_path: Path) -> None:
     for name in ("tools/a", "data/b", "pilot.yaml", ".env"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("shown")
+    (tmp_path / "ann/.npmrc").parent.mkdir()
+    (tmp_path / "ann/.npmrc").write_text("registry")
     (tmp_path / "link").symlink_to(tmp_path)
     c = await cell(
         tmp_path, paths=SandboxSettings(read=(str(tmp_path), str(tmp_path / "link")), write=(str(tmp_path / "data"),))
@@ -295,6 +297,8 @@ async def test_what_the_operator_shows_besides(tmp_path: Path) -> None:
         assert await c.sh(f"cat {words(tmp_path)}/{name}") == ""
     await c.refused(f"cat {words(tmp_path)}/link/state/pilot.db")
     assert (tmp_path / "pilot.yaml").read_text() == "shown"
+    assert await c.sh("cat ~/.npmrc") == "registry"
+    await c.refused("echo x > ~/.npmrc")
 
 
 async def test_everything_is_no_list(tmp_path: Path) -> None:
