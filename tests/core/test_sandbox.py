@@ -278,9 +278,8 @@ async def test_what_the_operator_shows_besides(tmp_path: Path) -> None:
     (tmp_path / "ann/.npmrc").parent.mkdir()
     (tmp_path / "ann/.npmrc").write_text("registry")
     (tmp_path / "link").symlink_to(tmp_path)
-    c = await cell(
-        tmp_path, paths=SandboxSettings(read=(str(tmp_path), str(tmp_path / "link")), write=(str(tmp_path / "data"),))
-    )
+    read = (tmp_path, tmp_path / "link", tmp_path / "ann/.npmrc")
+    c = await cell(tmp_path, paths=SandboxSettings(read=tuple(map(str, read)), write=(str(tmp_path / "data"),)))
     (c.site.state / "pilot.db").write_text("rows")
     (c.home / ".netrc").write_text("password")
 
