@@ -109,7 +109,8 @@ class Record:
         for block in _blocks(event):
             if block.get("type") == "text" and (said := as_text(block.get("text"))):
                 self.text = said if own else self.text
-                yield OutputKind.TEXT, line_of(said)
+                # with an error it is the CLI that speaks: a limit it met is no answer of the model
+                yield OutputKind.STDERR if event.get("error") else OutputKind.TEXT, line_of(said)
             elif block.get("type") == "tool_use":
                 yield OutputKind.TOOL, line_of(tool_line(block.get("name"), block.get("input")))
 

@@ -16,7 +16,7 @@ class OutputKind(StrEnum):
     STDOUT = "stdout"  #: a command's own words, as they came
     STDERR = "stderr"
     RAW = "raw"  #: a protocol line, as it came; shown by `logs --raw` only
-    TEXT = "text"  #: what the agent says
+    TEXT = "text"  #: what the model says, and nobody else: it has answered
     TOOL = "tool"  #: a tool it calls, in one line
     RESULT = "result"  #: what the tool gave back
     PILOT = "pilot"  #: pilot's own notes: phases, gates, cuts

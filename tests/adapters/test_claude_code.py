@@ -230,6 +230,16 @@ def test_structured_signs_go_before_words(
     assert end.detail
 
 
+def test_what_the_cli_says_of_a_limit_is_no_answer_of_the_model() -> None:
+    words = {"content": [{"type": "text", "text": "You've hit your session limit"}]}
+    event = {"type": "assistant", "message": words, "error": "rate_limit"}
+
+    pieces = Record().read(json.dumps(event).encode())
+
+    assert said(pieces, OutputKind.TEXT) == []
+    assert said(pieces, OutputKind.STDERR) == ["You've hit your session limit\n"]
+
+
 def test_an_error_of_an_earlier_turn_is_forgotten() -> None:
     failed_turn = {"type": "assistant", "message": {"content": []}, "error": "rate_limit"}
     begun_again = {"type": "system", "subtype": "init", "session_id": SESSION}
