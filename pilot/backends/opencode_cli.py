@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pilot.backends.reading import parsed
+from pilot.backends.reading import as_event, as_list, parsed
 from pilot.domain.agent import AgentRequest, Places
 from pilot.domain.text import clean, fingerprint
 
@@ -52,7 +52,8 @@ PASSWORD = "OPENCODE_SERVER_PASSWORD"  # noqa: S105  the variable's name
 USERNAME = "OPENCODE_SERVER_USERNAME"
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SESSION = re.compile(r"ses_[A-Za-z0-9]{1,64}")
-_LOCAL_PLUGIN = re.compile(r'"plugins?"\s*:.*?"(?:\.{0,2}/|file:)', re.DOTALL)
+_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_LAST_COMMA = re.compile(r'("(?:\\.|[^"\\])*")|,(?=\s*[\]}])')
 
 
 class Model(NamedTuple):
@@ -190,11 +191,23 @@ def plugins_in(workspace: str) -> list[str]:
             found += [path for end in ("ts", "js") for path in (folder / ".opencode" / kind).glob(f"*.{end}")]
         for place in (folder, folder / ".opencode"):
             for name in ("opencode.json", "opencode.jsonc"):
-                if _LOCAL_PLUGIN.search((place / name).read_text(errors="replace")) if (place / name).is_file() else 0:
+                if (place / name).is_file() and _names_files((place / name).read_text(errors="replace")):
                     found.append(place / name)
     except OSError:
         return [f"{folder / '.opencode'} (can't be read)"]
     return sorted(str(path.relative_to(folder)) for path in found)
+
+
+def _names_files(text: str) -> bool:
+    """Whether a configuration, JSON with comments, names plugins that are files; what can't be read may."""
+    for pattern in (_COMMENT, _LAST_COMMA):
+        text = pattern.sub(lambda found: found[1] or "", text)
+    settings = parsed(text.encode(errors="replace"))
+    if settings is None:
+        return True
+    named = [one for key in ("plugin", "plugins") for one in as_list(settings.get(key))]
+    first = [one[0] if isinstance(one, list) and one else as_event(one).get("package", one) for one in named]
+    return any(str(one).startswith((".", "/", "file:")) for one in first)
 
 
 def is_session(text: str) -> bool:
