@@ -419,6 +419,31 @@ def test_a_parked_backend_is_shown_and_unparked(pilot: Pilot, stage: Path) -> No
     assert "takes no work" not in pilot("why", "5").out
 
 
+def test_each_park_has_its_line_and_is_opened_by_its_account(pilot: Pilot, stage: Path) -> None:
+    async def park(bed: Bed) -> None:
+        for name, account in (("n1", "first"), ("n2", "second")):
+            await bed.sql(
+                "INSERT INTO parks (backend, account, failure, reason, until, since, changed_at, tries) VALUES "
+                f"('agent', '{account}', 'quota', 'spent by {name}', NULL, 0, 0, 3)"
+            )
+
+    on(stage, park)
+
+    assert pilot("backend", "unpark", "agent", "--account", "second").code == 0
+    listed = pilot("backend", "list", "--json").json["backends"]
+    parks = {one["account"]: one for one in listed if one["name"] == "agent"}
+    assert {account: (one["state"], one["tries"], one["reason"]) for account, one in parks.items()} == {
+        None: (None, None, None),  # what this configuration would use is not parked
+        "first": ("for_a_person", 3, "spent by n1"),
+        "second": ("half_open", 3, "spent by n2"),
+    }
+    table = pilot("backend", "list").out
+    assert "until somebody unparks it: spent by n1" in table
+    assert "open for one task to try it: spent by n2" in table
+    assert "parked agent: until somebody unparks it: spent by n1" in pilot("doctor").out
+    assert "agent (first)" in pilot("backend", "unpark", "agent", "--account", "third").err
+
+
 # The store and the configuration
 
 
@@ -626,6 +651,8 @@ def test_exit_codes_are_listed(pilot: Pilot) -> None:
         (Status.FAILED, "timeout", 124),
         (Status.FAILED, "rate_limit", 75),
         (Status.NEEDS_HUMAN, None, 3),
+        (Status.NEEDS_HUMAN, "budget", 64),
+        (Status.FAILED, "budget", 64),
         (Status.QUEUED, "quota", 75),
         (Status.CANCELLED, None, 130),
     ],

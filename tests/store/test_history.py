@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from pilot.domain.errors import StoreError, StoreRefused, UsageError
 from pilot.domain.execution import Status
+from pilot.domain.outcome import Usage
 from pilot.domain.ports import Hold, Why
 from pilot.store import Store, open_store
 from pilot.store.database import Rows, Statement, Step
@@ -105,6 +106,20 @@ def park(backend: str, **values: Any) -> dict[str, Any]:
         "backend": backend, "account": "", "failure": "quota", "reason": "", "until": None, "since": NOW,
         "changed_at": NOW,
     } | values  # fmt: skip
+
+
+def account_row(node_id: str, account: str) -> dict[str, Any]:
+    return {"node_id": node_id, "project_id": 1, "backend": "claude-code", "account": account}
+
+
+def statement(sql: str) -> Callable[[Sequence[None]], Generator[Step, Rows, list[None]]]:
+    """A write that goes past the queue."""
+
+    def operation(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+        yield Statement(sql)
+        return [None] * len(items)
+
+    return operation
 
 
 @pytest.fixture
@@ -637,3 +652,77 @@ async def test_a_project_that_no_node_serves(rack: Rack) -> None:
     assert "pilot.yaml" in why.next
     await rack.put("node_projects", {"node_id": "n1", "project_id": 1})
     assert (await rack.why(1)).holds == ()
+
+
+class TestWhyOfSeveralAgents:
+    async def test_parked_only_when_no_node_that_serves_it_has_another_account(self, rack: Rack) -> None:
+        await rack.put("nodes", node(), node("n2"), node("n3", lease_until=NOW - 1), node("n4", choosy=1))
+        for name, account in (("n1", "spent"), ("n2", "fresh")):
+            await rack.put("node_accounts", account_row(name, account))
+        await rack.execution(1)
+        await rack.put("parks", park("claude-code", account="spent"))
+
+        assert await rack.holds(1) == []
+        await rack.put("parks", park("claude-code", account="fresh", until=NOW + 5))
+
+        assert await rack.holds(1) == ["parked", "parked"]
+        assert (await rack.why(1)).holds[0].until == NOW + 5  # what opens first stands first
+
+    async def test_half_open_holds_nobody_and_its_probe_the_others(self, rack: Rack) -> None:
+        await rack.project(2, "web")
+        await rack.put("nodes", node())
+        await rack.execution(1, project_id=2, project="web")
+        await rack.execution(2)
+        await rack.put("parks", park("claude-code", until=NOW - 1, failure="quota", reason="spent"))
+        assert await rack.holds(2) == []
+
+        await rack.execution(3, Status.RUNNING, project_id=2, project="web", fence=7)
+        await rack.store.database.write(statement("UPDATE parks SET probe_id = 3, probe_fence = 7"), None)
+
+        why = await rack.why(2)
+        assert why.holds == (Hold("parked", "claude-code is being tried by 3, after quota: spent", 3),)
+        assert "once 3 has an answer" in why.next
+        assert (await rack.history.status(NOW))["parked"][0]["probe"] == 3
+        await rack.store.database.write(statement("UPDATE parks SET probe_fence = 6"), None)
+        assert await rack.holds(2) == []
+
+    async def test_a_fallback_that_is_free_leaves_nothing_to_wait_for(self, rack: Rack) -> None:
+        await rack.put("nodes", node())
+        await rack.execution(1, fallback='["codex"]')
+        await rack.execution(2)
+        await rack.execution(3, backend="goose")
+        await rack.put("parks", park("claude-code", until=NOW + 9))
+
+        assert await rack.holds(1) == []
+        assert (await rack.why(3)).position == 2  # 1 goes before it, 2 does not
+        await rack.put("parks", park("codex"))
+
+        why = await rack.why(1)
+        assert [hold.detail.split()[0] for hold in why.holds] == ["claude-code", "codex"]
+        assert "`pilot backend unpark claude-code`" in why.next
+        assert (await rack.why(3)).position == 1
+
+    async def test_what_is_left_to_remote_workers_waits_for_one(self, rack: Rack) -> None:
+        await rack.execution(1, external=1)
+        await rack.execution(2)
+
+        why = await rack.why(1)
+
+        assert why.holds == (Hold("external", "left to a worker that claims over HTTP"),)
+        assert "worker claims it" in why.next
+        assert (await rack.why(2)).position == 1
+
+
+async def test_what_was_booked_for_a_session(rack: Rack) -> None:
+    await rack.execution(1, Status.COMPLETED)
+    await rack.execution(2, Status.RUNNING)
+    ended: dict[str, Any] = {"finished_at": NOW, "session_id": "s"}
+    await rack.put(
+        "attempts",
+        attempt(1, 1, **ended, input_tokens=5, output_tokens=1, cost_usd=0.5),
+        attempt(1, 2, **ended, input_tokens=7, output_tokens=None, cost_usd=None),
+        attempt(2, 1, session_id="s", finished_at=None, input_tokens=100, output_tokens=100, cost_usd=100.0),
+    )
+
+    assert await rack.history.used("s") == Usage(12, 1, 0.5)
+    assert await rack.history.used("another") == Usage()

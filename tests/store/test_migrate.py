@@ -358,6 +358,36 @@ async def test_several_processes_upgrade_at_once(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["pilot.db", COPY]
 
 
+async def test_a_store_of_the_first_version_goes_on_with_its_work_and_its_parks(tmp_path: Path) -> None:
+    path = tmp_path / "pilot.db"
+    path.touch(0o600)
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(KNOWN[0][2])
+        old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        old.execute("PRAGMA user_version = 1")
+        old.execute("INSERT INTO store VALUES ('old', 0)")
+        old.execute("INSERT INTO projects (id, key, name, path) VALUES (1, 'host:/src/api/.git', 'api', '/src/api')")
+        old.execute(
+            "INSERT INTO executions (project_id, project, project_path, task_id, title, body, source, kind, labels, "
+            "priority, lane, status, due, available_at, max_attempts, backend, created_at) "
+            "VALUES (1, 'api', '/src/api', 'T', 't', '', 'cli', 'code', '[]', 2, 0, 'queued', 1, 0, 3, 'agent', 0)"
+        )
+        old.execute("INSERT INTO parks VALUES ('agent', 'quota', 'spent', NULL, 5, 1)")
+        old.commit()
+
+    async with open_store(url(path), clock=(clock := Clock())) as store:
+        bed = Bed(store, clock)
+        api = await bed.project()
+        await bed.node()
+        assert await bed.rows("SELECT backend, account, until, since, tries FROM parks") == [("agent", "", None, 5, 1)]
+        assert await bed.claimed(api) == []
+        await bed.queue.unpark("agent", "me")
+        execution = await bed.take(api)
+        assert (execution.task_id, execution.fallback, execution.external) == ("T", (), False)
+
+    assert (tmp_path / "pilot.db.schema-1.backup").exists()
+
+
 def test_migrations_are_numbered_without_gaps() -> None:
     numbers = [number for number, _, _ in migrations("sqlite")]
 

@@ -15,7 +15,7 @@ _GIVEN: dict[str, Any] = {
     "status": Status.RUNNING, "available_at": NOW, "deps_left": 0, "slot": 0, "node": "n1", "fence": 1,
     "lease_until": NOW + 60_000, "cancel_requested": False, "attempt": 1, "failures": 0, "losses": 0, "streak": 0,
     "max_attempts": 3, "backend": "claude-code", "options": {}, "created_at": NOW,
-    "delivery": "none", "checks": "none",
+    "delivery": "none", "checks": "none", "fallback": (), "external": False, "forgiven_usd": 0.0,
 }  # fmt: skip
 
 
