@@ -28,12 +28,12 @@ _KERNEL = ("sys", "fs", "acpi", "scsi", "driver")
 
 def is_system(path: str) -> bool:
     """Whether a path is shown with the system."""
-    return any(path == folder or path.startswith(f"{folder}/") for folder in (*FOLDERS, "/opt"))
+    return any(path == folder or path.startswith(f"{folder}/") for folder in (*FOLDERS, "/opt", "/etc"))
 
 
 def may_be_home(path: str) -> bool:
     """Whether a project's home can be put at that path."""
-    if not os.path.isabs(path) or path == "/" or path.startswith(("/proc/", "/dev/", "/sys/", "/etc/")):
+    if not os.path.isabs(path) or path == "/" or path.startswith(("/proc/", "/dev/", "/sys/")):
         return False
     return not is_system(path) or (path.startswith("/opt/") and os.path.isdir(path))
 
