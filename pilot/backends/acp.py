@@ -96,7 +96,7 @@ class Acp:
             refuse=self._refuse,
             counts_last_call=self._agent.counts_last_call,
         )
-        talk = Talk(record, emit)
+        talk = Talk(record, emit, cancels=not self._agent.forgets_cancelled)
         heard: Outcome | Answer | None = None
         code: int | None = None
         before, begun = oom_kills(), False

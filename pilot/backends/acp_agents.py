@@ -61,6 +61,8 @@ class Known:
     """The tokens in its answer are the last call's of its model, not the whole run's."""
     silent_end: bool = False
     """Without a last word, its run has broken off: it says so in no other way."""
+    forgets_cancelled: bool = False
+    """What it has done in a turn that is cancelled is gone from its session: better ended by a signal."""
     plugins: Callable[[str], list[str]] | None = None
     """Files of a workspace that it would run as its own, told not to or not."""
 
@@ -83,6 +85,7 @@ GEMINI = Known(
     ),
     named=("GOOGLE_APPLICATION_CREDENTIALS",),
     silent_end=True,
+    forgets_cancelled=True,
 )  # fmt: skip
 OPENCODE = Known(
     keys=(*_PROVIDERS, "GOOGLE_GENERATIVE_AI_API_KEY", "GROQ_API_KEY", "MISTRAL_API_KEY", "XAI_API_KEY",

@@ -30,10 +30,14 @@ _REQUEST = re.compile(rb'"id":\s*(\d+|"[\w.:-]{1,100}")')
 
 
 class Talk:
-    """What is said to an agent, and heard of it. One request at a time; what comes meanwhile goes into `record`."""
+    """What is said to an agent, and heard of it. One request at a time; what comes meanwhile goes into `record`.
 
-    def __init__(self, record: Record, emit: Emit) -> None:
+    `cancels`: a prompt that is given up is cancelled by the protocol's own means first.
+    """
+
+    def __init__(self, record: Record, emit: Emit, *, cancels: bool = True) -> None:
         self.record = record
+        self._cancels = cancels
         self.stderr = bytearray()
         self.junk = False
         """Something else than the protocol came on its standard output."""
@@ -116,9 +120,9 @@ class Talk:
 
     async def hang_up(self) -> None:
         """Cancel the prompt that is under way, and wait a little for the agent to have obeyed. Emits nothing."""
-        number, self._open = self._open, None
-        if number is None or self._process is None:
+        if self._open is None or not self._cancels:
             return
+        number, self._open = self._open, None
         deadline = asyncio.get_running_loop().time() + LISTENING
         try:
             async with asyncio.timeout_at(deadline):
@@ -136,6 +140,8 @@ class Talk:
         """For `running`: ask it to end; the signals come when this returns."""
         if self._open is not None:
             self._open = None
+            if not self._cancels:
+                return
             await self._cancel()
         await process.close_stdin()
         await process.wait()

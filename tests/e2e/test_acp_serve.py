@@ -76,14 +76,24 @@ def test_cancel_in_a_tool_call_leaves_no_process(home: Home, agent: Agent) -> No
 @both
 def test_a_silent_model_is_given_up_asked_again_and_given_up_for_good(home: Home, agent: Agent) -> None:
     home.repo("web")
-    with conversing(home, agent, {"T-1": [text("half", silence=600, times=9)]}) as model:
-        home.configure(executor={**home.settings["executor"], "stall_timeout": "8s", "max_attempts": 1})
+    (gate := home.control / "gate").touch()
+    # before its first answer, Gemini CLI has no session to go on in
+    with conversing(home, agent, {"T-1": [agent.write("a.txt"), text("half", silence=600, times=9)]}) as model:
+        argv = ["sh", "-c", 'while [ ! -e "$0" ]; do sleep 0.1; done; exec "$@"', str(gate), *agent.argv()]
+        settings = {"acp": {"argv": argv}, "stall_timeout": "8s", "max_attempts": 1}
+        home.configure(executor={**home.settings["executor"], **settings})
         with home.serve():
             id = home.enqueue("web", "Work.", task_id="T-1")
+            home.until(lambda: len(model.agent_requests) == 2, "the model's silence", LONG)
+            gate.unlink()
+            given_up = "SELECT 1 FROM output WHERE kind = 'pilot' AND instr(CAST(data AS TEXT), 'no sign of life')"
+            home.until(lambda: home.rows(given_up), "the end of patience", LONG)
+            earlier(agent, Path(home.environment["HOME"]))
+            gate.touch()
             home.reach("failed", id, seconds=LONG)
             end = home.pilot("show", id, "--json").json
             assert (end["failure_class"], end["failures"]) == ("stall", 1), end
-            assert len(model.agent_requests) >= 2, "gone on with once"
+            assert len(model.agent_requests) >= 3, "gone on with once"
             assert home.processes() == {}
     home.audit(failed=1)
 
