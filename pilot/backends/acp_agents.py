@@ -186,8 +186,6 @@ def _program(word: str) -> str:
 
 
 def _paths(wanted: Sequence[Place], child: Mapping[str, str]) -> tuple[str, ...]:
-    found = (
-        PurePosixPath(child.get(variable) or f"{child.get('HOME', '')}/{default}") / name
-        for variable, default, name in wanted
-    )
+    home = PurePosixPath(child.get("HOME", ""))
+    found = (PurePosixPath(child.get(variable) or home / default) / name for variable, default, name in wanted)
     return tuple(str(path) for path in found if path.is_absolute())

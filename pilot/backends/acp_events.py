@@ -23,6 +23,8 @@ from pilot.domain.text import one_line, tail
 
 KEPT = 256 << 10
 """Characters of the end of a message that are kept as its text."""
+SHOWN_LINE = 16 << 10
+"""Characters without an end of a line after which they are shown as one."""
 SHOWN_PROGRESS = 400
 """Bytes of a line that repeats what a tool has put out so far; some agents send all of it again and again."""
 
@@ -60,8 +62,9 @@ class Record:
     _talking: bool = False
     _said: list[str] = field(default_factory=list)
     _size: int = 0
-    _line: str = ""
-    """What was said since the last end of a line."""
+    _line: list[str] = field(default_factory=list)
+    """What was said since the last end of a line, in parts."""
+    _length: int = 0
 
     @property
     def text(self) -> str:
@@ -157,20 +160,22 @@ class Record:
         if self._size > 2 * KEPT:
             self._said = [self.text]
             self._size = len(self._said[0])
-        *lines, self._line = (self._line + said).split("\n")
-        if len(self._line) > KEPT:
-            lines, self._line = [*lines, self._line], ""
-        if lines:
-            yield OutputKind.TEXT, line_of("\n".join(lines))
+        whole, end, rest = said.rpartition("\n")
+        if end or self._length > SHOWN_LINE:
+            yield OutputKind.TEXT, line_of("".join(self._line) + whole)
+            self._line, self._length = [], 0
+        self._line.append(rest)
+        self._length += len(rest)
 
     def _boundary(self) -> Iterator[Piece]:
         """The message is at its end, unless it has a name and goes on under that."""
-        if self._line:
-            yield OutputKind.TEXT, line_of(self._line)
-        self._line, self._talking = "", False
+        if line := "".join(self._line):
+            yield OutputKind.TEXT, line_of(line)
+        self._line, self._length, self._talking = [], 0, False
 
     def _forget(self) -> None:
-        self._said, self._size, self._line, self._message = [], 0, "", None
+        self._said, self._size, self._message = [], 0, None
+        self._line, self._length = [], 0
         self._talking = self.spoke = False
 
     def _tool(self, update: Event) -> Iterator[Piece]:

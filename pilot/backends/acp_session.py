@@ -16,6 +16,11 @@ from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.text import for_terminal, one_line, tail
 
 PROTOCOL = 1
+INTRODUCTION_OF_PILOT: Mapping[str, object] = {
+    "protocolVersion": PROTOCOL,
+    "clientCapabilities": {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False},
+    "clientInfo": {"name": "pilot", "title": "pilot", "version": "1"},
+}
 INTRODUCTION = 60.0
 """Seconds to answer in at all; a Node program on a busy machine takes some."""
 OPENING = 180.0
@@ -28,13 +33,8 @@ _SHOWN = 500
 
 async def introduce(talk: Talk, program: str, seconds: float = INTRODUCTION) -> Event | Outcome:
     """What the agent is and can do. Raises `EOFError` when its output ends."""
-    params = {
-        "protocolVersion": PROTOCOL,
-        "clientCapabilities": {"fs": {"readTextFile": False, "writeTextFile": False}, "terminal": False},
-        "clientInfo": {"name": "pilot", "title": "pilot", "version": "1"},
-    }
     try:
-        answer = await talk.ask("initialize", params, seconds=seconds)
+        answer = await talk.ask("initialize", INTRODUCTION_OF_PILOT, seconds=seconds)
     except TimeoutError:
         why = f"{program} did not answer as an agent of the Agent Client Protocol within {seconds:g} s"
         stranger = talk.junk and not talk.spoke
