@@ -139,6 +139,8 @@ def _judged(record: Record) -> Outcome:
                 "The agent stopped because it was not allowed to do something, and did not say what; see `pilot logs`."
             )
             return Outcome(ending=Ending.QUESTION, question=Question(text), detail="refused")
+        case None if record.error:
+            return _failed(record.error)
         case None:
             return failed(FailureClass.AGENT, "the agent was stopped by somebody else before it was done")
         case finish:

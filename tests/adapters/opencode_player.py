@@ -25,6 +25,9 @@ class State:
     """What the server knows."""
 
     lost = False
+    aborted = False
+    deaf = False
+    prompts = 0
     serving = False
     busy = False
     session = SESSION
@@ -65,8 +68,8 @@ def part(**more: Any) -> None:
 
 def act(order: dict[str, Any]) -> None:
     """One thing that the agent does."""
-    if not State.busy:
-        time.sleep(600)  # aborted
+    if State.aborted:
+        time.sleep(600)
     kind, text = order["oc"], order.get("text", "")
     if kind in ("text", "end") and text:
         State.number += 1
@@ -78,6 +81,13 @@ def act(order: dict[str, Any]) -> None:
     if kind == "answer":
         state = {"status": "completed", "input": {}, "output": text}
         part(id=f"prt_{State.number}", type="tool", tool="bash", callID=f"call_{State.number}", state=state)
+    if kind == "idle":
+        rest()
+    if kind == "error":
+        publish("session.error", error={"name": "UnknownError", "data": {"message": text}})
+    if kind == "forget":
+        State.messages.clear()
+        rest()
     if kind == "end":
         info = State.messages[-1]["info"]
         info |= {"finish": "stop", "time": {"created": 1, "completed": 2}, **order.get("info", {})}
@@ -144,6 +154,10 @@ class Handler(BaseHTTPRequestHandler):
         if not self.allowed():
             self.answer(None, 401)
         elif self.path.endswith("/prompt_async"):
+            State.prompts += 1
+            if any(one["info"]["id"] == body["messageID"] for one in State.messages):
+                self.answer(True)
+                return
             State.session, State.busy = self.path.split("/")[2], True
             info = {"role": "assistant", "sessionID": State.session, "time": {"created": 1}}
             State.messages += [
@@ -151,10 +165,13 @@ class Handler(BaseHTTPRequestHandler):
                 {"info": {"id": "msg_answer", "providerID": "some", "modelID": "model", **info}, "parts": []},
             ]
             threading.Thread(target=work, args=(body,), daemon=True).start()
+            if State.deaf:
+                self.close_connection = True  # the answer is lost on the way
+                return
             self.send_response(204)
             self.end_headers()
         elif self.path.endswith("/abort"):
-            State.busy = False
+            State.busy, State.aborted = False, True
             self.answer(True)
         elif self.path.partition("?")[0] == "/session":
             self.answer({"id": SESSION, "directory": os.getcwd()})  # noqa: PTH109
@@ -196,7 +213,8 @@ def main(steps: list[Any]) -> None:
         play(steps)
         return
     State.steps = steps
-    State.lost = any(b'"lost"' in base64.b64decode(value) for step, value in steps if step == "out")
+    said = b"".join(base64.b64decode(value) for step, value in steps if step == "out")
+    State.lost, State.deaf = b'"lost"' in said, b'"deaf"' in said
     server = Server(("127.0.0.1", int(sys.argv[-1])), Handler)
     os.write(1, f"opencode server listening on http://127.0.0.1:{sys.argv[-1]}\n".encode())
     server.serve_forever(0.05)

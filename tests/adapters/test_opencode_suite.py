@@ -10,10 +10,11 @@ from typing import Any
 
 from pilot.backends.opencode import OpenCode
 from pilot.config.executor import OpenCodeSettings
-from pilot.domain.agent import AgentRequest, Backend
-from pilot.domain.outcome import FailureClass, Usage
-from pilot.testing import SECRET, SESSION, BackendSuite, Script
+from pilot.domain.agent import AgentRequest, Backend, OutputKind
+from pilot.domain.outcome import Ending, FailureClass, Usage
+from pilot.testing import SECRET, SESSION, BackendSuite, Script, Seen
 from pilot.testing.script import PLAYER
+from pilot.testing.stage import Talk
 
 OWN = f"ses_{SESSION.replace('-', '')}"
 """The session to go on in, as this program writes them."""
@@ -29,7 +30,9 @@ def order(what: str, **more: object) -> bytes:
     return json.dumps({"oc": what, **more}).encode() + b"\n"
 
 
-class TestOpenCode(BackendSuite):
+class OpenCodeTalk(Talk):
+    """How its server talks."""
+
     tools = True
     # its process is a server's: that it ends is never the agent's own end
     failures = frozenset({FailureClass.INFRA})
@@ -74,3 +77,42 @@ class TestOpenCode(BackendSuite):
     def strange(self, environment: Mapping[str, str]) -> set[str]:
         ours = ("OPENCODE_", "SOME_API_KEY")
         return {name for name in super().strange(environment) if not name.startswith(ours)}
+
+
+class TestOpenCode(OpenCodeTalk, BackendSuite):
+    """The suite."""
+
+
+class TestRaces(OpenCodeTalk):
+    """What events say too early, too often, or not at all."""
+
+    async def test_idle_is_not_the_end(self) -> None:
+        script = Script().out(order("idle")).wait(0.8).out(self.calls(b"make") + self.answered(b"made"))
+        seen = Seen()
+        outcome = await self.run(script.out(order("idle")).wait(0.8).out(self.ends(b"Whole.")), seen)
+        assert (outcome.ending, outcome.text) == (Ending.DONE, "Whole.")
+        assert seen.of(OutputKind.RESULT) == b"made\n"
+
+    async def test_an_error_is_not_the_end(self) -> None:
+        script = Script().out(order("error", text="too long")).wait(0.8)
+        outcome = await self.run(script.out(self.ends(b"Whole.")))
+        assert (outcome.ending, outcome.text) == (Ending.DONE, "Whole.")
+
+    async def test_an_error_after_which_nothing_is_stored_is_the_end(self) -> None:
+        script = Script().out(order("error", text="no such agent") + order("forget")).wait()
+        outcome = await self.run(script)
+        assert (outcome.failure, "no such agent" in outcome.detail) == (FailureClass.INVALID_CONFIG, True)
+
+    async def test_an_end_without_a_reason_is_somebody_s_abort(self) -> None:
+        outcome = await self.run(Script().out(order("end", info={"finish": None})).wait())
+        assert (outcome.failure, "stopped by somebody" in outcome.detail) == (FailureClass.AGENT, True)
+
+    async def test_a_prompt_whose_answer_was_lost_is_sent_again_and_done_once(self) -> None:
+        script = Script().out(order("deaf") + self.calls(b"make") + self.answered(b"made")).wait(1.5)
+        seen = Seen()
+        outcome = await self.run(script.out(self.ends(b"Done.")), seen)
+        assert (outcome.ending, outcome.text) == (Ending.DONE, "Done.")
+        assert seen.of(OutputKind.TOOL) == b"bash make\n"
+
+    async def test_the_last_word_is_heard_though_the_server_ends_with_it(self) -> None:
+        assert (await self.run(Script().out(self.ends(b"Done.")).exit(0))).text == "Done."

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pilot.backends.opencode import OpenCode
-from pilot.clients.opencode import Client
+from pilot.clients.opencode import Client, Rejected
 from pilot.config.executor import OpenCodeSettings
 from pilot.domain.agent import AgentRequest, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Outcome
@@ -258,6 +258,26 @@ async def test_a_cancel_at_any_time_is_obeyed_and_does_not_harm_the_directory(pl
     place.told(text("Fine."), task=place.task)
     end = await place.run()
     assert (end.ending, end.text) == (Ending.DONE, "Fine."), end
+
+
+async def test_a_directory_is_set_up_before_anything_can_be_aborted_in_it_and_mended_when_it_is_broken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    kept = Client._call
+
+    async def call(self: Client, method: str, path: str, **more: Any) -> Any:
+        calls.append(path.rpartition("/")[2])
+        if calls.count("providers") < 3 and path == "/config/providers":
+            raise Rejected("All fibers interrupted without error", 503)
+        return await kept(self, method, path, **more)
+
+    monkeypatch.setattr(Client, "_call", call)
+    end = await place.run(text("Fine."))
+
+    assert (end.ending, end.text) == (Ending.DONE, "Fine."), end
+    assert calls[:7] == ["health", "providers", "dispose", "providers", "dispose", "providers", "session"]
+    assert calls.index("prompt_async") == 7
 
 
 async def test_a_run_that_nobody_has_ended_is_ended_before_its_session_goes_on(place: Place) -> None:
