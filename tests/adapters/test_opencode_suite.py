@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.backends.opencode import OpenCode
+from pilot.backends.opencode_turn import STORED
 from pilot.config.executor import OpenCodeSettings
 from pilot.domain.agent import AgentRequest, Backend, OutputKind
 from pilot.domain.outcome import Ending, FailureClass, Usage
@@ -94,7 +95,7 @@ class TestRaces(OpenCodeTalk):
         assert seen.of(OutputKind.RESULT) == b"made\n"
 
     async def test_an_error_is_not_the_end(self) -> None:
-        script = Script().out(order("error", text="too long")).wait(0.8)
+        script = Script().out(order("error", text="too long")).wait(STORED + 1)
         outcome = await self.run(script.out(self.ends(b"Whole.")))
         assert (outcome.ending, outcome.text) == (Ending.DONE, "Whole.")
 

@@ -313,13 +313,22 @@ async def test_another_password_is_a_matter_of_its_account(place: Place) -> None
     assert checks[1].ok is False
 
 
-async def test_a_broken_stream_of_events_is_taken_up_again(place: Place) -> None:
+async def test_what_happened_while_the_stream_of_events_was_broken_is_read_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pilot.backends.opencode_turn.LOOK", 1000.0)
     async with Relay(place.server.url) as relay:
         place.told(bash("echo one; sleep 1"), bash("echo two; sleep 1; echo three"), text("Whole."))
         task = asyncio.create_task(place.run(url=relay.url))
         await place.until(OutputKind.TOOL, "echo one")
-        relay.cut()
-        end = await task
+        relay.pause()
+        async with asyncio.timeout(40):
+            while await place.busy():
+                await asyncio.sleep(0.05)
+        assert not task.done()
+        relay.go.set()
+        async with asyncio.timeout(40):
+            end = await task
 
     assert (end.ending, end.text) == (Ending.DONE, "Whole."), end
     assert place.said(OutputKind.TOOL).count("\n") == 2
@@ -384,7 +393,8 @@ class Relay:
     def __init__(self, url: str) -> None:
         self._port = int(url.rpartition(":")[2])
         self._pipes: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.go = asyncio.Event()
+        self.go.set()
 
     async def __aenter__(self) -> Relay:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -398,11 +408,17 @@ class Relay:
         self._server.close()
         self.cut()
 
+    def pause(self) -> None:
+        """Break every connection; new ones come to nothing until `go`."""
+        self.go.clear()
+        self.cut()
+
     def cut(self) -> None:
         for writer in self._pipes:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.go.wait()
         back, forth = await asyncio.open_connection("127.0.0.1", self._port)
         self._pipes |= {writer, forth}
         await asyncio.gather(self._pump(reader, forth), self._pump(back, writer))
