@@ -238,8 +238,8 @@ def test_sighup_takes_a_good_configuration_and_refuses_a_bad_one(home: Home) -> 
 
 def test_a_missing_agent_parks_its_backend_until_a_person_unparks_it(home: Home) -> None:
     home.repo("web")
-    argv = home.settings["executor"]["command"]["argv"]
-    home.configure(executor={"type": "command", "command": {"argv": ["no-such-agent", *argv[1:]]}})
+    mended = home.settings["executor"]
+    home.configure(executor={**mended, "command": {"argv": ["no-such-agent", *mended["command"]["argv"][1:]]}})
     with home.serve() as daemon:
         id = home.enqueue("web", task_id="T-1")
         home.until(lambda: home.rows("SELECT failure FROM parks"), "the park")
@@ -252,7 +252,7 @@ def test_a_missing_agent_parks_its_backend_until_a_person_unparks_it(home: Home)
         assert why["holds"][0]["kind"] == "parked"
         assert "no-such-agent" in why["holds"][0]["detail"]
         assert "pilot backend unpark command" in why["next"]
-        home.configure(executor={"type": "command", "command": {"argv": argv}})
+        home.configure(executor=mended)
         daemon.send(signal.SIGHUP)
         daemon.says("config.reloaded")
         home.pilot("backend", "unpark", "command")
