@@ -37,14 +37,15 @@ def head(dialect: Dialect, node: str, external: str) -> str:
     return f"""
         SELECT e.id FROM executions e
         WHERE e.project_id = p.id AND e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
-          AND (NOT {_closed(node, "e.backend")}
-            OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")} WHERE NOT {_closed(node, "f.value")}))
+          AND (NOT {_closed(node, "p.id", "e.backend")}
+            OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")}
+              WHERE NOT {_closed(node, "p.id", "f.value")}))
           AND (n.per_execution_usd IS NULL OR coalesce(e.cost_usd, 0) - e.forgiven_usd < n.per_execution_usd)
         ORDER BY e.priority, e.id LIMIT 1"""
 
 
-def _closed(node: str, backend: str) -> str:
-    return standing(backend, account_of(node, "p.id", backend), closed=True)
+def _closed(node: str, project: str, backend: str) -> str:
+    return standing(backend, account_of(node, project, backend), closed=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,9 @@ class Claim:
             {dialect.lock_projects}"""
         account = account_of("g.node", "g.project_id", "g.backend")
         first_open = f"""
-            CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "e.backend")} THEN e.backend
+            CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
               ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
-                WHERE NOT {_closed("h.node", "f.value")} ORDER BY f.n LIMIT 1) END""".replace("p.id", "h.project_id")
+                WHERE NOT {_closed("h.node", "h.project_id", "f.value")} ORDER BY f.n LIMIT 1) END"""
         self._heads = f"""
             SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
               coalesce({account}, ''), {standing("g.backend", account, closed=False)},
