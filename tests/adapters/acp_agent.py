@@ -60,12 +60,19 @@ class Agent:
 
     async def load_session(self, session_id: str, **more: Any) -> acp.LoadSessionResponse:
         await self._say("old words\n")
-        asyncio.get_running_loop().call_later(0.1, lambda: asyncio.ensure_future(self._say("older question?")))
+        self.rest = asyncio.ensure_future(self._replays_on())
         return acp.LoadSessionResponse()
+
+    async def _replays_on(self) -> None:
+        """Some agents tell the conversation on when they have answered."""
+        await asyncio.sleep(0.1)
+        await self._say("older question?")
 
     async def prompt(self, prompt: list[Any], session_id: str, **more: Any) -> acp.PromptResponse:
         note(prompt=len(prompt[0].text))
         match BEHAVIOUR:
+            case "replays":
+                await self.rest
             case "asks":
                 await self._asks(session_id)
             case "dies":

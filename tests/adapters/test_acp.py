@@ -213,9 +213,9 @@ def test_once_is_allowed_and_nothing_else_but_by_setting(
 
 
 def test_what_was_not_allowed_is_a_question_however_the_turn_ended() -> None:
+    record = Record(session="s", refuse=True)
+    record.asked({"toolCall": {"toolCallId": "1", "title": "push"}, "options": OPTIONS})
     for stop in ("end_turn", "cancelled"):
-        record = Record(session="s", refuse=True)
-        record.asked({"toolCall": {"toolCallId": "1", "title": "push"}, "options": OPTIONS})
         end = finished(record, {"stopReason": stop}, OK, NOTHING)
         assert end.ending is Ending.QUESTION
         assert end.question is not None

@@ -316,9 +316,8 @@ async def test_gemini_does_not_trust_the_repositorys_settings(bench: Make, tmp_p
     assert not witness.exists()
 
 
-@both
-async def test_a_task_that_looks_like_a_command_of_the_agents_is_none(bench: Make, agent: Agent) -> None:
-    b = bench(agent, text("Done."))
+async def test_a_task_that_looks_like_a_command_of_the_agents_is_none(bench: Make) -> None:
+    b = bench(GEMINI, text("Done."))
     assert (await b.run(b.request("/init now"))).ending is Ending.DONE
     assert "/init now" in told(b.server.agent_requests[0])
 
