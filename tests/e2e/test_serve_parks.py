@@ -154,3 +154,23 @@ def test_what_an_agent_tells_of_its_cost_is_what_is_booked(home: Home) -> None:
             assert money["reserved_usd"] == 0
             assert abs(money["spent_usd"] - cost) < 1e-5
     home.audit(completed=1)
+
+
+def test_a_task_that_has_cost_what_it_may_ends_with_64_and_goes_on_when_a_person_says_so(home: Home) -> None:
+    home.repo("a", gates=[{"name": "red", "run": "test -f mended.txt"}])
+    scripts: dict[str, list[Turn]] = {"A-1": [write("a.txt"), DONE, write("mended.txt"), DONE]}
+    with conversing(home, scripts):
+        home.configure(budget={"per_execution_usd": 0.0001})
+        ended = home.pilot("run", "-p", "a", "--task-id", "A-1", "--json", "A-1: do it", code=64)
+        assert (ended.json["status"], ended.json["failure_class"]) == ("needs_human", "budget")
+        assert ended.json["usage"]["cost_usd"] > 0.0001
+        id = ended.json["id"]
+        assert "budget" in home.pilot("why", id).out
+        home.configure(budget={"per_execution_usd": 5})
+        with home.serve():
+            home.pilot("answer", id, "go on")
+            home.reach("completed", id)
+        spent, kept = home.rows("SELECT spent / 1e6, reserved FROM spending")[0]
+        assert abs(spent - home.value(id, "cost_usd")) < 1e-5
+        assert kept == 0
+    home.audit(completed=1)
