@@ -7,11 +7,14 @@ to the end in its store: claim, clone, agent, commit, branch.
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +31,8 @@ from pilot.domain.ports import NodeKind
 from tests.e2e import acp, opencode
 from tests.e2e.claude import claude_binary, claude_environment
 from tests.e2e.codex import codex_binary, codex_environment, provider
-from tests.e2e.model_server import ModelServer
 from tests.e2e.opencode import opencode_binary
-from tests.e2e.responses_server import ResponsesServer
-from tests.e2e.scripted_server import ScriptedServer, text, tool
+from tests.e2e.scripted_server import Turn, text, tool
 
 RUNS = 7
 PROMPT = "Write the page, then say that it is done."
@@ -39,10 +40,13 @@ PROMPT = "Write the page, then say that it is done."
 
 @dataclass(frozen=True, slots=True)
 class Cli:
-    """One agent: its settings in pilot.yaml, its environment, and how a shell starts it with the prompt on stdin."""
+    """One agent: the module of its model's server and what that says, its settings in pilot.yaml, its environment,
+    and how a shell starts it, the prompt on stdin.
+    """
 
     name: str
-    server: Callable[[], ScriptedServer]
+    server: str
+    turns: Sequence[Turn]
     environment: Callable[[Path, str], Mapping[str, str]]
     executor: Callable[[Path, str], Mapping[str, Any]]
     shell: Callable[[Path, str], tuple[str, ...]]
@@ -54,7 +58,8 @@ def _claude() -> Cli:
     quiet = {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1", "IS_SANDBOX": "1"}
     return Cli(
         "claude-code",
-        lambda: ModelServer({"scripts": [{"turns": script}]}),
+        "tests.e2e.model_server",
+        script,
         lambda home, url: {**claude_environment(home, url), **quiet},
         lambda _home, _url: {"type": "claude-code", "claude-code": {"command": claude_binary()}},
         lambda _home, _url: (claude_binary(), *flags),
@@ -68,7 +73,8 @@ def _codex() -> Cli:
     flags = ("exec", "--json", "-s", "workspace-write", "-m", "scripted-model", *quiet)
     return Cli(
         "codex",
-        lambda: ResponsesServer({"scripts": [{"turns": script}]}),
+        "tests.e2e.responses_server",
+        script,
         lambda home, _url: codex_environment(home),
         lambda _home, url: {"type": "codex", "codex": {**own, "extra_args": provider(url)}},
         lambda _home, url: (codex_binary(), *flags, *provider(url), "-"),
@@ -79,7 +85,8 @@ def _opencode() -> Cli:
     script = [opencode.write("page.html", "<h1>hi</h1>\n"), text("Done.")]
     return Cli(
         "opencode",
-        lambda: ModelServer({"scripts": [{"turns": script}]}),
+        "tests.e2e.model_server",
+        script,
         lambda home, url: {**opencode.opencode_environment(home, url), **opencode.QUIET},
         lambda _home, _url: {
             "type": "opencode",
@@ -95,7 +102,8 @@ def _gemini() -> Cli:
     trust = {"GEMINI_CLI_TRUST_WORKSPACE": "true"}
     return Cli(
         "gemini by acp",
-        lambda: acp.GEMINI.server({"scripts": [{"turns": script}]}),
+        "tests.e2e.gemini_server",
+        script,
         lambda home, url: {**acp.environment(acp.GEMINI, home, url), **trust},
         lambda _home, _url: {"type": "acp", "acp": {"argv": acp.GEMINI.argv()}},
         lambda _home, _url: (*acp.GEMINI.argv()[:2], *flags),
@@ -166,13 +174,29 @@ async def _measure(cli: Cli, home: Path, url: str, sandbox: str) -> tuple[float,
     return statistics.median(shell[1:]), statistics.median(pilot[1:])
 
 
+@contextmanager
+def _model(cli: Cli) -> Iterator[str]:
+    """Its model's URL: a process of its own, as it would be elsewhere."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as script:
+        json.dump({"scripts": [{"turns": cli.turns}]}, script)
+        script.flush()
+        with subprocess.Popen(
+            [sys.executable, "-m", cli.server, script.name], stdout=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stdout is not None
+                yield server.stdout.readline().split()[-1]
+            finally:
+                server.terminate()
+
+
 def run() -> list[Figure]:
     """Medians; the first run of each is left out: it fills the disk's cache."""
     figures = []
     for cli in (_claude(), _codex(), _opencode(), _gemini()):
         for sandbox in ("none", "bubblewrap"):
-            with tempfile.TemporaryDirectory(prefix="pilot-bench-") as folder, cli.server() as server:
-                shell, pilot = asyncio.run(_measure(cli, Path(folder), server.url, sandbox))
+            with tempfile.TemporaryDirectory(prefix="pilot-bench-") as folder, _model(cli) as url:
+                shell, pilot = asyncio.run(_measure(cli, Path(folder), url, sandbox))
             where = "" if sandbox == "none" else ", sandboxed"
             note = f"{shell:.2f} s from a shell, {pilot:.2f} s by pilot"
             figures.append(
