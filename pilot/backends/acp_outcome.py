@@ -198,7 +198,8 @@ def classify(answer: Answer) -> FailureClass:
                 return failure
             if 500 <= number < 600:
                 return FailureClass.NETWORK
-    return FailureClass.AGENT
+    # a call of the model's API that failed again and again, for a reason that nobody has told
+    return FailureClass.NETWORK if data.get("errorName") == "APIError" else FailureClass.AGENT
 
 
 def ways_in(offered: Event) -> str:

@@ -307,6 +307,8 @@ ERRORS = [
     ({"code": -32603, "message": "Internal error: invalid x-api-key", "data": {"errorName": "APIError"}}, "auth"),
     ({"code": -32603, "message": "Internal error: model: m1", "data": {"errorName": "APIError"}}, "invalid_config"),
     ({"code": -32603, "message": "Internal error: no", "data": {"errorName": "ProviderAuthError"}}, "auth"),
+    ({"code": -32603, "message": "Internal error: boom", "data": {"errorName": "APIError"}}, "network"),
+    ({"code": -32603, "message": "Internal error: Connection reset by server", "data": {}}, "network"),
     ({"code": -32603, "message": "x", "data": {"errorName": "ContextOverflowError"}}, "agent"),
     ({"code": -32603, "message": "Internal error: scripted", "data": {"statusCode": 429}}, "rate_limit"),
     ({"code": -32602, "message": "Invalid params: model not found: fake/nope"}, "invalid_config"),
