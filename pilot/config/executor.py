@@ -52,8 +52,8 @@ class ClaudeCodeSettings(Section):
 class OpenCodeSettings(Section):
     """OpenCode (`opencode serve`, over HTTP)."""
 
-    model: Word | None = "anthropic/claude-sonnet-4"
-    """Model as provider/model; null leaves it to the program."""
+    model: Word | None = "anthropic/claude-sonnet-4-5"
+    """Model as provider/model; null: the route or --model has to name one."""
     server_url: Text = "http://127.0.0.1:4096"
     """A server that is used when it answers; else pilot starts its own."""
     command: Word = "opencode"
