@@ -90,6 +90,8 @@ class Acp:
             if found:
                 return brings_plugins(found)
         child = self._child(request.environment)
+        if self._agent.unpacks and request.scratch:
+            child[self._agent.unpacks] = request.scratch
         record = Record(
             session=request.session_id,
             before=request.session_used,

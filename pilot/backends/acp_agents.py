@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from pilot.backends.opencode_cli import plugins_in
+from pilot.backends.opencode_cli import UNPACKED, plugins_in
 from pilot.domain.agent import Places
 from pilot.domain.text import fingerprint
 
@@ -63,6 +63,8 @@ class Known:
     """Without a last word, its run has broken off: it says so in no other way."""
     forgets_cancelled: bool = False
     """What it has done in a turn that is cancelled is gone from its session: better ended by a signal."""
+    unpacks: str = ""
+    """A variable for the folder in which it leaves parts of its program."""
     plugins: Callable[[str], list[str]] | None = None
     """Files of a workspace that it would run as its own, told not to or not."""
 
@@ -100,6 +102,7 @@ OPENCODE = Known(
     settings=tuple((*_CONFIG, f"opencode/{name}") for name in _OPENCODE_STEERED_BY),
     named=("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR"),
     plugins=plugins_in,
+    unpacks=UNPACKED,
     cost=True,
     counts_last_call=True,
 )  # fmt: skip

@@ -13,7 +13,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 
-from pilot.backends.opencode_cli import CONTENT, PASSWORD, USERNAME, Model, child_environment, configuration, places
+from pilot.backends.opencode_cli import CONTENT, PASSWORD, UNPACKED, USERNAME, Model, child_environment, configuration, places
 from pilot.backends.opencode_outcome import server_gone
 from pilot.backends.opencode_session import Ended
 from pilot.backends.opencode_turn import Turn
@@ -45,6 +45,8 @@ class Own:
         self._argv = (command, "serve", "--hostname", "127.0.0.1", "--port", str(self.port))
         given = request.environment.get(CONTENT) or environ.get(CONTENT, "")
         server = {CONTENT: configuration(model, given), PASSWORD: self._password, USERNAME: _USER}
+        if request.scratch:
+            server[UNPACKED] = request.scratch
         self._env = child_environment(request.environment, environ, model, **server)
         self._places = places(self._env, command)
 

@@ -84,6 +84,7 @@ class Talk:
             await self.recorder.say("no sign of life; the agent was ended, and goes on in its session once")
             again = prompt.go_on(replace(self.execution, feedback=None), fence=fence())
             ended = await self._watched(place, again)
+            otherwise = otherwise or words  # the session may have begun in this very run
         if isinstance(ended, Verdict):
             return self._ended_by(ended)
         if ended.usage != Usage():

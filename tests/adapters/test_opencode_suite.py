@@ -76,7 +76,7 @@ class OpenCodeTalk(Talk):
         return OWN in arguments
 
     def strange(self, environment: Mapping[str, str]) -> set[str]:
-        ours = ("OPENCODE_", "SOME_API_KEY")
+        ours = ("OPENCODE_", "SOME_API_KEY", "BUN_TMPDIR")
         return {name for name in super().strange(environment) if not name.startswith(ours)}
 
 

@@ -413,8 +413,8 @@ def test_a_parked_backend_is_shown_and_unparked(pilot: Pilot, stage: Path) -> No
     assert "parked: agent" in pilot("backend", "unpark", "other").err
     assert pilot("backend", "unpark", "agent", "--account", "other").code == 4
     assert pilot("backend", "unpark", "agent").code == 0
-    (park,) = pilot("status", "--json").json["parked"]
-    assert (park["backend"], park["state"], park["until"], park["tries"]) == ("agent", "half_open", None, 1)
+    (parked,) = pilot("status", "--json").json["parked"]
+    assert (parked["backend"], parked["state"], parked["until"], parked["tries"]) == ("agent", "half_open", None, 1)
     assert "parked: agent open for one task to try it: come back later" in pilot("status").out
     assert "takes no work" not in pilot("why", "5").out
 

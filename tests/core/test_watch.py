@@ -186,3 +186,16 @@ async def test_usage_that_is_not_known_stays_unknown(tmp_path: Path) -> None:
     outcome = await runner(s, [("text", b"Done.\n")])(execution())
 
     assert outcome.usage == Usage()
+
+
+async def test_a_session_that_did_not_outlive_its_stall_begins_anew_with_everything(tmp_path: Path) -> None:
+    s = site(tmp_path)
+    executor(s, stall_timeout=1)
+    lost = Outcome(ending=Ending.FAILED, failure=FailureClass.AGENT, detail="no such session", session_lost=True)
+
+    outcome = await runner(s, [("wait", 60)], [("end", lost)], [("text", b"Done.\n")])(execution())
+
+    assert outcome.ending is Ending.NO_CHANGE
+    first, second, third = requests(s)
+    assert (second.session_id, third.session_id) == (first.new_session_id, None)
+    assert "Please add it." in third.prompt

@@ -174,8 +174,8 @@ def test_a_reset_that_is_no_help_is_guessed(failure: F, named: int | None) -> No
         until = parked_until(settlement.park, streak + 1, NOW + 7)
         assert until is not None
         waits.append(until - NOW - 7)
+        assert parked_until(settlement.park, 500, NOW) == NOW + longest
     assert waits == [first // 2, first, first * 2]
-    assert parked_until(settlement.park, 500, NOW) == NOW + longest
 
 
 def test_a_limit_never_gives_up_unless_told_to() -> None:
