@@ -54,7 +54,11 @@ class Demo:
         settings = {
             "state_dir": str(self.home / "state"),
             "server": {"port": 0},
-            "executor": {"type": "command", "command": {"argv": argv}},
+            "executor": {
+                "type": "command",
+                "command": {"argv": argv},
+                "sandbox_paths": {"write": [str(self.notes)]},  # the diary is nothing that an agent usually sees
+            },
             "projects": [{"name": name, "path": str(self.home / name), "gates": [gate]} for name in PROJECTS],
         }
         (self.home / "pilot.yaml").write_text(json.dumps(settings, indent=2))  # JSON is YAML
@@ -127,7 +131,7 @@ def tell(demo: Demo) -> Story:
         demo.until(lambda: {"start shop-2", "start blog-2"} <= set(demo.diary()), daemon, 0.02)
         daemon.kill()
         daemon.wait()
-        say(f"3. kill -9 {daemon.pid}: the daemon is dead in the middle of its work, its agents are left alone")
+        say(f"3. kill -9 {daemon.pid}: the daemon is dead in the middle of its work")
         at_kill = demo.executions()
         show(at_kill)
 
