@@ -102,8 +102,9 @@ class Workspaces:
             if head != ws.record.index:
                 await ws.tree.stand_on(head)
             work = await _committed(ws, ws.tree, head, message)
-            commit, snapshot = work.commit, await _measured(ws, work, notes)
-            await ws.pristine.put({"head": commit, "base": ws.record.base})
+            commit = work.commit
+            keeping = ws.pristine.put({"head": commit, "base": ws.record.base})
+            snapshot, _ = await asyncio.gather(_measured(ws, work, notes), keeping)
             record = ws.record
             record.head, record.index, record.changed = commit, commit, snapshot.changed
             record.old_wip = record.wip or record.old_wip
@@ -220,11 +221,11 @@ class _Work:
 async def _committed(ws: Workspace, tree: Tree, head: str, message: str) -> _Work:
     """What the files are now as a commit on top of `head`, or that itself when nothing is left over."""
     changes = await tree.changes()
-    await tree.add(changes)
+    trees = tree.git.run("rev-parse", f"{head}^{{tree}}", f"{ws.record.base}^{{tree}}")
+    _, known = await asyncio.gather(tree.add(changes), trees)
     notes = [f"{one_line(path)} is a repository of its own; it is not taken" for path in changes.nested]
     notes += [f"{one_line(path)} can't be read; it is not taken" for path in changes.unreadable]
-    trees = await tree.git.run("rev-parse", f"{head}^{{tree}}", f"{ws.record.base}^{{tree}}")
-    head_tree, base_tree = trees.text.split("\n")
+    head_tree, base_tree = known.text.split("\n")
     written = await tree.write()
     if written == head_tree:
         return _Work(head, head_tree, base_tree, tuple(notes))
@@ -309,9 +310,8 @@ async def _is_safe(ws: Workspace) -> bool:
     head, _ = await mode.head(ws)
     if record.kept != record.index:
         await ws.tree.stand_on(record.kept)
-    if not await _has_all(ws.source, record.refs.values()):
-        return False
-    return head == record.head and not (await ws.tree.changes()).any
+    everywhere, changes = await asyncio.gather(_has_all(ws.source, record.refs.values()), ws.tree.changes())
+    return everywhere and head == record.head and not changes.any
 
 
 async def _has_all(source: Source, commits: Collection[str]) -> bool:
