@@ -12,6 +12,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from pilot.backends.acp_agents import account, child_environment, known, places
@@ -19,6 +20,7 @@ from pilot.backends.acp_events import Record
 from pilot.backends.acp_outcome import Answer, End, brings_plugins, broken_off, finished, refused, ways_in
 from pilot.backends.acp_session import choose_model, introduce, open_session, prompt
 from pilot.backends.acp_talk import Talk
+from pilot.backends.opencode_login import guarded
 from pilot.backends.program import not_started
 from pilot.backends.reading import Event, as_event, as_text
 from pilot.config.executor import AcpSettings
@@ -103,18 +105,21 @@ class Acp:
         code: int | None = None
         before, begun = oom_kills(), False
         try:
-            async with running(
-                self._argv,
-                cwd=request.workspace,
-                env=child,
-                marker=request.marker,
-                keep_stdin=True,
-                interrupt=talk.interrupt,
-                grace=GRACE,
-                line_limit=LINE_LIMIT,
-                sandbox=request.sandbox,
-                places=places(self._agent, self._argv, child),
-            ) as process:
+            async with (
+                self._guard(child),
+                running(
+                    self._argv,
+                    cwd=request.workspace,
+                    env=child,
+                    marker=request.marker,
+                    keep_stdin=True,
+                    interrupt=talk.interrupt,
+                    grace=GRACE,
+                    line_limit=LINE_LIMIT,
+                    sandbox=request.sandbox,
+                    places=places(self._agent, self._argv, child),
+                ) as process,
+            ):
                 begun = True
                 talk.begin(process)
                 heard = await self._heard(talk, request, child)
@@ -159,6 +164,11 @@ class Acp:
             case Answer(result=result) if result is not None:
                 return finished(talk.record, result, end, self._agent)
         return broken_off(talk.record, end, during=talk.asked, stranger=talk.junk and not talk.spoke)
+
+    def _guard(self, child: Mapping[str, str]) -> AbstractAsyncContextManager[None]:
+        """What keeps its login from giving orders to the user's own next start of the program."""
+        logins = places(self._agent, self._argv, child).logins
+        return guarded(logins[0]) if self._agent.renewed is not None and logins else nullcontext()
 
     def _child(self, environment: Mapping[str, str]) -> dict[str, str]:
         return child_environment(self._agent, environment, self._environ)

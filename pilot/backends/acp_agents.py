@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from pilot.backends.claude_cli import FRESH, STEERED_BY
 from pilot.backends.opencode_cli import UNPACKED, plugins_in
+from pilot.backends.opencode_login import is_renewed
 from pilot.domain.agent import Places
 from pilot.domain.text import fingerprint
 
@@ -65,6 +67,10 @@ class Known:
     """What it has done in a turn that is cancelled is gone from its session: better ended by a signal."""
     unpacks: str = ""
     """A variable for the folder in which it leaves parts of its program."""
+    renewed: Callable[[str], bool] | None = None
+    """Whether a login has to be written by it; any other is shown read-only."""
+    fresh: tuple[Place, ...] = ()
+    """See `Places`."""
     plugins: Callable[[str], list[str]] | None = None
     """Files of a workspace that it would run as its own, told not to or not."""
 
@@ -83,7 +89,10 @@ GEMINI = Known(
     logins=(("HOME", "", ".gemini/oauth_creds.json"), ("HOME", "", ".gemini/google_accounts.json")),
     settings=tuple(
         ("HOME", "", f".gemini/{name}")
-        for name in ("settings.json", "trustedFolders.json", ".env", "GEMINI.md", "commands", "extensions", "policies")
+        for name in (
+            "settings.json", "trustedFolders.json", ".env", "GEMINI.md", "commands", "extensions", "policies",
+            "agents", "hooks", "skills",
+        )
     ),
     named=("GOOGLE_APPLICATION_CREDENTIALS",),
     silent_end=True,
@@ -102,6 +111,8 @@ OPENCODE = Known(
     settings=tuple((*_CONFIG, f"opencode/{name}") for name in _OPENCODE_STEERED_BY),
     named=("OPENCODE_CONFIG", "OPENCODE_CONFIG_DIR"),
     plugins=plugins_in,
+    renewed=is_renewed,
+    fresh=((*_CACHE, "opencode/models.json"),),
     unpacks=UNPACKED,
     cost=True,
     counts_last_call=True,
@@ -111,7 +122,8 @@ CLAUDE = Known(
     more=("ANTHROPIC_BASE_URL", "CLAUDE_CONFIG_DIR"),
     state=(("CLAUDE_CONFIG_DIR", ".claude", ""),),
     logins=(("CLAUDE_CONFIG_DIR", ".claude", ".credentials.json"),),
-    settings=tuple(("CLAUDE_CONFIG_DIR", ".claude", name) for name in ("settings.json", "CLAUDE.md")),
+    settings=tuple(("CLAUDE_CONFIG_DIR", ".claude", name) for name in STEERED_BY),
+    fresh=(("HOME", "", ".claude.json"), *(("CLAUDE_CONFIG_DIR", ".claude", name) for name in FRESH)),
     cost=True,
 )
 CODEX = Known(
@@ -167,11 +179,14 @@ def child_environment(agent: Known, environment: Mapping[str, str], environ: Map
 def places(agent: Known, argv: Sequence[str], child: Mapping[str, str]) -> Places:
     """What the agent has on the machine, its script if an interpreter runs it, and files that variables name."""
     named = (child.get(name, "") for name in (*agent.named, "NODE_EXTRA_CA_CERTS"))
+    logins = _paths(agent.logins, child)
+    kept = tuple(file for file in logins if agent.renewed is not None and not agent.renewed(file))
     return Places(
         state=_paths(agent.state, child),
-        logins=_paths(agent.logins, child),
-        settings=(*_paths(agent.settings, child), *(path for path in named if path.startswith("/"))),
+        logins=tuple(file for file in logins if file not in kept),
+        settings=(*_paths(agent.settings, child), *kept, *(path for path in named if path.startswith("/"))),
         programs=tuple(word for word in argv[1:] if word.startswith("/")),
+        fresh=_paths(agent.fresh, child),
     )
 
 

@@ -52,6 +52,8 @@ STEERED_BY = (
     "rules", "skills",
 )  # fmt: skip
 """What in the CLI's folder a run must not leave behind for the next: it could run commands, or give orders."""
+FRESH = (".claude.json", ".config.json", "remote-settings.json")
+"""What it keeps for itself, and obeys: variables in there stand over those that it is started with."""
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", *CLOUDS)
 """One of these in the environment is an account."""
 
@@ -117,6 +119,7 @@ def places(child: Mapping[str, str]) -> Places:
         state=(own,),
         logins=(f"{own}/.credentials.json",),
         settings=(*settings, *(path for path in named if path and path.startswith("/"))),
+        fresh=(f"{home}/.claude.json", *(f"{own}/{name}" for name in FRESH)),
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pilot.backends.opencode_login import is_renewed
 from pilot.backends.reading import as_event, as_list, parsed
 from pilot.domain.agent import AgentRequest, Places
 from pilot.domain.text import clean, fingerprint
@@ -158,15 +159,19 @@ def places(child: Mapping[str, str], command: str) -> Places:
     written = (config, more) if more.startswith("/") else (config,)
     own = [f"{child['HOME'].rstrip('/')}/.opencode"] if child.get("HOME", "").startswith("/") else []
     named = [child.get(name, "") for name in ("OPENCODE_CONFIG", "NODE_EXTRA_CA_CERTS")]
+    accounts = (f"{data}/auth.json",)
+    renewed = is_renewed(accounts[0])
     return Places(
         # it does not start where it can't write into its folders of settings; what steers it in there stays as it is
         state=(data, cache, state, *written),
-        logins=(f"{data}/auth.json", f"{data}/mcp-auth.json"),
+        logins=(*(accounts if renewed else ()), f"{data}/mcp-auth.json"),
         settings=(
+            *(() if renewed else accounts),
             *(f"{folder}/{name}" for folder in (*written, *own) for name in STEERED_BY),
             *(path for path in named if path.startswith("/")),
         ),
         programs=_packages(command, child.get("PATH")),
+        fresh=(f"{cache}/models.json",),  # it says to which address a provider's key is sent
     )
 
 

@@ -13,7 +13,18 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 
-from pilot.backends.opencode_cli import CONTENT, PASSWORD, UNPACKED, USERNAME, Model, child_environment, configuration, places
+from pilot.backends.opencode_cli import (
+    CONTENT,
+    PASSWORD,
+    UNPACKED,
+    USERNAME,
+    Model,
+    child_environment,
+    configuration,
+    login,
+    places,
+)
+from pilot.backends.opencode_login import guarded
 from pilot.backends.opencode_outcome import server_gone
 from pilot.backends.opencode_session import Ended
 from pilot.backends.opencode_turn import Turn
@@ -66,16 +77,19 @@ class Own:
             with contextlib.suppress(OpenCodeError):
                 await client.dispose()
 
-        async with running(
-            self._argv,
-            cwd=self._request.workspace,
-            env=self._env,
-            marker=self._request.marker,
-            interrupt=ask_to_end,
-            grace=GRACE,
-            sandbox=self._request.sandbox,
-            places=self._places,
-        ) as process:
+        async with (
+            guarded(login(self._env)),
+            running(
+                self._argv,
+                cwd=self._request.workspace,
+                env=self._env,
+                marker=self._request.marker,
+                interrupt=ask_to_end,
+                grace=GRACE,
+                sandbox=self._request.sandbox,
+                places=self._places,
+            ) as process,
+        ):
             reading = asyncio.ensure_future(_read(process, turn))
             try:
                 yield process

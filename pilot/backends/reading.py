@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import signal
 import uuid
@@ -18,6 +17,8 @@ Piece = tuple[OutputKind, bytes]
 Event = Mapping[str, Any]
 Words = tuple[tuple[re.Pattern[str], FailureClass], ...]
 
+MOST = 10**15
+"""Times in ms are below it, and a store's columns hold some thousand of it."""
 SHOWN_RESULT = 2000
 """Characters of a tool's answer that are shown; all of it is in the raw line."""
 _TOOL_SUBJECT = ("command", "file_path", "filePath", "notebook_path", "path", "pattern", "url", "query", "description")
@@ -48,10 +49,10 @@ def as_text(value: object) -> str:
 
 
 def as_number(value: object) -> float | None:
-    """The value if it is a number that counts something, else None."""
+    """The value if it is a number that counts something (at most `MOST`), else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return value if 0 <= value <= MOST else None
 
 
 def line_of(text: str) -> bytes:

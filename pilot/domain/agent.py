@@ -48,13 +48,15 @@ class Places:
     `state`: folders of its sessions and caches; in a sandbox they are the project's own, kept from run to run.
     `logins`: files that are the user's, written back (a token is renewed). `settings`: files and folders that
     steer it; the user's own, read only, and what is not there can't be made. `programs`: files and folders that
-    it runs or reads besides its own program; read only.
+    it runs or reads besides its own program; read only. `fresh`: files that steer it and that it has to write: the
+    user's are not shown, and what an earlier run left there is taken away before each.
     """
 
     state: tuple[str, ...] = ()
     logins: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     programs: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
 
 class Sandbox(Protocol):

@@ -71,9 +71,11 @@ class Bubblewrap:
         mounts = Mounts()
         self._add_programs(mounts, program, env, places)
         for path in self.read:
-            mounts.show(path)
+            if not self._is_trap(path):
+                mounts.show(path)
         for path in self.write:
-            mounts.show(path, write=True)
+            if not self._is_trap(path):
+                mounts.show(path, write=True)
         self._add_home(mounts, env)
         self._add_work(mounts)
         self._add_places(mounts, places)
@@ -113,10 +115,26 @@ class Bubblewrap:
         roots = [os.path.realpath(root) for root in (str(self.workspace.path), *self.write)]
         return any(f"{lead}/".startswith(f"{root}/") for lead in leads for root in roots)
 
+    def _is_trap(self, path: str) -> bool:
+        """Whether a path lies in what agents can write, and a link that may be theirs leads out of there again."""
+        real = os.path.realpath(path)
+        for root in self.write:
+            inside = f"{os.path.realpath(root)}/"
+            above = [os.path.realpath(folder) for folder in Path(path).parents]
+            if any(f"{folder}/".startswith(inside) for folder in above) and not f"{real}/".startswith(inside):
+                return True
+        return False
+
     def _add_home(self, mounts: Mounts, env: Mapping[str, str]) -> None:
         home = os.path.normpath(env.get("HOME", ""))
-        if sandbox_system.may_be_home(home):
-            mounts.put(self._own("home"), home, write=True, own=True)
+        if not sandbox_system.may_be_home(home):
+            return
+        mounts.put(self._own("home"), home, write=True, own=True)
+        for folder in sandbox_programs.search_path(env):
+            above = mounts.above(folder)
+            if above is not None and above[1].own and not Path(folder).exists():
+                # a program of that name would be taken for the gate's, in this task and in the next ones
+                mounts.fix(self._blank("folder"), folder)
 
     def _add_work(self, mounts: Mounts) -> None:
         mounts.empty(str(self.state_dir))
@@ -133,6 +151,8 @@ class Bubblewrap:
                 mounts.put(place, place, write=True)
             else:
                 mounts.absent(place)
+        for place in places.fresh:
+            mounts.absent(place)
         for place in places.settings:
             mounts.fix(place if Path(place).exists() else self._blank_for(place), place)
 
@@ -202,7 +222,11 @@ def _normal(places: Places) -> Places:
         return tuple(dict.fromkeys(os.path.normpath(path) for path in paths if Path(path).is_absolute()))
 
     return Places(
-        state=of(places.state), logins=of(places.logins), settings=of(places.settings), programs=of(places.programs)
+        state=of(places.state),
+        logins=of(places.logins),
+        settings=of(places.settings),
+        programs=of(places.programs),
+        fresh=of(places.fresh),
     )
 
 

@@ -459,7 +459,7 @@ def test_what_an_agent_has_on_the_machine() -> None:
     child = {"HOME": "/home/ann", "XDG_DATA_HOME": "/data", "OPENCODE_CONFIG": "/etc/oc.json"}
     found = places(OPENCODE, ["/opt/opencode"], child)
     assert found.state[:2] == ("/data/opencode", "/home/ann/.local/state/opencode")
-    assert found.logins == ("/data/opencode/auth.json",)
+    assert "/data/opencode/auth.json" in found.settings
     assert "/home/ann/.config/opencode/opencode.json" in found.settings
     assert found.settings[-1] == "/etc/oc.json"
     assert places(GEMINI, ["node", "/x/gemini.js", "--acp"], child).programs == ("/x/gemini.js",)

@@ -279,6 +279,8 @@ def test_what_is_no_event_is_ordinary_output(line: bytes) -> None:
         {"usage": 7, "modelUsage": [], "total_cost_usd": "free"},
         {"usage": {"input_tokens": "many", "output_tokens": None}, "total_cost_usd": float("nan")},
         {"modelUsage": {"m": 7}, "total_cost_usd": True},
+        # neither is a float, nor a number that a store's column holds
+        {"modelUsage": {"m": {"inputTokens": 10**400, "outputTokens": 2**63}}, "total_cost_usd": 1e300},
         {"modelUsage": {"m": {"inputTokens": -1}}, "permission_denials": 7, "errors": 7, "result": 7},
     ],
 )

@@ -344,10 +344,11 @@ def test_only_the_model_s_own_key_is_handed_on() -> None:
 
 def test_its_places_follow_the_user_s_folders() -> None:
     plain = places({"HOME": "/home/u", "PATH": "/nowhere"}, "opencode")
-    assert "/home/u/.local/share/opencode/auth.json" in plain.logins
+    assert "/home/u/.local/share/opencode/auth.json" in plain.settings
+    assert plain.fresh == ("/home/u/.cache/opencode/models.json",)
     assert "/home/u/.config/opencode/plugin" in plain.settings
     moved = places({"HOME": "/home/u", "XDG_DATA_HOME": "/d", "XDG_CONFIG_HOME": "rel"}, "opencode")
-    assert "/d/opencode/auth.json" in moved.logins
+    assert "/d/opencode/auth.json" in moved.settings
     assert "/home/u/.config/opencode/opencode.json" in moved.settings
 
 

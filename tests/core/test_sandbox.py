@@ -171,6 +171,39 @@ async def test_an_agent_s_places(tmp_path: Path) -> None:
     assert "No such file" in await c.fails(f"cat {at}/absent.json"), "a login that an agent made is not for the next"
 
 
+async def test_what_steers_an_agent_and_is_its_own_is_new_for_each_run(tmp_path: Path) -> None:
+    c = await cell(tmp_path)
+    mine = c.home / ".agent.json"
+    mine.write_text("private")
+    c.places = Places(state=(str(c.home / ".agent"),), fresh=(str(mine), str(c.home / ".agent/orders.json")))
+    for _ in range(2):
+        await c.sh(
+            "test ! -e ~/.agent.json; test ! -e ~/.agent/orders.json; echo x | tee ~/.agent.json ~/.agent/orders.json"
+        )
+    assert mine.read_text() == "private"
+
+
+async def test_no_program_can_be_left_in_a_folder_of_path(tmp_path: Path) -> None:
+    c = await cell(tmp_path)
+    c.env["PATH"] = f"{c.home}/bin:{c.home}/.local/bin:{c.env['PATH']}"
+    await c.refused("echo evil > ~/.local/bin/make", "echo evil > ~/bin/make", "mv ~/.local ~/moved", "rmdir ~/bin")
+    await c.sh("mkdir -p ~/.local/share; touch ~/.local/share/x")
+    assert not (c.home / "bin").exists()
+
+
+async def test_a_link_that_an_agent_left_shows_nothing_more(tmp_path: Path) -> None:
+    shared, secret = tmp_path / "shared", tmp_path / "ann/.ssh/key"
+    (shared / "deep").mkdir(parents=True)
+    secret.parent.mkdir(parents=True)
+    secret.write_text("secret")
+    named = [str(shared / "link"), str(shared / "deep/er/key")]
+    c = await cell(tmp_path, paths=SandboxSettings(read=named, write=[str(shared), *named]))
+    at = words(shared)
+    await c.sh(f"ln -s {words(secret.parent)} {at}/link; ln -s {words(secret.parent)} {at}/deep/er")
+    await c.refused(f"cat {words(secret)}", f"cat {at}/link/key", f"cat {at}/deep/er/key", f"echo x > {words(secret)}")
+    assert secret.read_text() == "secret"
+
+
 @pytest.mark.parametrize(
     "trap", ["{target}", "/oldroot{target}", "/newroot{target}", "../../../../../../oldroot{target}"]
 )

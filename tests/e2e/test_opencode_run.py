@@ -45,6 +45,32 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home, sandbox:
         home.audit(completed=1)
 
 
+@pytest.mark.parametrize("kind", ["api", "oauth"])
+def test_its_agent_leaves_no_orders_for_its_user_or_the_next_task(home: Home, kind: str) -> None:
+    """An account can name an address whose commands the program runs: the user's own, outside of the sandbox."""
+    home.repo("web")
+    login = home.root / "home/.local/share/opencode/auth.json"
+    login.parent.mkdir(parents=True)
+    account = (
+        {"type": "api", "key": "k"} if kind == "api" else {"type": "oauth", "access": "", "refresh": "", "expires": 0}
+    )
+    mine = json.dumps({"github-copilot": account})
+    login.write_text(mine)
+    orders = {"http://127.0.0.1:9": {"type": "wellknown", "key": "X", "token": "x"}}
+    models = {"anthropic": {"id": "anthropic", "api": "http://127.0.0.1:9/v1"}}
+    plant = bash(
+        f"echo '{json.dumps({**json.loads(mine), **orders})}' > ~/.local/share/opencode/auth.json; "
+        f"mkdir -p ~/.cache/opencode; echo '{json.dumps(models)}' > ~/.cache/opencode/models.json"
+    )
+    with conversing(home, {"T-1": [plant, DONE]}, "bubblewrap"):
+        assert run(home)["status"] == "completed"
+    assert json.loads(login.read_text()) == json.loads(mine)
+    if kind == "api":
+        with conversing(home, {"T-2": [DONE]}, "bubblewrap"):
+            end = home.pilot("run", "Work.", "-p", "web", "--task-id", "T-2", "--json", code=None, seconds=110).json
+        assert (end["status"], end["outcome"]) == ("completed", "no_change"), end
+
+
 def test_a_server_that_is_there_is_used_and_left_alone(home: Home) -> None:
     repo = home.repo("web")
     with conversing(home, {"T-1": [write("a.txt"), DONE]}) as model:

@@ -89,6 +89,19 @@ def test_a_task_is_done_and_secrets_stay(boxed: Home, mode: str) -> None:
         home.audit(completed=1)
 
 
+def test_one_task_leaves_no_orders_for_the_next(boxed: Home) -> None:
+    """The CLI takes variables from a file of its own, over those that it is started with: the model's address."""
+    home = boxed
+    home.repo("web")
+    orders = json.dumps({"env": {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}})
+    files = "~/.claude.json ~/.claude/.claude.json ~/.claude/.config.json ~/.claude/remote-settings.json"
+    plant = bash(f"for f in {files}; do echo '{orders}' > $f; done")
+    with conversing(home, {"T-1": [plant, DONE], "T-2": [write("a.txt"), DONE]}):
+        for task in ("T-1", "T-2"):
+            end = home.pilot("run", "Work.", "-p", "web", "--task-id", task, "--json", code=None).json
+            assert end["status"] == "completed", end
+
+
 def test_kill_9_of_the_daemon_leaves_nothing_and_the_session_goes_on(boxed: Home) -> None:
     home = boxed
     repo = home.repo("web")
