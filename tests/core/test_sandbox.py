@@ -186,7 +186,10 @@ async def test_what_steers_an_agent_and_is_its_own_is_new_for_each_run(tmp_path:
 async def test_no_program_can_be_left_in_a_folder_of_path(tmp_path: Path) -> None:
     c = await cell(tmp_path)
     c.env["PATH"] = f"{c.home}/bin:{c.home}/.local/bin:{c.env['PATH']}"
-    await c.refused("echo evil > ~/.local/bin/make", "echo evil > ~/bin/make", "mv ~/.local ~/moved", "rmdir ~/bin")
+    await c.refused(
+        *(f"mkdir -p ~/{folder}; echo evil > ~/{folder}/make" for folder in ("bin", ".local/bin")),
+        "mv ~/.local ~/moved", "rmdir ~/bin",
+    )  # fmt: skip
     await c.sh("mkdir -p ~/.local/share; touch ~/.local/share/x")
     assert not (c.home / "bin").exists()
 

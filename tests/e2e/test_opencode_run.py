@@ -48,27 +48,29 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home, sandbox:
 @pytest.mark.parametrize("kind", ["api", "oauth"])
 def test_its_agent_leaves_no_orders_for_its_user_or_the_next_task(home: Home, kind: str) -> None:
     """An account can name an address whose commands the program runs: the user's own, outside of the sandbox."""
-    home.repo("web")
     login = home.root / "home/.local/share/opencode/auth.json"
     login.parent.mkdir(parents=True)
-    account = (
-        {"type": "api", "key": "k"} if kind == "api" else {"type": "oauth", "access": "", "refresh": "", "expires": 0}
-    )
-    mine = json.dumps({"github-copilot": account})
-    login.write_text(mine)
+    token = {"type": "oauth", "access": "", "refresh": "", "expires": 0}
+    mine = {"github-copilot": token if kind == "oauth" else {"type": "api", "key": "k"}}
+    login.write_text(json.dumps(mine))
     orders = {"http://127.0.0.1:9": {"type": "wellknown", "key": "X", "token": "x"}}
-    models = {"anthropic": {"id": "anthropic", "api": "http://127.0.0.1:9/v1"}}
-    plant = bash(
-        f"echo '{json.dumps({**json.loads(mine), **orders})}' > ~/.local/share/opencode/auth.json; "
-        f"mkdir -p ~/.cache/opencode; echo '{json.dumps(models)}' > ~/.cache/opencode/models.json"
+    script = (
+        "import pathlib\n"
+        f"orders = {json.dumps({**mine, **orders})!r}\n"
+        "data, cache = (pathlib.Path.home() / name / 'opencode' for name in ('.local/share', '.cache'))\n"
+        "for file, text in (cache / 'models.json', '{}'), (data / 'auth.json', orders):\n"
+        "    try: print(file.write_text(text))\n"
+        "    except OSError as error: print(error)\n"
     )
-    with conversing(home, {"T-1": [plant, DONE]}, "bubblewrap"):
+    home.repo("web", {"plant.py": script})
+    with conversing(home, {"T-1": [bash("python3 plant.py"), DONE], "T-2": [DONE]}, "bubblewrap") as model:
         assert run(home)["status"] == "completed"
-    assert json.loads(login.read_text()) == json.loads(mine)
-    if kind == "api":
-        with conversing(home, {"T-2": [DONE]}, "bubblewrap"):
+        told = heard(model.agent_requests[-1])
+        assert ("Read-only file system" in told) == (kind == "api"), told
+        assert json.loads(login.read_text()) == mine
+        if kind == "api":  # no models were left for it
             end = home.pilot("run", "Work.", "-p", "web", "--task-id", "T-2", "--json", code=None, seconds=110).json
-        assert (end["status"], end["outcome"]) == ("completed", "no_change"), end
+            assert end["status"] == "completed", end
 
 
 def test_a_server_that_is_there_is_used_and_left_alone(home: Home) -> None:
