@@ -29,6 +29,8 @@ STEERED_BY = (
     "agents",
 )  # fmt: skip
 """What of its folder steers it."""
+FRESH = ("environments.toml", "models_cache.json")
+"""What it obeys, too: where its commands run, and what a model is told. It does well without them."""
 FULL_ACCESS = "danger-full-access"
 _DEFAULTS: Mapping[str, object] = {
     # five seconds at every end where that address can't be reached
@@ -123,6 +125,7 @@ def places(child: Mapping[str, str], program: str) -> Places:
             *(path for path in named if path.startswith("/")),
         ),
         programs=_beside(program),
+        fresh=tuple(f"{own}/{name}" for name in FRESH),
     )
 
 

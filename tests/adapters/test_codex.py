@@ -436,6 +436,7 @@ def test_its_places_are_those_of_its_own_folder(tmp_path: Path) -> None:
     assert (had.state, had.programs) == (("/home/ann/.codex",), (str(tmp_path / "vendor"),))
     assert "/home/ann/.codex/auth.json" in had.logins
     assert {"/home/ann/.codex/config.toml", "/home/ann/.codex/hooks.json", "/etc/own.pem"} <= set(had.settings)
+    assert set(had.fresh) == {"/home/ann/.codex/environments.toml", "/home/ann/.codex/models_cache.json"}
     assert places({"CODEX_HOME": "/c", "CODEX_SQLITE_HOME": "/d"}, "codex").state == ("/c", "/d")
 
 
