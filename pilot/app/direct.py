@@ -52,6 +52,9 @@ class DirectRequest:
 
 Show = Callable[[Progress], None]
 
+_FOR_A_PERSON = ("parked", "paused")
+"""What a person may end, by a command that has to be said: it does not pass by itself."""
+
 
 @dataclass(slots=True)
 class _ShownJournal:
@@ -128,6 +131,8 @@ async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None
         # That it is kept for this process is no news to the person in front of it.
         holds = [hold.detail for hold in why.holds if hold.kind != "reserved"] if why is not None else []
         hold = "; ".join(holds)
+        if why is not None and hold and why.holds[0].kind in _FOR_A_PERSON:
+            hold += f". {why.next}"
         if hold and not wait:
             await context.store.queue.cancel(id, by="pilot", reason=f"was not to wait: {hold}")
             raise Busy(f"{execution.project} is busy: {hold}")

@@ -30,6 +30,18 @@ def test_run_shows_progress_and_what_came_of_it(home: Home) -> None:
     home.audit(completed=1)
 
 
+def test_run_says_how_to_end_what_it_waits_for(home: Home) -> None:
+    web = home.repo("web")
+    home.settings["executor"]["profiles"] = {"gone": {"type": "command", "command": {"argv": ["no-such-agent"]}}}
+    home.configure()
+    home.pilot("run", "Do it.", "--backend", "gone", cwd=web, code=1)
+
+    busy = home.pilot("run", "Do it.", "--backend", "gone", "--no-wait", cwd=web, code=75)
+
+    assert "gone takes no work: invalid_config: " in busy.err
+    assert "`pilot backend unpark gone`" in busy.err
+
+
 def test_run_as_one_document(home: Home) -> None:
     web = home.repo("web")
 
