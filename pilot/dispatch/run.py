@@ -44,6 +44,7 @@ class Run:
 
     execution: Execution
     task: asyncio.Future[Outcome]
+    begun: bool = True
     stopped: Stop | None = None
     reason: str = ""
 
@@ -75,7 +76,7 @@ class Attempts:
         facts = log.bind(execution=execution.id, project=execution.project, task=execution.task_id)
         facts.info("attempt.started", attempt=execution.attempt, fence=execution.fence, backend=execution.backend)
         task = asyncio.create_task(self._run(execution))
-        run = self.runs[execution.id] = Run(execution, task)
+        run = self.runs[execution.id] = Run(execution, task, begin)
         if not begin:
             run.stop(Stop.SHUTDOWN)
         try:
@@ -110,7 +111,7 @@ class Attempts:
                         run.stop(Stop.SHUTDOWN)
             outcome = run.task.result()
         except asyncio.CancelledError:
-            outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown")
+            outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown", unspent=not run.begun)
             if run.stopped is None:  # nobody asked for it: a bug, which must count, or it would run for ever
                 outcome = failed(FailureClass.UNKNOWN, "the attempt cancelled itself")
         except LeaseLost:

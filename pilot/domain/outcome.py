@@ -105,6 +105,7 @@ class Outcome:
     A failure always has a class and a non-empty `detail`; `excerpt` is the evidence it was judged by.
     `retry_at` is the reset time (UTC ms) that a rate limit named. `text` is the agent's last message.
     `session_lost`: the session to go on in does not exist; nothing was done, start anew with the whole prompt.
+    `unspent`: no model can have worked for it, so it has used up nothing; only with an empty `usage`.
     """
 
     ending: Ending
@@ -116,6 +117,7 @@ class Outcome:
     session_lost: bool = False
     model: str | None = None
     usage: Usage = Usage()
+    unspent: bool = False
     question: Question | None = None
     retry_at: int | None = None
     branch: str | None = None

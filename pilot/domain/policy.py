@@ -165,10 +165,12 @@ def settle(
             )
         case Ending.FAILED:
             settlement = _settle_failure(execution, outcome, now, jitter, rules)
+            # Whoever does it instead, while it is parked, has a try as well.
+            others = len(execution.fallback) if settlement.park is not None else 0
             if (
                 settlement.to is Status.QUEUED
                 and execution.reserved_for is not None
-                and execution.attempt >= execution.max_attempts
+                and execution.attempt >= execution.max_attempts + others
             ):
                 # A direct run makes the attempts it was asked for, of whatever kind, and gives its answer.
                 return replace(settlement, to=Status.FAILED)

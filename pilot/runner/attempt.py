@@ -12,7 +12,7 @@ from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Sandbox
 from pilot.domain.errors import LeaseLost, PilotError, WorkspaceError
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome
+from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage
 from pilot.domain.ports import Journal
 from pilot.domain.text import one_line
 from pilot.runner import prompt
@@ -37,6 +37,8 @@ _GOES_ON = frozenset(
     }
 )
 """Failures that are not the work's: it goes on later where it stopped, so nothing of it is committed yet."""
+_REFUSED = frozenset({FailureClass.RATE_LIMIT, FailureClass.QUOTA, FailureClass.AUTH, FailureClass.INVALID_CONFIG})
+"""Failures by which a model does not begin to work; from an agent that said nothing before, they cost nothing."""
 
 
 Confine = Callable[[Execution, ExecutorSettings, Workspace], Sandbox | None]
@@ -229,12 +231,18 @@ class Attempt:
             session_lost=False,
             model=outcome.model or self.talk.model,
             usage=self.recorder.total,
+            unspent=self._unspent(outcome.failure),
             branch=ws.branch if ws is not None and changed and outcome.ending is not Ending.NO_CHANGE else None,
             base_sha=ws.base_sha if ws is not None else None,
             head_sha=snapshot.head_sha if snapshot is not None and changed else None,
             tree=snapshot.tree if snapshot is not None and changed else None,
             gates=self.gates,
         )
+
+    def _unspent(self, failure: FailureClass | None) -> bool:
+        recorder = self.recorder
+        refused = failure in _REFUSED and not recorder.heard
+        return recorder.total == Usage() and (refused or not recorder.begun)
 
     @property
     def time_is_up(self) -> bool:

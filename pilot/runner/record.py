@@ -36,6 +36,8 @@ _STREAMS = frozenset({OutputKind.STDOUT, OutputKind.STDERR})
 """Kinds that are one flow of bytes; the pieces of the others stay apart unless they end with a newline."""
 _ANSWERS = frozenset({OutputKind.TEXT, OutputKind.TOOL})
 """Kinds that show that the model has answered."""
+_HEARD = _ANSWERS | {OutputKind.RESULT, OutputKind.STDOUT}
+"""Kinds after which it is not certain that no model has worked."""
 
 
 class Recorder:
@@ -43,7 +45,8 @@ class Recorder:
 
     Raises `LeaseLost` (or `StoreError`, when the store stays away) from `output` as soon as a write has failed;
     `broken` is set then, for who waits in silence. `used` is the present run's usage, `open_tools` its calls that
-    are not over; `overspent` is set once the run costs more than it may.
+    are not over; `overspent` is set once the run costs more than it may. `begun`: an agent was started;
+    `heard`: and said something that may be a model's.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Recorder:
         self.session_id: str | None = None
         self.used = Usage()
         self.open_tools = 0
+        self.begun = self.heard = False
         self._booked = Usage()
         self._budget: float | None = None
         self._answered = False
@@ -137,6 +141,7 @@ class Recorder:
         """The agent's next run in this attempt begins; it may cost so many dollars."""
         self._booked, self.used, self._budget = self.total, Usage(), budget
         self.open_tools = 0
+        self.begun = True
         self.overspent.clear()
         self.touch()
 
@@ -183,6 +188,7 @@ class Recorder:
         elif kind is OutputKind.RESULT:
             self.open_tools = max(self.open_tools - 1, 0)
         self._answered = self._answered or kind in _ANSWERS
+        self.heard = self.heard or (self.begun and kind in _HEARD)
 
     def _take(self, kind: OutputKind, data: bytes) -> None:
         self._taken += len(data)

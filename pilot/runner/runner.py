@@ -72,12 +72,14 @@ class AttemptRunner:
         try:
             project = self._project(execution)
         except LookupError:
-            return failed(FailureClass.CONFLICT, f"{execution.project} is no project of this pilot's configuration now")
+            words = f"{execution.project} is no project of this pilot's configuration now"
+            return failed(FailureClass.CONFLICT, words, unspent=True)
         try:
             backend = self._backend(execution)
             executor = self._executor(execution).resolve(execution.backend)
         except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
-            return failed(FailureClass.INVALID_CONFIG, f"backend {execution.backend} can't be used: {error}")
+            words = f"backend {execution.backend} can't be used: {error}"
+            return failed(FailureClass.INVALID_CONFIG, words, unspent=True)
         async with Recorder(self._journal, execution) as recorder:
             attempt = self._attempt(execution, project, executor, backend, recorder)
             try:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pilot.domain.errors import LeaseLost
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, FailureClass, Outcome
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.text import clean, tail
@@ -225,10 +225,12 @@ def _end_row(finish: Finish, lost: bool) -> list[object]:
 def _attempt_row(finish: Finish) -> list[object]:
     execution, outcome = finish.execution, finish.outcome
     gates = dumps([asdict(gate) for gate in outcome.gates]) if outcome.gates else None
+    # Of the attempt alone: nothing plus what nobody told of another is not known to be nothing.
+    usage = Usage(0, 0, 0.0) if outcome.unspent else outcome.usage
     return [
         execution.id, execution.attempt, outcome.ending, outcome.failure, _text(outcome.detail) or None,
         clean(tail(outcome.excerpt, EXCERPT)) or None, clean(tail(outcome.text, SUMMARY)) or None,
-        gates, outcome.tree, outcome.head_sha, outcome.session_id, outcome.model, *known(outcome.usage).values(),
+        gates, outcome.tree, outcome.head_sha, outcome.session_id, outcome.model, *known(usage).values(),
     ]  # fmt: skip
 
 

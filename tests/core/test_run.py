@@ -12,6 +12,7 @@ import pytest
 from pilot.dispatch import run as run_module
 from pilot.dispatch.dispatcher import Limits
 from pilot.dispatch.run import Attempts, Run, Stop
+from pilot.domain.budget import Budget
 from pilot.domain.errors import Busy, LeaseLost, StoreError, UsageError, WorkspaceError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Question, Usage, failed
@@ -264,6 +265,19 @@ async def test_a_lost_lease_writes_nothing(bench: Bench) -> None:
     row = await bench.attempt(raises(LeaseLost("not yours")))
 
     assert (row.status, row.fence, row.outcome) == (Status.RUNNING, 1, None)
+
+
+async def test_a_claim_that_is_given_back_before_it_began_leaves_the_day_its_money(bench: Bench) -> None:
+    id = await bench.stage.task(bench.project, "T-1")
+    await bench.stage.queue.start_node(bench.node, HOUR)
+    await bench.stage.queue.serve(bench.node.id, [bench.project.id], {}, Budget(5.0, 5.0))
+    execution = await bench.stage.claimed(bench.project, bench.node)
+    attempts = Attempts(bench.queue, raises(AssertionError("begun")), bench.stage.clock, lambda: 0.0)
+
+    await attempts.carry_out(execution, lambda: None, begin=False)
+
+    assert (await bench.stage.row(id)).status is Status.QUEUED
+    assert await bench.stage.store.database.read("SELECT spent, reserved FROM spending") == [(0, 0)]
 
 
 async def test_a_late_result_is_refused_and_changes_nothing(bench: Bench) -> None:

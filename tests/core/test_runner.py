@@ -574,6 +574,38 @@ async def test_a_conflict_after_the_work_keeps_it_and_what_it_cost(tmp_path: Pat
     assert "new" in files_of(s.repo, "refs/pilot/7")
 
 
+@pytest.mark.parametrize(
+    ("says", "failure", "unspent"),
+    [
+        (OutputKind.STDERR, FailureClass.QUOTA, True),
+        (OutputKind.TEXT, FailureClass.QUOTA, False),
+        (OutputKind.STDOUT, FailureClass.AUTH, False),
+        (OutputKind.STDERR, FailureClass.TIMEOUT, False),
+    ],
+)
+async def test_what_a_model_refused_to_begin_has_cost_nothing(
+    tmp_path: Path, says: OutputKind, failure: FailureClass, unspent: bool
+) -> None:
+    class Refused(Scripted):
+        async def execute(self, request: AgentRequest, emit: Emit) -> Outcome:
+            await emit.output(says, b"words\n")
+            return failed(failure, "no")
+
+    s = site(tmp_path)
+    s.backend = Refused([""])
+
+    assert (await s.runner()(execution())).unspent is unspent
+
+
+async def test_what_ends_before_its_agent_has_cost_nothing(tmp_path: Path) -> None:
+    s = site(tmp_path, setup=("echo getting ready; false",))
+    s.backend = Scripted(["true"])
+
+    outcome = await s.runner()(execution())
+
+    assert (outcome.failure, outcome.unspent, s.requests) == (FailureClass.INFRA, True, [])
+
+
 async def test_the_cost_of_repairs_is_added(tmp_path: Path) -> None:
     class Costly(Scripted):
         async def execute(self, request: AgentRequest, emit: Emit) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,18 @@ async def test_a_lost_attempt_keeps_what_was_set_aside(store: Bed) -> None:
     await store.queue.recover(["n1"], "killed")
 
     assert await money(store) == [(0, 1)]
+
+
+async def test_an_attempt_for_which_no_model_worked_gives_back_what_was_set_aside(store: Bed) -> None:
+    (api,) = await projects(store, 1, Budget(None, 1.0))
+    execution = await store.take(api)
+    finish = interrupted(execution)
+
+    await store.queue.finish(replace(finish, outcome=replace(finish.outcome, unspent=True)))
+
+    assert await money(store) == [(0, 0)]
+    assert (await store.queue.get(execution.id)).cost_usd is None  # what it will cost is not known for that
+    assert await store.claimed(api) == [execution.id]
 
 
 @pytest.mark.parametrize("together", [True, False])

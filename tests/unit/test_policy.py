@@ -268,5 +268,13 @@ def test_a_direct_run_gives_its_answer_after_the_attempts_it_was_asked_for(outco
         assert settlement.park is not None, "others are still told"
 
 
+def test_a_direct_run_lets_everyone_of_its_chain_try_it_once() -> None:
+    spent, chain = failed(F.QUOTA, "spent"), ("codex", "opencode")
+    ends = [decide(spent, attempt=n, max_attempts=1, reserved_for="n1", fallback=chain).to for n in (1, 2, 3)]
+    assert ends == [Status.QUEUED, Status.QUEUED, Status.FAILED]
+    red = decide(failed(F.AGENT, "exit code 3"), attempt=1, max_attempts=1, reserved_for="n1", fallback=chain)
+    assert red.to is Status.FAILED, "another agent is no second try"
+
+
 def test_a_direct_run_that_is_interrupted_has_not_answered() -> None:
     assert decide(Outcome(ending=Ending.INTERRUPTED), max_attempts=1, reserved_for="n1").to is Status.QUEUED
