@@ -280,7 +280,9 @@ class Codex:
         if code == 0 and not no_helpers(said):
             return Check(name, True, f"{kind} works")
         remedy = "let agents run in pilot's sandbox (executor.sandbox), or set executor.codex.sandbox"
-        return Check(name, None, f"{kind} does not work here: {said or f'exit status {code}'}", remedy)
+        return Check(
+            name, None, f"{kind}, used without pilot's, does not work here: {said or f'exit status {code}'}", remedy
+        )
 
 
 def _zone(child: Mapping[str, str]) -> ZoneInfo | None:

@@ -194,7 +194,9 @@ class OpenCode:
             except OpenCodeError as error:
                 outcome = _not_begun(error)
                 return Check(name, False, outcome.detail, "stop it, or set executor.opencode.server_url")
-        return Check(name, True, f"OpenCode {found} at {url} is used, but in a sandbox")
+        return Check(
+            name, True, f"OpenCode {found} at {url} is used without a sandbox; in one, each attempt gets its own"
+        )
 
     def _account(self, child: Mapping[str, str], model: Model | None) -> Check:
         name = f"{self._name} account"

@@ -16,18 +16,19 @@ from pilot.runner.process import running
 async def ask(
     argv: Sequence[str], env: Mapping[str, str], timeout: float, *, marker: str = "doctor"
 ) -> tuple[int, str]:
-    """Run it in `/` without input: its exit status, and the first line that it says.
+    """Run it in `/` without input: its exit status, and the first line that it prints, else says to stderr.
 
     Raises `TimeoutError` after `timeout` seconds, it being ended, and OSError when it can't be started.
     """
-    said = ""
+    said: dict[str, str] = {}
     async with (
         asyncio.timeout(timeout),
         running(argv, cwd="/", env=env, marker=marker, grace=0.2) as process,
     ):
         async for line in process.lines():
-            said = said or one_line(line.data.decode(errors="replace"))
-        return await process.wait(), said
+            if text := one_line(line.data.decode(errors="replace")):
+                said.setdefault(line.stream, text)
+        return await process.wait(), said.get("stdout", said.get("stderr", ""))
 
 
 async def version(name: str, path: str, env: Mapping[str, str], timeout: float) -> Check:

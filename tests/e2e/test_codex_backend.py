@@ -472,11 +472,11 @@ async def test_only_what_it_needs_is_in_its_commands_environment(bench: Make) ->
 
 async def test_doctor_finds_it_or_says_what_to_do(bench: Make) -> None:
     b = bench()
-    found = await b.backend().check()
-    assert [check.ok for check in found] == [True, True, True], found
-    assert "0.169." in found[0].detail
-    assert "CODEX_API_KEY" in found[1].detail
-    assert found[2].detail == "workspace-write works"
+    checks = await b.backend().check()
+    assert [check.ok for check in checks] == [True, True, True], checks
+    assert "0.169." in checks[0].detail
+    assert "CODEX_API_KEY" in checks[1].detail
+    assert checks[2].detail == "workspace-write works"
 
     del b.environment["CODEX_API_KEY"]
     assert [check.ok for check in await b.backend().check()] == [True, None, True]
@@ -485,7 +485,8 @@ async def test_doctor_finds_it_or_says_what_to_do(bench: Make) -> None:
     assert [check.ok for check in await b.backend(sandbox="danger-full-access").check()] == [True, True]
 
     b.environment["TMPDIR"] = str(b.home.parent)
-    broken = (await b.backend().check())[2]
+    found, _, broken = await b.backend().check()
+    assert "0.169." in found.detail, "and not the warning before it"
     assert (broken.ok, "does not work here" in broken.detail, bool(broken.remedy)) == (None, True, True)
 
     (missing,) = await b.backend(command="no-such-codex").check()
