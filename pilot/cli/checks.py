@@ -159,7 +159,10 @@ def _store(session: Session) -> Iterator[Check]:
         yield Check("store", False, f"{path} is damaged: {found[0]}", "restore a backup made with `pilot db backup`")
     elif schema < newest("sqlite"):
         yield Check(
-            "store", None, f"{path} has schema {schema}", "any command brings it up to date, or `pilot db migrate`"
+            "store",
+            None,
+            f"{path} has schema {schema}",
+            "stop the older pilot; any command brings it up to date then, or `pilot db migrate`",
         )
     else:
         yield Check("store", True, f"{path}, schema {schema}, sound")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from pilot.domain.errors import StoreRefused
+from pilot.domain.errors import Busy, StoreRefused
 
 WAIT = 30.0
 """Seconds for whoever has the file to be done with it."""
@@ -88,6 +88,7 @@ def migrate(path: Path, clock: Callable[[], int]) -> list[str]:
         _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
         if version:
+            _in_nobodys_hands(connection, path, clock())
             _keep_copy(connection, path, version)
         return _apply(connection, path, clock)
     finally:
@@ -108,6 +109,19 @@ def _use_wal(connection: sqlite3.Connection) -> None:
             return
 
 
+def _in_nobodys_hands(connection: sqlite3.Connection, path: Path, now: int) -> None:
+    """Raise `Busy` while a node is up: it has the older schema in its statements, and knows no newer rule."""
+    found = connection.execute(
+        "SELECT id, version, lease_until FROM nodes WHERE lease_until > ? ORDER BY lease_until DESC", (now,)
+    ).fetchone()
+    if found is not None:
+        node, version, until = found
+        raise Busy(
+            f"{path} has the schema of an older pilot, and {node} ({version}) works with it; it is left as it is. "
+            f"Stop that one first; if it was killed, try again in {-(-(until - now) // 1000)} s"
+        )
+
+
 def _keep_copy(connection: sqlite3.Connection, path: Path, version: int) -> None:
     copy = path.with_name(f"{path.name}.schema-{version}.backup")
     if copy.exists():
@@ -126,6 +140,8 @@ def _apply(connection: sqlite3.Connection, path: Path, clock: Callable[[], int])
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = inspect(connection, path)  # again, now that nobody else can be at it
+        if 0 < version < newest("sqlite"):
+            _in_nobodys_hands(connection, path, clock())
         applied = [m for m in migrations("sqlite") if m[0] > version]
         for number, _, script in applied:
             for statement in statements(script):

@@ -225,7 +225,7 @@ async def open_sqlite(path: Path, clock: Callable[[], int], *, create: bool = Tr
     """Open pilot's file, bringing its schema up to this version first.
 
     Raises `StoreRefused` for a file that is not pilot's, newer than this pilot or damaged, which it leaves as it
-    was; `StoreError` when there is none and `create` is off.
+    was; `Busy` for an older one that a node works with; `StoreError` when there is none and `create` is off.
     """
     await asyncio.to_thread(_prepare, path, clock, create)
     return SqliteDatabase(path, clock)

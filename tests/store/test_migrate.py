@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pilot.domain.errors import PilotError, StoreError, StoreRefused, UsageError
+from pilot.domain.errors import Busy, PilotError, StoreError, StoreRefused, UsageError
 from pilot.store import migrate as module
 from pilot.store import open_store, sqlite_path
 from pilot.store.glance import glance
 from pilot.store.migrate import APPLICATION_ID, migrate, migrations, newest, statements
-from tests.store.bed import Bed, Clock
+from tests.store.bed import HOUR, Bed, Clock
 
 KNOWN = migrations("sqlite")
 COPY = f"pilot.db.schema-{len(KNOWN)}.backup"
@@ -282,6 +282,18 @@ def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, str, str]],
 
 
 Upgrade = Callable[[tuple[int, str, str]], None]
+
+
+async def test_an_older_store_that_a_node_works_with_is_never_changed(tmp_path: Path, upgrade: Upgrade) -> None:
+    path, clock = tmp_path / "pilot.db", Clock()
+    async with open_store(url(path), clock=clock) as store:
+        await Bed(store, clock).node("n1", lease=HOUR)
+    upgrade(SECOND_SCHEMA)
+
+    await refused(path, Busy, r"n1 \(0\) works with it; it is left as it is. Stop that one first")
+    clock.tick(HOUR)
+    async with open_store(url(path), clock=clock) as store:  # it was killed, and its lease has ended
+        assert await store.database.read("PRAGMA user_version") == [(len(KNOWN) + 1,)]
 
 
 async def test_an_upgrade_keeps_the_rows_and_a_copy_of_before(tmp_path: Path, upgrade: Upgrade) -> None:
