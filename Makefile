@@ -4,6 +4,8 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
+# most tests wait for programs; so more than there are processors
+WORKERS := 4
 NPM := tests/e2e/node_modules/.package-lock.json
 
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
@@ -48,7 +50,7 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 test: setup bubblewrap $(NPM) ## all tests; sets up everything they need
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks

@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
 from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
 from pilot.config.unbuilt import refused
-from pilot.config.uses import uses
+from pilot.config.uses import uses, what_is_set
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
 from pilot.domain.agent import Backend, Sandbox
@@ -125,11 +125,11 @@ class Context:
 
         Not of every backend there is: some take half a second to load.
         """
-        told: dict[str, Mapping[str, str]] = {}  # by what is set: a fingerprint takes its time
+        told: dict[Hashable, Mapping[str, str]] = {}  # by what is set: a fingerprint takes its time
         found: dict[int, Mapping[str, str]] = {}
         for id in projects:
             own = self.projects[id]
-            key = "" if own.executor is None else own.executor.model_dump_json(exclude_unset=True)
+            key = what_is_set(own.executor)
             if key not in told:
                 told[key] = _accounts_of(self.settings.executor_for(own), asked)
             found[id] = told[key]

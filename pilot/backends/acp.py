@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
@@ -29,6 +28,7 @@ from pilot.domain.outcome import FailureClass, Outcome, Usage, failed
 from pilot.domain.text import one_line
 from pilot.runner.process import Process, running
 from pilot.runner.proctree import oom_kills
+from pilot.store import wall_clock
 
 GRACE = 5.0
 """Seconds for each way of asking it to end: the end of its input, SIGINT, SIGTERM."""
@@ -160,7 +160,7 @@ class Acp:
             case Outcome():
                 return heard
             case Answer(result=None):
-                return refused(talk.record, heard, end, now=time.time_ns() // 1_000_000)
+                return refused(talk.record, heard, end, now=wall_clock())
             case Answer(result=result) if result is not None:
                 return finished(talk.record, result, end, self._agent)
         return broken_off(talk.record, end, during=talk.asked, stranger=talk.junk and not talk.spoke)

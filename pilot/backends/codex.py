@@ -37,6 +37,7 @@ from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.domain.text import one_line
 from pilot.runner.process import Process, running
 from pilot.runner.proctree import oom_kills
+from pilot.store import wall_clock
 
 GRACE = 5.0
 """Seconds for each way of asking it to end: SIGINT, SIGTERM."""
@@ -239,7 +240,7 @@ class Codex:
             record,
             run.returncode,
             run.complaint,
-            now=datetime.now(_zone(child)),
+            now=datetime.fromtimestamp(wall_clock() / 1000, _zone(child)),
             sandbox=mode(self._settings, request),
             oom=run.oom,
         )

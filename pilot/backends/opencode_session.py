@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from pathlib import Path
 
 from pilot.backends.opencode_cli import Model, is_session, message_id
@@ -13,6 +12,7 @@ from pilot.backends.reading import Event, as_event, as_list, as_text
 from pilot.clients.opencode import Client, Rejected
 from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.text import one_line
+from pilot.store import wall_clock
 
 _CHILDREN = 200
 """Sub-agents of a session that are looked at, at most."""
@@ -105,7 +105,7 @@ async def descendants(client: Client, session: str) -> list[str]:
 
 def new_id(prefix: str) -> str:
     """An id for a message or a part."""
-    return message_id(time.time_ns() // 1_000_000, secrets.randbits(90), prefix)
+    return message_id(wall_clock(), secrets.randbits(90), prefix)
 
 
 def _same(one: str, other: str) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from pilot.backends.opencode_cli import Model, prompt
@@ -22,6 +21,7 @@ from pilot.clients.opencode import Client, OpenCodeError, Unreachable
 from pilot.domain.agent import AgentRequest, Emit, OutputKind
 from pilot.domain.outcome import Outcome, Usage
 from pilot.runner.process import Line
+from pilot.store import wall_clock
 
 STOP = 5.0
 """Seconds in which an abort has to be obeyed."""
@@ -202,7 +202,7 @@ class Turn:
             else:
                 await self._heard(record, news)
             await self._refuse(record)
-            if (end := held_up(record, time.time_ns() // 1_000_000)) is not None:
+            if (end := held_up(record, wall_clock())) is not None:
                 with contextlib.suppress(OpenCodeError):
                     await self._abort(record.session)
                 return await self._told(record, end)

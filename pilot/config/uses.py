@@ -37,21 +37,21 @@ def own_executors(settings: Settings) -> Iterator[tuple[ProjectSettings, Executo
     for project in settings.projects:
         if project.executor is None:
             continue
-        own = _what_is_set(project.executor)
+        own = what_is_set(project.executor)
         if own not in seen:
             seen.add(own)
             yield project, settings.executor_for(project)
 
 
-def _what_is_set(value: object) -> Hashable:
+def what_is_set(value: object) -> Hashable:
     """The same for settings that say the same."""
     match value:
         case Section():
-            return tuple((name, _what_is_set(getattr(value, name))) for name in sorted(value.model_fields_set))
+            return tuple((name, what_is_set(getattr(value, name))) for name in sorted(value.model_fields_set))
         case Mapping():
-            return frozenset((key, _what_is_set(one)) for key, one in value.items())
+            return frozenset((key, what_is_set(one)) for key, one in value.items())
         case list() | tuple():
-            return tuple(_what_is_set(one) for one in value)
+            return tuple(what_is_set(one) for one in value)
         case Hashable():
             return value
     return repr(value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from pilot.app import agents
+from pilot.app.context import open_context
 from pilot.cli import agent_checks
 from pilot.config.load import load
 from pilot.config.schema import Settings
@@ -179,3 +181,27 @@ projects:
     assert "agents" not in by_name
     lines = [check.detail for check in agent_checks.sandboxes(found, environ)]
     assert [line.rpartition("(")[2] for line in lines] == ["executor.sandbox: auto)", "executor.sandbox: none)"]
+
+
+async def test_projects_with_keys_of_their_own_have_accounts_of_their_own(tmp_path: Path) -> None:
+    """Also when all that they set is secret, or a mapping."""
+    set_up = {
+        "a": "{environment: {set: {ANTHROPIC_API_KEY: first}}}",
+        "b": "{environment: {set: {ANTHROPIC_API_KEY: second}}}",
+        "c": "{environment: {set: {ANTHROPIC_API_KEY: first}}}",
+        "d": "{profiles: {mine: {type: claude-code}}, type: mine}",
+    }
+    lines = []
+    for name, executor in set_up.items():
+        subprocess.run(["git", "init", "-q", str(tmp_path / name)], check=True)
+        lines.append(f"- {{name: {name}, path: {tmp_path / name}, executor: {executor}}}\n")
+    (tmp_path / "pilot.yaml").write_text(f"state_dir: {tmp_path}/state\nprojects:\n{''.join(lines)}")
+
+    async with open_context(load(tmp_path / "pilot.yaml", {"HOME": str(tmp_path)})) as context:
+        accounts = context.accounts(context.projects)
+        by_name = {own.name: accounts[id] for id, own in context.projects.items()}
+
+    first, second, third, fourth = (by_name[name] for name in "abcd")
+    assert first["claude-code"] == third["claude-code"] != second["claude-code"]
+    assert set(fourth) >= {"mine"}
+    assert "first" not in str(accounts)
