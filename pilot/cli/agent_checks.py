@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilot.domain.agent import Check
@@ -51,5 +52,14 @@ def sandboxes(settings: Settings, environ: Mapping[str, str]) -> list[Check]:
     from pilot.runner.sandbox_machine import check, probe
 
     machine = probe(environ)
-    wanted = dict.fromkeys(executor.resolve(name).sandbox for name, executor in used_agents(settings))
-    return [check(one, machine) for one in wanted]
+    agents = [executor.resolve(name) for name, executor in used_agents(settings)]
+    checks = [check(one, machine) for one in dict.fromkeys(agent.sandbox for agent in agents)]
+    shown = dict.fromkeys(
+        path for agent in agents if agent.sandbox != "none"
+        for path in (*agent.sandbox_paths.read, *agent.sandbox_paths.write)
+    )  # fmt: skip
+    remedy = "correct executor.sandbox_paths, or make it"
+    return [
+        *checks,
+        *(Check("sandbox_paths", None, f"{p} is not there", remedy) for p in shown if not Path(p).exists()),
+    ]

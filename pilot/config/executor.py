@@ -18,9 +18,12 @@ from pilot.config.fields import (
     Regex,
     Secret,
     Section,
+    Shared,
     Text,
     Variable,
+    Web,
     Word,
+    named,
 )
 from pilot.domain.routing import Route
 from pilot.domain.task import Kind
@@ -52,9 +55,9 @@ class ClaudeCodeSettings(Section):
 class OpenCodeSettings(Section):
     """OpenCode (`opencode serve`, over HTTP)."""
 
-    model: Word | None = "anthropic/claude-sonnet-4-5"
+    model: Annotated[Word, named(r"[^/\s]+/\S+", "a model as provider/model")] | None = "anthropic/claude-sonnet-4-5"
     """Model as provider/model; null: the route or --model has to name one."""
-    server_url: Text = "http://127.0.0.1:4096"
+    server_url: Web = "http://127.0.0.1:4096"
     """A server that is used when it answers; else pilot starts its own."""
     command: Word = "opencode"
     """The program, by name or path."""
@@ -108,9 +111,9 @@ class EnvironmentSettings(Section):
 class SandboxSettings(Section):
     """What a sandbox shows besides the workspace, the system's programs and what the agent itself needs."""
 
-    read: tuple[Text, ...] = Field((), strict=False)
+    read: tuple[Shared, ...] = Field((), strict=False)
     """Files and folders that may be read, such as a toolchain in a home directory."""
-    write: tuple[Text, ...] = Field((), strict=False)
+    write: tuple[Shared, ...] = Field((), strict=False)
     """Files and folders that may be written, too."""
 
 

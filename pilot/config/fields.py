@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,13 @@ def _read_path(value: object, info: ValidationInfo) -> Path:
     return placing(info)(text)
 
 
+def _read_shared(value: object, info: ValidationInfo) -> str:
+    path = os.path.normpath(_read_path(value, info))
+    if path in ("/", "//"):
+        raise PydanticCustomError("shared", "/ is everything; name what agents need, or set sandbox: none")
+    return path
+
+
 def _check_text(value: str) -> str:
     if not value:
         raise PydanticCustomError("empty", "must not be empty")
@@ -175,6 +183,8 @@ Text = Annotated[str, AfterValidator(_check_text)]
 Word = Annotated[str, AfterValidator(_check_word)]
 Argument = Annotated[str, AfterValidator(_check_argument)]
 Place = Annotated[Path, BeforeValidator(_read_path), WithJsonSchema({"type": "string"})]
+Shared = Annotated[str, BeforeValidator(_read_shared), WithJsonSchema({"type": "string"})]
+"""A path, absolute, that somebody else may see."""
 Web = Annotated[str, AfterValidator(_check_web)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Secret = Annotated[SecretStr, AfterValidator(_check_secret)]

@@ -158,6 +158,7 @@ async def test_doctor_looks_at_every_agent_that_a_task_may_come_to(tmp_path: Pat
   environment: {{pass: [PATH], set: {{ANTHROPIC_API_KEY: sk-of-this-test-only}}}}
   fallback: [stand-in]
   command: {{argv: [{tmp_path}/bin/tool]}}
+  sandbox_paths: {{read: [bin], write: [gone]}}
   profiles: {{stand-in: {{type: command, sandbox: none}}, unused: {{type: broken}}, sick: {{type: sick}}}}
   routes: [{{match: {{labels: [a]}}, use: sick}}]
 projects:
@@ -179,7 +180,9 @@ projects:
     assert by_name["absent-minded"].ok is None
     assert "unused" not in by_name
     assert "agents" not in by_name
-    lines = [check.detail for check in agent_checks.sandboxes(found, environ)]
+    *sandboxes, paths = agent_checks.sandboxes(found, environ)
+    assert (paths.ok, paths.detail) == (None, f"{tmp_path}/gone is not there")
+    lines = [check.detail for check in sandboxes]
     assert [line.rpartition("(")[2] for line in lines] == ["executor.sandbox: auto)", "executor.sandbox: none)"]
 
 

@@ -115,6 +115,15 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place(config: Path) -
     ("text", "says"),
     [
         ("projets: []", "1:1: projets: unknown key (did you mean 'projects'?)"),
+        (
+            "executor: {sandbox_paths: {write: [/usr/..]}}",
+            "1:36: executor.sandbox_paths.write.0: / is everything; name what agents need, or set sandbox: none",
+        ),
+        (
+            "executor: {opencode: {server_url: 'localhost:4096'}}",
+            "1:23: executor.opencode.server_url: expected an address such as https://host/path",
+        ),
+        ("executor: {opencode: {model: sonnet}}", "1:23: executor.opencode.model: expected a model as provider/model"),
         ("budget: {x: 1}", "1:10: budget.x: unknown key: known here are per_day_usd, per_execution_usd"),
         ("server: {port: [1]}", "1:10: server.port: expected a whole number, got a list"),
         ("server: {port: '80'}", "1:10: server.port: expected a whole number, got text (write it without quotes)"),
