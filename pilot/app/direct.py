@@ -104,11 +104,12 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
                 )
             show(Progress(ProgressKind.QUEUED, str(new.id)))
             with _interrupts(context, dispatcher, new.id):
-                if not request.wait:
-                    await _narrate(context, new.id, show, wait=False)
-                narrator = asyncio.create_task(_narrate(context, new.id, show, wait=True))
+                narrator = asyncio.create_task(_narrate(context, new.id, show, wait=request.wait))
                 try:
-                    return await dispatcher.wait_for_execution(new.id)
+                    ended = await dispatcher.wait_for_execution(new.id)
+                    if ended.status is Status.CANCELLED and not request.wait:
+                        await narrator  # it may be what has cancelled it, and says why
+                    return ended
                 finally:
                     narrator.cancel()
                     await asyncio.gather(narrator, return_exceptions=True)
@@ -117,13 +118,11 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
 async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None:
     """Say for whom or what it waits, each time that changes, between its attempts too.
 
-    Without `wait`: returns once it runs, and gives up at the first thing to wait for.
+    Without `wait`: gives up at the first thing to wait for.
     """
     said = ""
     while not (execution := await context.store.queue.get(id)).status.final:
         if execution.status is not Status.QUEUED:
-            if not wait:
-                return
             said = ""
             await asyncio.sleep(0.25)
             continue

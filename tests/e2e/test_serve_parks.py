@@ -81,6 +81,24 @@ def test_a_used_up_account_stops_its_own_work_and_one_task_tries_it_again(home: 
     home.audit(completed=5)
 
 
+def test_a_direct_run_hands_its_task_on_too_but_waits_for_nobody_when_it_may_not(home: Home) -> None:
+    argv = home.settings["executor"]["command"]["argv"]
+    scripts = {task_id: [spent_until(int(time.time()) + 3600)] for task_id in ("A-1", "A-2")}
+    with conversing(home, scripts):
+        home.environment |= {"ANTHROPIC_API_KEY": "", "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-dummy"}
+        home.repo("a", executor={"fallback": ["command"]})
+        done = home.pilot("run", "-p", "a", "--task-id", "A-1", "--no-wait", "--json", "A-1: do it")
+        assert (done.json["status"], done.json["backend"], done.json["attempt"]) == ("completed", "command", 2)
+
+        home.pilot("backend", "unpark", "claude-code")
+        home.configure(executor={**home.settings["executor"], "command": {"argv": ["no-such-agent", *argv[1:]]}})
+        home.pilot("run", "-p", "a", "--backend", "command", "park it", code=1)
+        busy = home.pilot("run", "-p", "a", "--task-id", "A-2", "--no-wait", "A-2: do it", code=75)
+        assert "a is busy: claude-code takes no work: quota" in busy.err
+        assert "command takes no work: invalid_config" in busy.err
+    home.audit(completed=1, failed=1, cancelled=1)
+
+
 def test_a_person_opens_a_backend_and_one_task_finds_out_whether_it_is_mended(home: Home) -> None:
     argv = home.settings["executor"]["command"]["argv"]
     missing = {"type": "command", "sandbox": "none", "command": {"argv": ["no-such-agent", *argv[1:]]}}
