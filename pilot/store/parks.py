@@ -72,7 +72,7 @@ class Parks:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._known = f"""
-            SELECT k.backend, k.account, k.until, k.tries FROM parks k
+            SELECT k.backend, k.account, k.until, k.tries, k.failure, k.reason FROM parks k
             WHERE k.backend IN (SELECT b.backend FROM {_KEYS.of(dialect, "b")})"""
         self._park = f"""
             INSERT INTO parks (backend, account, failure, reason, until, since, changed_at, tries, execution_id)
@@ -134,12 +134,16 @@ class Parks:
             if key not in longest or lasting >= longest[key][0]:
                 longest[key] = lasting, park, execution
         known = yield Statement(self._known, {"items": _KEYS.rows({(backend,) for backend, _ in longest})})
-        before = {(backend, account): (until, tries) for backend, account, until, tries in known}
+        before = {(backend, account): stored for backend, account, *stored in known}
         rows, told = [], []
         for key, (_, park, execution) in longest.items():
-            until, tries = _merged(park, before.get(key), now)
-            rows.append((*key, park.failure, short(park.reason), until, tries, execution.id))
-            facts = {"backend": key[0], "account": key[1], "until": until, "reason": short(park.reason)}
+            stored = before.get(key)
+            until, tries = _merged(park, None if stored is None else (stored[0], stored[1]), now)
+            failure, reason = str(park.failure), short(park.reason)
+            if stored is not None and until is None and park.until is not None:
+                failure, reason = stored[2:]  # it is still what a person has to mend
+            rows.append((*key, failure, reason, until, tries, execution.id))
+            facts = {"backend": key[0], "account": key[1], "until": until, "reason": reason}
             told.append(event(EventType.PARKED, execution.id, None, **facts))
         yield Statement(self._park, {"now": now, "items": _PARKS.rows(rows)})
         yield events_statement(self._dialect, now, told)

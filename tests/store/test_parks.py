@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pilot.domain.errors import PilotError
 from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import FailureClass
 from tests.store.bed import (
     HOUR,
     SECOND,
@@ -64,6 +66,21 @@ async def test_the_longer_park_of_a_backend_wins(
             await store.queue.finish(finish)
 
     assert await store.value("SELECT until FROM parks") == at(kept)
+
+
+async def test_what_a_person_has_to_mend_is_still_named_after_a_limit_that_came_later(store: Bed) -> None:
+    api = await store.project(max_running=2)
+    await store.node()
+    for _ in range(2):
+        await store.put(api)
+    refused, late = [limited(await store.take(api), until) for until in (None, store.clock.now + HOUR)]
+    assert refused.settlement.park is not None
+    park = replace(refused.settlement.park, failure=FailureClass.AUTH, reason="no key")
+
+    await store.queue.finish(replace(refused, settlement=replace(refused.settlement, park=park)))
+    await store.queue.finish(late)
+
+    assert await store.rows("SELECT failure, reason, until FROM parks") == [("auth", "no key", None)]
 
 
 async def test_a_park_until_the_end_of_time_is_a_time(store: Bed) -> None:
