@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pilot.runner.sandbox_system import RUN
+
 Kind = Literal["bind", "ro-bind", "tmpfs", "symlink"]
 
 
@@ -39,10 +41,11 @@ class Mounts:
         """The machine's file or folder at its own place, and where it really is; what is not there is left out."""
         if not os.path.exists(path):
             return
-        for place in dict.fromkeys((os.path.normpath(path), os.path.realpath(path))):
+        named, real = os.path.normpath(path), os.path.realpath(path)
+        for place in {real} if named.startswith(f"{RUN}/") else dict.fromkeys((named, real)):
             before = self.at.get(place)
             if before is None or write or before.kind != "bind":
-                self.at[place] = Mount("bind" if write else "ro-bind", os.path.realpath(path), pin=pin)
+                self.at[place] = Mount("bind" if write else "ro-bind", real, pin=pin)
 
     def put(self, source: str, place: str, *, write: bool = False, own: bool = False) -> None:
         """Something of pilot's at a place of the sandbox."""

@@ -38,6 +38,10 @@ def may_be_home(path: str) -> bool:
     return not is_system(path) or (path.startswith("/opt/") and os.path.isdir(path))
 
 
+RUN = "/var/run"
+"""A link in every sandbox, through which nothing can be mounted."""
+
+
 def base(blank: str) -> Iterator[str]:
     """Options of bubblewrap that come first. `blank` is an empty file that may be read."""
     for folder in FOLDERS:
@@ -50,7 +54,7 @@ def base(blank: str) -> Iterator[str]:
             yield from shown(f"/etc/{name}", blank)
     for folder in ("/tmp", "/var/tmp", "/run"):  # noqa: S108  the sandbox's own
         yield from ("--tmpfs", folder)
-    yield from ("--symlink", "/run", "/var/run")
+    yield from ("--symlink", "/run", RUN)
     yield from _resolver()
     yield from ("--proc", "/proc", "--dev", "/dev")
     yield from _kernel(blank)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -335,6 +337,17 @@ async def test_what_the_operator_shows_besides(tmp_path: Path) -> None:
     assert (tmp_path / "pilot.yaml").read_text() == "shown"
     assert await c.sh("cat ~/.npmrc") == "registry"
     await c.refused("echo x > ~/.npmrc")
+
+
+async def test_a_socket_below_the_link_of_every_system(tmp_path: Path) -> None:
+    run = "/run" if os.access("/run", os.W_OK) else f"/run/user/{os.getuid()}"
+    with tempfile.TemporaryDirectory(dir=run, prefix="pilot-test-") as folder, socket.socket(socket.AF_UNIX) as there:
+        there.bind(f"{folder}/docker.sock")
+        there.listen()
+        named = f"/var{folder}/docker.sock"
+        c = await cell(tmp_path, paths=SandboxSettings(write=(named,)))
+        asks = f"import socket; socket.socket(socket.AF_UNIX).connect({named!r}); print('heard')"
+        assert await c.sh(f'python3 -c "{asks}"') == "heard"
 
 
 async def test_everything_is_no_list(tmp_path: Path) -> None:
