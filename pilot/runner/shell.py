@@ -20,6 +20,13 @@ _FIRST = 24
 _REASON = re.compile(
     rb"(?i)error|fail|exception|traceback|panic|fatal|assert|not ok\b|undefined|cannot |can't |\xe2\x9c[\x97\x98]"
 )
+_LACKING = re.compile(
+    r"No such file or directory|: (?:command )?not found|Permission denied|Read-only file system|Docker daemon"
+)
+_IN_SANDBOX = (
+    "pilot: this ran in the sandbox, where nothing of your home is and no socket of this machine; "
+    "a file, tool or socket that it lacks can be named in executor.sandbox_paths"
+)
 _STREAMS = {"stdout": OutputKind.STDOUT, "stderr": OutputKind.STDERR}
 
 
@@ -116,4 +123,8 @@ async def run_shell(
                 code = await process.wait()
     except TimeoutError:
         timed_out = True
-    return Ran(code, timed_out, int((loop.time() - started) * 1000), tail.text())
+    duration, said = int((loop.time() - started) * 1000), tail.text()
+    if code and sandbox is not None and _LACKING.search(said):  # else nobody thinks of it
+        await emit.output(OutputKind.PILOT, f"{_IN_SANDBOX}\n".encode())
+        said = f"{said[-(TAIL - len(_IN_SANDBOX) - 2) :].rstrip()}\n{_IN_SANDBOX}"
+    return Ran(code, timed_out, duration, said)

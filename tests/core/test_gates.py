@@ -18,6 +18,7 @@ from pilot.domain.outcome import FailureClass, GateResult
 from pilot.runner.gates import Gates, judge
 from pilot.runner.record import Recorder
 from pilot.runner.shell import TAIL, Tail
+from tests.core.cell import cell
 from tests.core.worksite import ENVIRON, Notebook, execution, files_of, git, site, until
 
 
@@ -53,6 +54,22 @@ async def test_all_run_in_order_and_say_how_it_went(tmp_path: Path) -> None:
     assert "gate g1: green" in said
     assert "one\n" in notebook.text(OutputKind.STDOUT)
     assert "two\n" in notebook.text(OutputKind.STDERR)
+
+
+async def test_who_misses_something_in_the_sandbox_is_told_of_it(tmp_path: Path) -> None:
+    c = await cell(tmp_path)
+
+    async def restore() -> Sequence[str]:
+        return ()
+
+    commands = ["cat ~/.npmrc", "no-such-tool", "echo 1 == 2; false", "no-such-tool || true"]
+    async with Recorder(notebook := Notebook(), execution()) as recorder:
+        wanted = [GateSettings.model_validate({"name": f"g{n}", "run": run}) for n, run in enumerate(commands)]
+        results = await Gates(wanted, c.path, c.env, "m", restore, c.sandbox).run("tree0", recorder)
+    assert ["executor.sandbox_paths" in result.tail for result in results] == [True, True, False, False]
+    assert notebook.text(OutputKind.PILOT).count("executor.sandbox_paths") == 2
+    outside, _ = await run(tmp_path, {"run": "no-such-tool"})
+    assert "sandbox" not in outside[0].tail
 
 
 @pytest.mark.parametrize(("kind", "failure"), [("lint", "lint"), ("test", "test"), ("build", "build")])
