@@ -190,7 +190,10 @@ class Parks:
         return [sorted(backend for backend, _ in rows)] * len(requests)
 
 
-_ELSEWHERE = (FailureClass.INFRA, FailureClass.NETWORK, FailureClass.CONFLICT)
+_ELSEWHERE = (
+    FailureClass.INFRA, FailureClass.NETWORK, FailureClass.CONFLICT, FailureClass.STALL, FailureClass.TIMEOUT,
+)  # fmt: skip
+"""Had the model answered before, the park would be over already."""
 
 
 def _says_nothing(outcome: Outcome) -> bool:

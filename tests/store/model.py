@@ -253,7 +253,9 @@ class Model:
         self.money[row.day][1] -= row.reserved_usd or 0.0
 
     def _learn(self, row: Row, park: Park | None, outcome: Outcome) -> None:
-        elsewhere = (FailureClass.INFRA, FailureClass.NETWORK, FailureClass.CONFLICT)
+        elsewhere = (
+            FailureClass.INFRA, FailureClass.NETWORK, FailureClass.CONFLICT, FailureClass.STALL, FailureClass.TIMEOUT,
+        )  # fmt: skip
         if park is not None:
             self._park(park, row.account)
         elif outcome.ending not in (Ending.CANCELLED, Ending.INTERRUPTED) and outcome.failure not in elsewhere:

@@ -140,7 +140,8 @@ async def test_the_answer_of_who_is_not_the_probe_opens_nothing(store: Bed) -> N
     [
         (None, True),
         (FailureClass.TEST, True),
-        (FailureClass.TIMEOUT, True),
+        (FailureClass.TIMEOUT, False),
+        (FailureClass.STALL, False),
         (FailureClass.INFRA, False),
         (FailureClass.NETWORK, False),
         (FailureClass.CONFLICT, False),
