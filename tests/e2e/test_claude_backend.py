@@ -180,6 +180,12 @@ async def test_a_far_rate_limit_ends_the_run_at_once(bench: Make) -> None:
     assert len(b.server.agent_requests) == 1
 
 
+async def test_a_rate_limit_that_passes_soon_is_waited_for(bench: Make) -> None:
+    b = bench(status(429, "slow down", headers={"retry-after": "1"}), text("On again."))
+    end = await b.run()
+    assert (end.ending, end.text) == (Ending.DONE, "On again.")
+
+
 async def test_a_used_up_allowance_says_when_it_is_back(bench: Make) -> None:
     reset = int(time.time()) + 7200
     headers = {
@@ -211,6 +217,24 @@ async def test_a_stream_that_always_breaks_is_the_network_s_fault(bench: Make) -
     end = await b.run()
     assert end.failure is FailureClass.NETWORK
     assert end.detail
+
+
+async def test_an_overload_in_the_middle_of_an_answer_is_the_network_s_fault(bench: Make) -> None:
+    end = await bench({"sse_error": "overloaded_error", "times": 99}).run()
+    assert (end.failure, "529" in end.detail) == (FailureClass.NETWORK, True), end
+
+
+async def test_an_answer_without_a_word_is_asked_for_once_more_by_the_cli(bench: Make) -> None:
+    b = bench({"times": 99})
+    end = await b.run()
+    assert (end.ending, end.text, len(b.server.agent_requests)) == (Ending.DONE, "", 2), "nothing done is no failure"
+
+
+@pytest.mark.parametrize("mode", ["plan", "dontAsk"])
+async def test_what_a_mode_does_not_allow_is_not_done(bench: Make, mode: str) -> None:
+    b = bench(tool("Write", file_path="${cwd}/a.txt", content="hi"), text("I may not."))
+    await b.run(permission_mode=mode)
+    assert not (b.workspace / "a.txt").exists()
 
 
 async def test_a_refusal_is_no_crash(bench: Make) -> None:
@@ -297,10 +321,11 @@ async def test_a_cancel_while_it_starts_leaves_nothing(bench: Make) -> None:
         assert b.left() == []
 
 
-async def test_killed_from_outside_is_a_failure_with_that_reason(bench: Make) -> None:
-    b = bench(tool("Bash", command="kill -9 $PPID"), text("never"))
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM"), (1, "SIGHUP")])
+async def test_killed_from_outside_is_a_failure_with_that_reason(bench: Make, number: int, name: str) -> None:
+    b = bench(tool("Bash", command=f"kill -{number} $PPID; sleep 5"), text("never"))
     end = await b.run()
-    assert (end.failure, "SIGKILL" in end.detail) == (FailureClass.AGENT, True)
+    assert (end.failure, name in end.detail) == (FailureClass.AGENT, True), end
     assert b.left() == []
 
 
