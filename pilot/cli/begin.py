@@ -10,15 +10,13 @@ from pathlib import Path
 import click
 
 from pilot.cli.arguments import json_option
-from pilot.cli.guess import Guess, guess
+from pilot.cli.guess import AGENTS, Guess, guess
 from pilot.cli.session import Session
 from pilot.domain.errors import UsageError
 from pilot.domain.text import slug
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./-][A-Za-z0-9_./ -]*[A-Za-z0-9_./-]|[A-Za-z_]")
 _WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
-_DRIVEN = ("claude-code",)
-"""Agents that this version can drive without being told how."""
 
 
 @click.command()
@@ -79,10 +77,10 @@ def _next(session: Session, found: Guess) -> None:
     ui = session.ui
     if found.agents:
         ui.line(f"agents found: {', '.join(found.agents)}")
-    if not set(found.agents) & set(_DRIVEN):
+    else:
         ui.warn(
-            "no agent that this version drives was found on PATH (claude-code); install one, "
-            "or describe your own with `executor: {type: command}`"
+            f"no agent was found on PATH ({', '.join(AGENTS.values())}); install one, or describe your own: "
+            "`executor: {type: command}`, or acp"
         )
     for kind, command in found.gates:
         ui.line(f"gate {kind}: {command}")
@@ -96,12 +94,11 @@ def _next(session: Session, found: Guess) -> None:
 
 def compose(name: str, found: Guess) -> str:
     """The file's text."""
-    driven = next((agent for agent in found.agents if agent in _DRIVEN), "claude-code")
     lines = [
         "# What pilot does here. Every key and its default: pilot.yaml.example; `pilot config show` shows those in",
         "# effect, `pilot config check` checks this file.",
         "executor:",
-        f"  type: {driven}",
+        f"  type: {next(iter(found.agents), 'claude-code')}",
         "projects:",
         f"  - name: {_yaml(slug(name))}",
         "    path: .",

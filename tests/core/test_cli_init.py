@@ -165,11 +165,24 @@ def test_agents_on_the_path(repository: Path, tmp_path: Path, capsys: pytest.Cap
     assert init(capsys)["agents"] == ["claude-code", "codex", "acp"]
 
 
+@pytest.mark.parametrize(("program", "agent"), [("codex", "codex"), ("opencode", "opencode"), ("gemini", "acp")])
+def test_the_agent_that_is_there_is_the_one_to_use(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], program: str, agent: str
+) -> None:
+    (tmp_path / "bin" / program).write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / program).chmod(0o755)
+
+    assert main(["init"]) == 0
+
+    assert load(repository / "pilot.yaml", os.environ).settings.executor.type == agent
+    assert capsys.readouterr().err == ""
+
+
 def test_without_an_agent_it_says_so(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["init"]) == 0
 
     out, err = capsys.readouterr()
-    assert "no agent that this version drives was found" in err
+    assert "no agent was found on PATH (claude, " in err
     assert "pilot doctor" in out
 
 
