@@ -178,7 +178,7 @@ Duration = Annotated[
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Positive = Annotated[int, Field(ge=1, le=1_000_000)]
-Dollars = Annotated[float, Field(ge=0)]
+Dollars = Annotated[float, Field(gt=0)]
 Text = Annotated[str, AfterValidator(_check_text)]
 Word = Annotated[str, AfterValidator(_check_word)]
 Argument = Annotated[str, AfterValidator(_check_argument)]
