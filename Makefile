@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
-NPM := tests/e2e/node_modules/.package-lock.json
+NPM := tests/e2e/node_modules/.package-lock.json tests/adapters/node_modules/.package-lock.json
 
 .PHONY: help setup demo check format test bench lock schema clean
 
@@ -25,8 +25,8 @@ $(VENV)/.done: $(LOCK) pyproject.toml
 	$$uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-$(NPM): tests/e2e/package.json tests/e2e/package-lock.json
-	npm ci --prefix tests/e2e --no-audit --no-fund --loglevel=error
+tests/%/node_modules/.package-lock.json: tests/%/package.json tests/%/package-lock.json
+	npm ci --prefix tests/$* --no-audit --no-fund --loglevel=error
 	@touch $@
 
 demo: setup ## the main job in under a minute: two repositories, six tasks, a kill -9 in the middle
@@ -56,4 +56,4 @@ schema: setup ## write config/pilot.schema.json from the settings' classes
 	$(BIN)/pilot config schema > config/pilot.schema.json
 
 clean: ## remove what setup made
-	rm -rf $(VENV) .uv tests/e2e/node_modules
+	rm -rf $(VENV) .uv tests/e2e/node_modules tests/adapters/node_modules
