@@ -453,6 +453,15 @@ async def test_whatever_is_answered_is_one_of_a_few_errors(
     assert len(str(caught.value)) < 700
 
 
+async def test_the_key_does_not_go_where_a_redirect_points(saying: Callable[..., str], fake: LinearFake) -> None:
+    url = saying(307, b"", ("Location", fake.url))
+    async with Client(PERSONAL, url=url) as client:
+        with pytest.raises(Unavailable):
+            await client.viewer()
+
+    assert fake.calls == []
+
+
 async def test_nobody_there_is_unavailable() -> None:
     async with Client(PERSONAL, url="http://127.0.0.1:9/graphql") as client:
         with pytest.raises(Unavailable, match="no answer"):
