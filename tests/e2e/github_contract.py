@@ -143,6 +143,13 @@ def complete(schema: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return _filled(_cut()["components"]["schemas"][schema], given)
 
 
+def complete_event(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The payload of that webhook, with what is given."""
+    return _filled(
+        _cut()["paths"][f"/webhooks/{name}"]["post"]["requestBody"]["content"]["application/json"]["schema"], given
+    )
+
+
 def _judged(what: str, method: str, target: str, check: Callable[[], Any]) -> None:
     try:
         check()
@@ -249,10 +256,19 @@ def _filled(schema: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     schema = _resolved(schema)
     for part in schema.get("allOf", ()):
         made = _filled(part, made)
-    for name in schema.get("required", ()):
-        if name not in made:
-            made[name] = _something(schema["properties"][name], name)
+    for name, kind in schema.get("properties", {}).items():
+        if name in made:
+            made[name] = _deeper(kind, made[name])
+        elif name in schema.get("required", ()):
+            made[name] = _something(kind, name)
     return made
+
+
+def _deeper(schema: Mapping[str, Any], value: Any) -> Any:
+    schema = _resolved(schema)
+    if isinstance(value, list):
+        return [_deeper(schema.get("items", {}), item) for item in value]
+    return _filled(schema, value) if isinstance(value, dict) else value
 
 
 def _something(schema: Mapping[str, Any], name: str) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.e2e.github_contract import check_event
+from tests.e2e.github_contract import check_event, complete_event
 
 
 @dataclass
@@ -63,8 +63,8 @@ class Hooks:
 
     def send(self, event: str, payload: Mapping[str, Any]) -> None:
         """Put one in line."""
-        body = json.dumps(payload, ensure_ascii=False).encode()
         name = "-".join([event, *([payload["action"]] if "action" in payload else [])]).replace("_", "-")
+        body = json.dumps(complete_event(name, payload), ensure_ascii=False).encode()
         try:
             check_event(name, body)
         except AssertionError as error:

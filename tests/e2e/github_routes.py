@@ -311,6 +311,7 @@ def check_run(fake: GitHubFake, made: Json) -> Json:
     app = complete("integration", {**made["app"], "name": made["app"]["slug"], "owner": owner, "permissions": {}})
     output = {"title": made["title"], "summary": made["summary"], "text": None, "annotations_count": 0}
     rest = {name: made[name] for name in made if name not in ("app", "title", "summary")}
+    rest |= {"external_id": "", "started_at": stamp(0), "check_suite": {"id": 1}}
     return complete("check-run", {**rest, "app": app, "output": {**output, "annotations_url": f"{fake.url}/x"}})
 
 
