@@ -25,14 +25,16 @@ from pilot.clients.linear_types import (
     Json,
     Labelled,
     Named,
+    Prompt,
     Session,
     State,
     Viewer,
     activity_input,
-    read_actor,
     read_comment,
     read_issue,
     read_labelled,
+    read_prompt,
+    read_session,
     read_state,
     read_user,
 )
@@ -64,11 +66,14 @@ class Client:
 
     `key`: a personal key (it acts as its owner), or an OAuth access token, which goes out as a bearer's; which of
     the two is told by how personal keys begin, unless `bearer` says so. Issues are named by id or identifier (ENG-12).
+    Raises `Unauthorized` at once for what can't be a key.
     """
 
     def __init__(
         self, key: str, *, url: str = URL, bearer: bool | None = None, clock: Callable[[], int] = _now
     ) -> None:
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise Unauthorized("the Linear API key has characters that no key has, a line's end perhaps")
         self._clock = clock
         self._url = url
         if bearer is None:
@@ -177,9 +182,32 @@ class Client:
     async def session(self, id: str) -> Session:
         """An agent session."""
         with _understood():
-            found = (await self._call(ask.SESSION, id=id))["agentSession"]
-            issue = found["issue"]
-            return Session(found["id"], found["status"], issue and issue["id"], read_actor(found["creator"]))
+            return read_session((await self._call(ask.SESSION, id=id))["agentSession"])
+
+    async def sessions(self, since: int) -> list[Session]:
+        """Agent sessions, of any app, that were updated at or after `since` (UTC ms)."""
+        found: list[Session] = []
+        before, older = 0, 0
+        with _understood():
+            async for node in self._pages(ask.SESSIONS, ("agentSessions",)):
+                session = read_session(node)
+                if session.updated_at >= since:
+                    found.append(session)
+                # They come latest first, but nobody promises it: a page of old ones, each older than the one before,
+                # leaves no doubt.
+                older = older + 1 if session.updated_at < since and session.updated_at <= before else 0
+                before = session.updated_at
+                if older >= ask.PAGE:
+                    break
+        return found
+
+    async def prompts(self, session: str) -> list[Prompt]:
+        """What people wrote into a session, oldest first; what it began with is not among it."""
+        with _understood():
+            found = [
+                read_prompt(node) async for node in self._pages(ask.PROMPTS, ("agentSession", "activities"), id=session)
+            ]
+        return sorted(found, key=lambda prompt: (prompt.at, prompt.id))
 
     async def act(self, id: UUID, session: str, activity: Activity, *, ephemeral: bool = False) -> None:
         """Tell a session what the agent does, under an id (version 4) of the caller's: sent again, it is told once.

@@ -59,9 +59,26 @@ query Label($name: String!) {{
   issueLabels(filter: {{name: {{eqIgnoreCase: $name}}}}, first: {PAGE}) {{ nodes {{ id name team {{ id }} }} }}
 }}
 """
-SESSION = (
-    f"query Session($id: String!) {{ agentSession(id: $id) {{ id status issue {{ id }} creator {{ {_ACTOR} }} }} }}"
-)
+_SESSION = f"id status createdAt updatedAt issue {{ id }} creator {{ {_ACTOR} }} appUser {{ id }}"
+SESSION = f"query Session($id: String!) {{ agentSession(id: $id) {{ {_SESSION} }} }}"
+SESSIONS = f"""
+query Sessions($after: String) {{
+  agentSessions(first: {PAGE}, after: $after, orderBy: updatedAt) {{
+    pageInfo {{ hasNextPage endCursor }}
+    nodes {{ {_SESSION} }}
+  }}
+}}
+"""
+PROMPTS = f"""
+query Prompts($id: String!, $after: String) {{
+  agentSession(id: $id) {{
+    activities(first: {PAGE}, after: $after, filter: {{type: {{eq: "prompt"}}}}) {{
+      pageInfo {{ hasNextPage endCursor }}
+      nodes {{ id createdAt signal user {{ {_ACTOR} }} content {{ ... on AgentActivityPromptContent {{ body }} }} }}
+    }}
+  }}
+}}
+"""
 COMMENT_IS_THERE = "query CommentIsThere($id: String!) { comment(id: $id) { id } }"
 ACTIVITY_IS_THERE = "query ActivityIsThere($id: String!) { agentActivity(id: $id) { id } }"
 

@@ -111,12 +111,29 @@ class Viewer:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An agent session. `status`: pending, active, awaitingInput, error, complete, stale, stopping."""
+    """An agent session of the app `app`. `status`: pending, active, awaitingInput, error, complete, stale, stopping.
+
+    `creator` None: an automation, or another agent, with no person to answer for it.
+    """
 
     id: str
     status: str
+    app: str
     issue: str | None
     creator: Actor | None
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What somebody wrote into a session. `stop`: the agent is to stop at once."""
+
+    id: str
+    body: str
+    author: Actor
+    at: int
+    stop: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +259,25 @@ def read_actor(user: Json, external: Json = None, bot: Json = None) -> Actor | N
 def read_user(user: Json) -> Actor:
     """A user, or an app that acts as one."""
     return Actor(user["id"], user["name"], Kind.APP if user["app"] else Kind.USER, user["email"])
+
+
+def read_session(data: Json) -> Session:
+    """An agent session."""
+    return Session(
+        id=data["id"],
+        status=data["status"],
+        app=data["appUser"]["id"],
+        issue=None if data["issue"] is None else data["issue"]["id"],
+        creator=read_actor(data["creator"]),
+        created_at=instant(data["createdAt"]),
+        updated_at=instant(data["updatedAt"]),
+    )
+
+
+def read_prompt(data: Json) -> Prompt:
+    """A prompt."""
+    stop = data["signal"] == "stop"
+    return Prompt(data["id"], data["content"]["body"], read_user(data["user"]), instant(data["createdAt"]), stop)
 
 
 def read_labelled(entry: Mapping[str, Json]) -> Labelled:

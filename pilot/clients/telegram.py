@@ -25,7 +25,7 @@ from pilot.clients.telegram_errors import (
     Unavailable,
     translated,
 )
-from pilot.clients.telegram_text import BUTTON, CAPTION, MESSAGE, cut, sayable, units
+from pilot.clients.telegram_text import BUTTON, CAPTION, MESSAGE, cut, is_token, sayable, units
 from pilot.domain.errors import UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Bot:
     """One bot; an async context manager, open for as long as it is to speak. Calls raise `BotError`.
 
     `base_url` ends in `/bot`; None: Telegram's own. `every`: seconds between two edits in one chat. Raises
-    `UsageError` when python-telegram-bot is not installed.
+    `UsageError` when python-telegram-bot is not installed, `Unauthorized` for what can't be a token.
     """
 
     def __init__(
@@ -220,6 +220,8 @@ class Bot:
 
 
 def _api(token: str, base_url: str | None) -> telegram.Bot:
+    if not is_token(token):
+        raise Unauthorized("the Telegram token is not like 123456:ABC…; take it from @BotFather as it is")
     # Each address of the API has the token in it, and these tell addresses.
     for name in ("httpx", "httpcore", "telegram"):
         logger = logging.getLogger(name)

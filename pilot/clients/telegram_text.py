@@ -15,6 +15,7 @@ BUTTON = 64
 """Bytes of what a button says back."""
 
 _TOKEN = re.compile(r"\b(bot)?\d{6,}:[\w-]{20,}")
+_WHOLE_TOKEN = re.compile(r"\d+:[\w-]+", re.ASCII)
 _COMMAND = re.compile(r"/([A-Za-z0-9_]{1,32})(?:@(\w+))?(?:\s+(.*))?\Z", re.DOTALL)
 
 
@@ -51,6 +52,11 @@ def sayable(text: str) -> str:
 def redacted(text: str) -> str:
     """Text without bot tokens; every address of Telegram's API has one."""
     return _TOKEN.sub(r"\1[redacted]", text)
+
+
+def is_token(text: str) -> bool:
+    """Whether it can be a bot's token, and a part of an address."""
+    return _WHOLE_TOKEN.fullmatch(text) is not None
 
 
 def as_command(text: str, username: str) -> Command | None:

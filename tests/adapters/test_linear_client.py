@@ -7,6 +7,7 @@ import base64
 import json
 import subprocess
 import threading
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -314,6 +315,51 @@ async def test_a_session_links_to_pages(fake: LinearFake, app: Client, client: C
         await client.link_session(session["id"], [])
 
 
+async def test_a_sweep_finds_sessions_and_what_was_written_into_them(
+    fake: LinearFake, app: Client, client: Client
+) -> None:
+    bob = fake.world.person("Bob", "bob@acme.test")
+    issue = fake.world.issue("Fix")
+    old, new = fake.delegate(issue), fake.delegate(issue, bob)
+    robot = fake.world.session(issue, None)
+    since = instant(old["updatedAt"]) + 1
+    fake.prompt(new, "and the docs", bob)
+    await app.act(uuid.uuid4(), new["id"], Thought("fine"))
+    fake.prompt(new, "halt", stop=True)
+
+    found = {session.id: session for session in await client.sessions(since)}
+
+    assert found.keys() == {new["id"], robot["id"]}
+    assert (found[new["id"]].app, found[new["id"]].issue) == (fake.world.app["id"], issue["id"])
+    assert found[robot["id"]].creator is None
+    prompts = await app.prompts(new["id"])
+    assert [(prompt.body, prompt.author.name, prompt.stop) for prompt in prompts] == [
+        ("and the docs", "Bob", False),
+        ("halt", "Ann", True),
+    ]
+    assert await app.prompts(old["id"]) == []
+
+
+async def test_a_sweep_does_not_read_all_that_ever_was(fake: LinearFake, client: Client) -> None:
+    issue = fake.world.issue("Fix")
+    sessions = [fake.world.session(issue, None) for _ in range(400)]
+    since = instant(sessions[-3]["updatedAt"])
+
+    assert len(await client.sessions(since)) == 3
+    assert len(fake.calls) == 2
+    assert len(await client.sessions(0)) == 400
+    fake.world.latest_first = False
+    assert len(await client.sessions(since)) == 3
+
+
+@pytest.mark.parametrize("key", ["", "lin_api_x\n", "lin api", "lin_api_\u00e9"])
+def test_what_can_be_no_key_is_said_so_at_once_and_not_shown(key: str) -> None:
+    with pytest.raises(Unauthorized) as caught:
+        Client(key)
+
+    assert not key or key not in "".join(traceback.format_exception(caught.value))
+
+
 Asked = Callable[[Client], Awaitable[object]]
 EVERY_CALL: list[Asked] = [
     lambda client: client.viewer(),
@@ -326,6 +372,8 @@ EVERY_CALL: list[Asked] = [
     lambda client: client.comment(uuid.uuid4(), "ENG-1", "words"),
     lambda client: client.edit_comment("c", "words"),
     lambda client: client.session("s"),
+    lambda client: client.prompts("s"),
+    lambda client: client.sessions(0),
     lambda client: client.act(uuid.uuid4(), "s", Thought("t")),
     lambda client: client.link_session("s", []),
 ]
@@ -341,6 +389,14 @@ async def test_a_bad_key_is_said_so_and_not_shown(fake: LinearFake, call: Asked)
 
 
 @pytest.mark.parametrize("call", EVERY_CALL)
+async def test_over_the_limit_every_call_says_so(fake: LinearFake, client: Client, call: Asked) -> None:
+    fake.limit()
+    with pytest.raises(RateLimited):
+        await call(client)
+
+    assert len(fake.calls) == 1
+
+
 @pytest.mark.parametrize(
     ("until", "retry_after", "expected"),
     [
@@ -351,20 +407,19 @@ async def test_a_bad_key_is_said_so_and_not_shown(fake: LinearFake, call: Asked)
         (NOW - 1, None, NOW + 60_000),
     ],
 )
-async def test_over_the_limit_says_until_when(
-    fake: LinearFake, client: Client, call: Asked, until: int | None, retry_after: int | None, expected: int
+async def test_the_limit_says_until_when(
+    fake: LinearFake, client: Client, until: int | None, retry_after: int | None, expected: int
 ) -> None:
     fake.limit(until=until, retry_after=retry_after)
     with pytest.raises(RateLimited) as caught:
-        await call(client)
+        await client.viewer()
     assert caught.value.until == expected
-    assert len(fake.calls) == 1
 
     fake.unlimit()
     assert (await client.viewer()).actor.name == "Ann"
 
 
-@pytest.mark.parametrize("call", [EVERY_CALL[1], EVERY_CALL[3], *EVERY_CALL[5:]])
+@pytest.mark.parametrize("call", [EVERY_CALL[1], EVERY_CALL[3], *EVERY_CALL[5:11], *EVERY_CALL[12:]])
 async def test_what_is_not_there_is_not_found(client: Client, call: Asked, fake: LinearFake) -> None:
     if call is EVERY_CALL[5]:
         fake.world.team["key"] = "OPS"

@@ -23,14 +23,13 @@ KEPT = {
     "ActorBot", "AgentActivity", "AgentActivityActionContent", "AgentActivityConnection", "AgentActivityContent",
     "AgentActivityElicitationContent", "AgentActivityErrorContent", "AgentActivityPayload",
     "AgentActivityPromptContent", "AgentActivityResponseContent", "AgentActivityThoughtContent", "AgentSession",
-    "AgentSessionExternalLink", "AgentSessionPayload", "Comment", "CommentConnection", "CommentPayload",
-    "ExternalUser", "Issue", "IssueConnection", "IssueHistory", "IssueHistoryConnection", "IssueLabel",
-    "IssueLabelConnection", "IssuePayload", "Mutation", "Node", "Organization", "PageInfo", "Project", "Query",
-    "RateLimitPayload", "RateLimitResultPayload", "Team", "User", "WorkflowState", "WorkflowStateConnection",
+    "AgentSessionConnection", "AgentSessionExternalLink", "AgentSessionPayload", "Comment", "CommentConnection",
+    "CommentPayload", "ExternalUser", "Issue", "IssueConnection", "IssueHistory", "IssueHistoryConnection",
+    "IssueLabel", "IssueLabelConnection", "IssuePayload", "Mutation", "Node", "Organization", "PageInfo", "Project",
+    "Query", "Team", "User", "WorkflowState", "WorkflowStateConnection",
 }  # fmt: skip
 ROOTS = {
-    "agentActivity", "agentSession", "comment", "issue", "issueLabels", "issues", "organization", "rateLimitStatus",
-    "team", "viewer",
+    "agentActivity", "agentSession", "agentSessions", "comment", "issue", "issueLabels", "issues", "team", "viewer",
     "agentActivityCreate", "agentSessionUpdate", "commentCreate", "commentUpdate", "issueUpdate",
 }  # fmt: skip
 

@@ -39,6 +39,8 @@ class World:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.conflict = ("conflict on insert of Entity", "An entity with this id already exists.")
+        self.latest_first = True
+        """How lists come; it is documented for none of them."""
         self.changed: Callable[[str, str, Row, Row, Row | None], None] = lambda *_: None
         """Told of every change: (type, action, row, what was before, actor)."""
         self._ticks = itertools.count()
@@ -117,6 +119,7 @@ class World:
         for before in [before for before in session["activities"] if before["ephemeral"]]:
             session["activities"].remove(before)
         session["activities"].append(row)
+        session["updatedAt"] = self.now()
         states = {"elicitation": "awaitingInput", "response": "complete", "error": "error"}
         session["status"] = states.get(content["type"], "active")
         if content["type"] == "prompt":
@@ -159,7 +162,8 @@ class Api:
     def root(self) -> dict[str, Callable[..., Any]]:
         """Resolvers by the names that the schema has."""
         names = {
-            "agentActivity": "activity", "agentSession": "session", "comment": "comment", "issue": "issue",
+            "agentActivity": "activity", "agentSession": "session", "agentSessions": "sessions",
+            "comment": "comment", "issue": "issue",
             "issueLabels": "labels", "issues": "issues", "team": "team", "viewer": "viewer",
             "agentActivityCreate": "act", "agentSessionUpdate": "update_session", "commentCreate": "write",
             "commentUpdate": "rewrite", "issueUpdate": "update_issue",
@@ -179,7 +183,13 @@ class Api:
         return self._world.one("AgentActivity", id)
 
     def session(self, _info: Any, id: str) -> Row:
-        return self._world.one("AgentSession", id)
+        return self._session(self._world.one("AgentSession", id))
+
+    def sessions(self, _info: Any, orderBy: str = "createdAt", **at: Any) -> Row:  # noqa: N803  # its name
+        found = sorted(
+            self._world.of("AgentSession"), key=lambda session: str(session[orderBy]), reverse=self._world.latest_first
+        )
+        return page([self._session(session) for session in found], **at)
 
     def team(self, _info: Any, id: str) -> Row:
         world = self._world
@@ -196,7 +206,7 @@ class Api:
 
     def issues(self, _info: Any, filter: Any = None, orderBy: str = "createdAt", **at: Any) -> Row:  # noqa: N803  # its name
         found = [issue for issue in self._world.of("Issue") if fits(issue, filter)]
-        found.sort(key=lambda issue: issue[orderBy], reverse=True)
+        found.sort(key=lambda issue: issue[orderBy], reverse=self._world.latest_first)
         return page([self._issue(issue) for issue in found], **at)
 
     def update_issue(self, _info: Any, id: str, input: Row) -> Row:
@@ -253,7 +263,15 @@ class Api:
             raise forbidden()
         if "externalUrls" in input:
             session["links"] = [dict(link) for link in input["externalUrls"]]
-        return done(agentSession=session)
+        return done(agentSession=self._session(session))
+
+    def _session(self, session: Row) -> Row:
+        def activities(_info: Any, filter: Any = None, **at: Any) -> Row:
+            kind = ((filter or {}).get("type") or {}).get("eq")
+            mine = [each for each in session["activities"] if kind in (None, each["content"]["type"])]
+            return page([{**each, "content": _content(each["content"])} for each in mine[::-1]], **at)
+
+        return {**session, "activities": activities}
 
     def _issue(self, issue: Row) -> Row:
         def labels(_info: Any, **at: Any) -> Row:
@@ -261,12 +279,16 @@ class Api:
 
         def comments(_info: Any, **at: Any) -> Row:
             mine = [comment for comment in self._world.of("Comment") if comment["issue"] is issue]
-            return page(mine[::-1], **at)
+            return page(mine[::-1] if self._world.latest_first else mine, **at)
 
         def history(_info: Any, **at: Any) -> Row:
             return page(issue["history"][::-1], **at)
 
         return {**issue, "labels": labels, "comments": comments, "history": history}
+
+
+def _content(content: Row) -> Row:
+    return {"__typename": f"AgentActivity{content['type'].capitalize()}Content", **content}
 
 
 CONTENTS = frozenset({"thought", "action", "elicitation", "response", "error"})
