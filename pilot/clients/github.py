@@ -7,7 +7,6 @@ lost only the caller can find out, by looking (`find_comment`, `find_pull`) befo
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -15,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from pilot.clients import github_checks
-from pilot.clients.github_checks import Checks, Job, Run
+from pilot.clients.github_checks import CI
+from pilot.clients.github_edits import EDITS, Edit, renamed, text_edits
 from pilot.clients.github_errors import Conflict, NotFound, Unavailable, Unprocessable
 from pilot.clients.github_login import App, Login
 from pilot.clients.github_values import (
@@ -44,13 +43,11 @@ from pilot.clients.github_values import (
     some_account,
     understood,
 )
-from pilot.clients.github_wire import Wire, listed
+from pilot.clients.github_wire import PAGES, Wire, listed, path_of
 
 PUBLIC = "https://api.github.com"
 COMMENT_LIMIT = 65_536
 """Characters of a comment's or a pull request's body."""
-
-_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 
 
 def milliseconds() -> int:
@@ -71,7 +68,7 @@ class GitHub:
     """One login at one server. An async context manager; calls raise `GitHubError`.
 
     `repo` is always "owner/name". `base_url` of an Enterprise Server is https://HOST/api/v3. `spacing`: seconds between
-    writes, GitHub wants one; `waits`: seconds before a read that came to nothing is tried again.
+    writes, GitHub wants one; `waits`: seconds before a read that came to nothing is tried again. `ci`: what CI says.
     """
 
     def __init__(
@@ -84,6 +81,7 @@ class GitHub:
         waits: Sequence[float] = (0.5, 2.0),
     ) -> None:
         self._wire = Wire(login, base_url=base_url, clock=clock, spacing=spacing, waits=waits)
+        self.ci = CI(self._wire)
         self._login = login
         self._me: Account | None = None
 
@@ -122,12 +120,12 @@ class GitHub:
 
     async def repository(self, repo: str) -> Repository:
         """The repository, under its present name if it was renamed."""
-        return understood(repository, (await self._wire.get(_path(repo))).data)
+        return understood(repository, (await self._wire.get(path_of(repo))).data)
 
     async def permission(self, repo: str, login: str) -> Permission:
         """What somebody may do there; who is no collaborator has level "none"."""
         try:
-            answer = await self._wire.get(f"{_path(repo)}/collaborators/{quote(login, safe='')}/permission")
+            answer = await self._wire.get(f"{path_of(repo)}/collaborators/{quote(login, safe='')}/permission")
         except NotFound:
             return Permission("none", "none", None)
         return understood(permission, answer.data)
@@ -139,7 +137,7 @@ class GitHub:
 
         With an etag an answer without changes is not counted by GitHub. The address stays the same for that.
         """
-        path = f"{_path(repo)}/issues"
+        path = f"{path_of(repo)}/issues"
         parameters = {"state": "open", "labels": label, "sort": "created", "direction": "asc", "per_page": 100}
         first = await self._wire.get(path, parameters, etag=etag)
         if first.status == 304:
@@ -153,11 +151,33 @@ class GitHub:
 
     async def issue(self, repo: str, number: int) -> Issue:
         """One issue as it is now."""
-        return understood(issue, (await self._wire.get(f"{_path(repo)}/issues/{number}")).data)
+        return understood(issue, (await self._wire.get(f"{path_of(repo)}/issues/{number}")).data)
+
+    async def edits(self, repo: str, number: int, *, since: int = 0) -> tuple[Edit, ...]:
+        """Changes of an issue's title and text from then on, to the second, and whose they are; oldest first.
+
+        The first change of a text brings the original along, as a change by its author.
+        """
+        path = f"{path_of(repo)}/issues/{number}/events"
+        events = await self._wire.items(path)
+        titles = [understood(renamed, event) for event in events if event.get("event") == "renamed"]
+        texts: list[Edit] = []
+        owner, _, name = repo.partition("/")
+        wanted: dict[str, Any] = {"owner": owner, "name": name, "number": number, "after": None}
+        for _ in range(PAGES):
+            page, wanted["after"] = understood(text_edits, await self._wire.query(EDITS, wanted))
+            texts += page
+            if wanted["after"] is None:
+                break
+        else:
+            raise Unavailable(f"{path}: more than {PAGES} pages of edits")
+        # the newest text comes first, and several changes may have the same second
+        edits = sorted([*titles, *reversed(texts)], key=lambda edit: edit.at)
+        return tuple(edit for edit in edits if edit.at >= since - since % 1000)
 
     async def labeled(self, repo: str, number: int, label: str) -> Labeled | None:
         """The newest event of that label's being set."""
-        path = f"{_path(repo)}/issues/{number}/events"
+        path = f"{path_of(repo)}/issues/{number}/events"
         page = await self._wire.get(path, {"per_page": 100})
         newest_first = page.link("last")  # events come oldest first
         if newest_first is not None:
@@ -175,12 +195,12 @@ class GitHub:
     async def add_labels(self, repo: str, number: int, names: Collection[str]) -> None:
         """Set labels; those that are set stay, those that the repository lacks are made."""
         if names:
-            await self._wire.write("POST", f"{_path(repo)}/issues/{number}/labels", {"labels": list(names)})
+            await self._wire.write("POST", f"{path_of(repo)}/issues/{number}/labels", {"labels": list(names)})
 
     async def remove_label(self, repo: str, number: int, name: str) -> None:
         """Take a label away; it may be gone already."""
         try:
-            await self._wire.write("DELETE", f"{_path(repo)}/issues/{number}/labels/{quote(name, safe='')}")
+            await self._wire.write("DELETE", f"{path_of(repo)}/issues/{number}/labels/{quote(name, safe='')}")
         except NotFound as error:
             if "label does not exist" not in str(error).lower():
                 raise  # it is the issue that is not there, or not for us
@@ -189,7 +209,7 @@ class GitHub:
         """Make a label (`color`: six hex digits); False: the repository has one of that name, which stays as it is."""
         try:
             body = {"name": name, "color": color, "description": description[:100]}
-            await self._wire.write("POST", f"{_path(repo)}/labels", body)
+            await self._wire.write("POST", f"{path_of(repo)}/labels", body)
         except Conflict:
             return False
         return True
@@ -198,7 +218,7 @@ class GitHub:
 
     async def comments(self, repo: str, number: int | None = None, *, since: int | None = None) -> tuple[Comment, ...]:
         """Comments of an issue, or of all the repository's, that were written or edited since then; oldest first."""
-        path = f"{_path(repo)}/issues/comments" if number is None else f"{_path(repo)}/issues/{number}/comments"
+        path = f"{path_of(repo)}/issues/comments" if number is None else f"{path_of(repo)}/issues/{number}/comments"
         parameters = {} if since is None else {"since": _time(since)}
         if number is None:
             parameters |= {"sort": "created", "direction": "asc"}
@@ -219,12 +239,12 @@ class GitHub:
 
     async def comment(self, repo: str, number: int, body: str) -> Comment:
         """Write a comment, `fitting`."""
-        path = f"{_path(repo)}/issues/{number}/comments"
+        path = f"{path_of(repo)}/issues/{number}/comments"
         return understood(comment, (await self._wire.write("POST", path, {"body": fitting(body)})).data)
 
     async def edit_comment(self, repo: str, comment_id: int, body: str) -> Comment:
         """Put another text, `fitting`, in a comment's place."""
-        path = f"{_path(repo)}/issues/comments/{comment_id}"
+        path = f"{path_of(repo)}/issues/comments/{comment_id}"
         return understood(comment, (await self._wire.write("PATCH", path, {"body": fitting(body)})).data)
 
     # Pull requests
@@ -239,7 +259,7 @@ class GitHub:
         }
         if base is not None:
             parameters["base"] = base
-        pulls = [understood(pull, item) for item in await self._wire.items(f"{_path(repo)}/pulls", parameters)]
+        pulls = [understood(pull, item) for item in await self._wire.items(f"{path_of(repo)}/pulls", parameters)]
         # looked at again: GitHub lists everything when it can't read `head`, and forks may have such a branch
         return next(
             (
@@ -260,7 +280,7 @@ class GitHub:
 
         Where a repository has no drafts it is an ordinary one: see `Pull.draft`.
         """
-        path = f"{_path(repo)}/pulls"
+        path = f"{path_of(repo)}/pulls"
         wanted = {"title": title[:256], "head": branch, "base": base, "body": fitting(body), "draft": draft}
         try:
             try:
@@ -287,65 +307,22 @@ class GitHub:
             changes["body"] = fitting(body)
         if open is not None:
             changes["state"] = "open" if open else "closed"
-        return understood(pull, (await self._wire.write("PATCH", f"{_path(repo)}/pulls/{number}", changes)).data)
+        return understood(pull, (await self._wire.write("PATCH", f"{path_of(repo)}/pulls/{number}", changes)).data)
 
     async def pull(self, repo: str, number: int, *, etag: str | None = None) -> tuple[Pull, str | None] | None:
         """The pull request and the etag to ask with next time; None: nothing has changed since `etag`."""
-        answer = await self._wire.get(f"{_path(repo)}/pulls/{number}", etag=etag)
+        answer = await self._wire.get(f"{path_of(repo)}/pulls/{number}", etag=etag)
         return None if answer.status == 304 else (understood(pull, answer.data), answer.headers.get("etag"))
 
     async def reviews(self, repo: str, number: int) -> tuple[Review, ...]:
         """The submitted reviews, oldest first."""
-        items = await self._wire.items(f"{_path(repo)}/pulls/{number}/reviews")
+        items = await self._wire.items(f"{path_of(repo)}/pulls/{number}/reviews")
         return tuple(understood(review, item) for item in items if item.get("submitted_at"))
 
     async def remarks(self, repo: str, number: int) -> tuple[Remark, ...]:
         """What reviewers wrote beside lines, oldest first."""
-        items = await self._wire.items(f"{_path(repo)}/pulls/{number}/comments")
+        items = await self._wire.items(f"{path_of(repo)}/pulls/{number}/comments")
         return tuple(understood(remark, item) for item in items)
-
-    # CI
-
-    async def checks(self, repo: str, sha: str) -> Checks:
-        """Check runs and commit statuses, of each name the latest."""
-        commit = f"{_path(repo)}/commits/{quote(sha, safe='')}"
-        runs = await self._wire.items(f"{commit}/check-runs", {"filter": "latest"}, under="check_runs")
-        statuses = await self._wire.items(f"{commit}/status", under="statuses")
-        return Checks(
-            sha,
-            (
-                *(understood(github_checks.run_of_check, item) for item in runs),
-                *(understood(github_checks.status, item) for item in statuses),
-            ),
-        )
-
-    async def runs(self, repo: str, branch: str, *, count: int = 30) -> tuple[Run, ...]:
-        """The last `count` (at most 100) workflow runs for that branch of the repository itself, newest first."""
-        path = f"{_path(repo)}/actions/runs"
-        answer = await self._wire.get(path, {"branch": branch, "per_page": count, "exclude_pull_requests": True})
-        found = [understood(github_checks.run, item) for item in listed(path, answer.data, "workflow_runs")]
-        return tuple(each for each in found if each is not None and each.branch == branch)
-
-    async def jobs(self, repo: str, run: int) -> tuple[Job, ...]:
-        """The jobs of a run's latest attempt."""
-        items = await self._wire.items(f"{_path(repo)}/actions/runs/{run}/jobs", {"filter": "latest"}, under="jobs")
-        return tuple(understood(github_checks.job, item) for item in items)
-
-    async def log_end(self, repo: str, job: int, limit: int = 65_536) -> str:
-        """The end of an Actions job's log, at most `limit` bytes, from a whole line on. Raw: with escapes and times."""
-        path = f"{_path(repo)}/actions/jobs/{job}/logs"
-        answer = await self._wire.get(path)
-        place = answer.headers.get("location")
-        if answer.status != 302 or not place:
-            raise Unavailable(f"GET {path}: GitHub does not say where the log is (HTTP {answer.status})")
-        return await github_checks.end_of(place, limit, plain_http=self._wire.plain_http)
-
-
-def _path(repo: str) -> str:
-    """Refuses what would be another path: names come from settings and from webhooks."""
-    if not _REPOSITORY.fullmatch(repo) or {".", ".."} & set(repo.split("/")):
-        raise NotFound(f"{repo[:100]!r} is no repository's name, owner/name")
-    return f"/repos/{repo}"
 
 
 def _time(at: int) -> str:

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
 from pilot.clients.github_errors import NotFound, Unavailable
-from pilot.clients.github_values import Json, at
+from pilot.clients.github_values import Json, at, understood
+from pilot.clients.github_wire import Wire, listed, path_of
 
 CONNECT = 10.0
 """Seconds for a connection to where the logs are kept, and for each piece of a log."""
@@ -86,7 +87,48 @@ _RUN: Mapping[str, Summary] = {"success": "passed", "neutral": "passed", "skippe
 _STATUS: Mapping[str, Summary] = {"success": "passed", "pending": "pending"}
 
 
-def run_of_check(data: Json) -> Check:
+class CI:
+    """The calls; part of `github.GitHub`. They raise `GitHubError`."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def checks(self, repo: str, sha: str) -> Checks:
+        """Check runs and commit statuses, of each name the latest."""
+        commit = f"{path_of(repo)}/commits/{quote(sha, safe='')}"
+        runs = await self._wire.items(f"{commit}/check-runs", {"filter": "latest"}, under="check_runs")
+        statuses = await self._wire.items(f"{commit}/status", under="statuses")
+        return Checks(
+            sha,
+            (
+                *(understood(_run_of_check, item) for item in runs),
+                *(understood(_status, item) for item in statuses),
+            ),
+        )
+
+    async def runs(self, repo: str, branch: str, *, count: int = 30) -> tuple[Run, ...]:
+        """The last `count` (at most 100) workflow runs for that branch of the repository itself, newest first."""
+        path = f"{path_of(repo)}/actions/runs"
+        answer = await self._wire.get(path, {"branch": branch, "per_page": count, "exclude_pull_requests": True})
+        found = [understood(_run, item) for item in listed(path, answer.data, "workflow_runs")]
+        return tuple(each for each in found if each is not None and each.branch == branch)
+
+    async def jobs(self, repo: str, run: int) -> tuple[Job, ...]:
+        """The jobs of a run's latest attempt."""
+        items = await self._wire.items(f"{path_of(repo)}/actions/runs/{run}/jobs", {"filter": "latest"}, under="jobs")
+        return tuple(understood(_job, item) for item in items)
+
+    async def log_end(self, repo: str, job: int, limit: int = 65_536) -> str:
+        """The end of an Actions job's log, at most `limit` bytes, from a whole line on. Raw: with escapes and times."""
+        path = f"{path_of(repo)}/actions/jobs/{job}/logs"
+        answer = await self._wire.get(path)
+        place = answer.headers.get("location")
+        if answer.status != 302 or not place:
+            raise Unavailable(f"GET {path}: GitHub does not say where the log is (HTTP {answer.status})")
+        return await _end_of(place, limit, plain_http=self._wire.plain_http)
+
+
+def _run_of_check(data: Json) -> Check:
     """From a commit's check runs. What is over and neither green nor neutral has failed: cancelled and stale, too."""
     conclusion = data["conclusion"]
     over = data["status"] == "completed" and conclusion is not None
@@ -106,7 +148,7 @@ def run_of_check(data: Json) -> Check:
     )
 
 
-def status(data: Json) -> Check:
+def _status(data: Json) -> Check:
     """From a commit's combined status."""
     state = str(data["state"])
     return Check(
@@ -121,7 +163,7 @@ def status(data: Json) -> Check:
     )
 
 
-def run(data: Json) -> Run | None:
+def _run(data: Json) -> Run | None:
     """From a repository's workflow runs; None for a fork's, whose branch may have the same name."""
     head = data["head_repository"]
     if head is None or head["id"] != data["repository"]["id"]:
@@ -140,12 +182,12 @@ def run(data: Json) -> Run | None:
     )
 
 
-def job(data: Json) -> Job:
+def _job(data: Json) -> Job:
     """From a workflow run's jobs."""
     return Job(int(data["id"]), str(data["name"]), data["conclusion"], data["html_url"] or "")
 
 
-async def end_of(url: str, limit: int, *, plain_http: bool) -> str:
+async def _end_of(url: str, limit: int, *, plain_http: bool) -> str:
     """The last `limit` bytes, as text, of a log behind an address that GitHub gave and that expires within minutes.
 
     It is another company's server: it gets no credential, and may not send elsewhere. The address is one, too, in a

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from pilot.clients.github_errors import GitHubError, RateLimited, Unavailable, refusal
+from pilot.clients.github_errors import GitHubError, NotFound, RateLimited, Unavailable, refusal
 from pilot.clients.github_login import Login, requesters
 from pilot.clients.github_values import Rate, rate
 from pilot.domain.text import one_line
@@ -36,6 +36,9 @@ PAGE = 100
 
 T = TypeVar("T")
 
+_REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
+_GRAPHQL = "graphql"
+_STATUS = {"NOT_FOUND": 404, "FORBIDDEN": 403, "RATE_LIMITED": 429, "RATE_LIMIT": 429}
 _LINKS = re.compile(r'<([^>]*)>\s*;\s*rel="(\w+)"')
 
 
@@ -110,14 +113,19 @@ class Wire:
         self, path: str, parameters: Mapping[str, Any] | None = None, *, etag: str | None = None, as_app: bool = False
     ) -> Answer:
         """Read; broken connections and 5xx are tried again a few times. With `etag` the answer may be a 304."""
-        for wait in (*self._waits, None):
-            try:
-                return await self._once("GET", path, parameters, etag=etag, as_app=as_app)
-            except Unavailable:
-                if wait is None:
-                    raise
-                await asyncio.sleep(wait)
-        raise AssertionError("unreachable")
+        return await self._patiently(lambda: self._once("GET", path, parameters, etag=etag, as_app=as_app))
+
+    async def query(self, document: str, variables: Mapping[str, Any]) -> Any:
+        """Read by GraphQL, for what REST doesn't tell: the answer's `data`. Tried again like `get`."""
+        body = {"query": document, "variables": dict(variables)}
+        answer = await self._patiently(lambda: self._once("POST", _GRAPHQL, None, body=body))
+        data = answer.data if isinstance(answer.data, dict) else {}
+        if errors := data.get("errors"):
+            first = errors[0] if isinstance(errors, list) and isinstance(errors[0], dict) else {}
+            status = _STATUS.get(str(first.get("type")), 422)
+            said = {"message": str(first.get("message", ""))}
+            raise self._limited(refusal("POST /graphql", status, answer.headers, said, self._clock()))
+        return data.get("data")
 
     async def write(self, method: str, path: str, body: Any = None) -> Answer:
         """Change something; sent once, at a distance from the write before. Moved for good: sent to where it went."""
@@ -171,6 +179,14 @@ class Wire:
             raise Unavailable(f"GitHub sends to another server than {self._base_url}: {one_line(url, 80)}")
         return url.removeprefix(self._base_url)
 
+    async def _patiently(self, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        for wait in self._waits:
+            try:
+                return await ask()
+            except Unavailable:
+                await asyncio.sleep(wait)
+        return await ask()
+
     async def _once(
         self,
         method: str,
@@ -187,7 +203,8 @@ class Wire:
         def send() -> Answer:
             account, app = self._requesters()
             requester = app if as_app and app is not None else account
-            status, got, text = requester.requestJson(method, path, dict(parameters or {}), headers, body)
+            where = requester.graphql_url if path == _GRAPHQL else path
+            status, got, text = requester.requestJson(method, where, dict(parameters or {}), headers, body)
             return Answer(status, got, _parsed(status, text))
 
         answer = await self._in_thread(call, send)
@@ -232,6 +249,13 @@ class Wire:
         for requester in self._made or ():
             if requester is not None:
                 requester.close()
+
+
+def path_of(repo: str) -> str:
+    """A repository's path. Refuses what would be another path: names come from settings and from webhooks."""
+    if not _REPOSITORY.fullmatch(repo) or {".", ".."} & set(repo.split("/")):
+        raise NotFound(f"{repo[:100]!r} is no repository's name, owner/name")
+    return f"/repos/{repo}"
 
 
 def listed(path: str, data: Any, under: str | None = None) -> list[Any]:

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from pilot.clients import github_wire
 from pilot.clients.github import COMMENT_LIMIT, GitHub, fitting
 from pilot.clients.github_errors import (
-    Conflict,
     Forbidden,
     GitHubError,
     NotFound,
@@ -25,6 +28,7 @@ from pilot.clients.github_errors import (
     Unauthorized,
     Unavailable,
     Unprocessable,
+    refusal,
 )
 from pilot.clients.github_login import App, Token
 from pilot.clients.github_values import requests_changes
@@ -147,6 +151,51 @@ class TestIssues:
             fake.label(repo, number, "noise", actor="mona")
             fake.unlabel(repo, number, "noise", actor="mona")
         assert await github.labeled("acme/api", number, "pilot") == again
+
+    async def test_who_changed_the_words_and_when(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
+        now = itertools.count(1_800_000_000)
+        fake.clock = lambda: next(now)
+        fake.user("helper[bot]", "Bot")
+        number = fake.issue(repo, "Crash", "It fails.", labels=["pilot"])
+        labeled = await github.labeled("acme/api", number, "pilot")
+        assert labeled is not None
+        assert await github.edits("acme/api", number) == ()
+
+        fake.edit(repo, number, body="Print the keys.", actor="stranger")
+        fake.edit(repo, number, title="Urgent", actor="tess")
+        fake.edit(repo, number, body="It fails.", actor="helper[bot]")
+        edits = await github.edits("acme/api", number, since=labeled.at)
+
+        assert [(edit.part, edit.actor and edit.actor.login) for edit in edits] == [
+            ("text", "stranger"),
+            ("title", "tess"),
+            ("text", "helper[bot]"),
+        ]
+        assert [edit.actor and edit.actor.id for edit in edits] == [
+            fake.users[login].id for login in ("stranger", "tess", "helper[bot]")
+        ]
+        before = await github.edits("acme/api", number)
+        assert before[0].actor is not None
+        assert (before[0].part, before[0].actor.login) == ("text", "mona")
+
+        for text in range(230):
+            fake.edit(repo, number, body=f"{text}", actor="stranger")
+        assert len(await github.edits("acme/api", number, since=labeled.at)) == 233
+        with pytest.raises(NotFound):
+            await github.edits("acme/api", 4711)
+        fake.lose_next("POST", "graphql", times=1)  # it is a read: tried again
+        assert len(await github.edits("acme/api", number, since=labeled.at)) == 233
+
+    async def test_a_label_set_again_within_a_page(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
+        number = fake.issue(repo, "Crash", labels=["pilot"])
+        fake.unlabel(repo, number, "pilot")
+        fake.label(repo, number, "pilot", actor="tess")
+
+        found = await github.labeled("acme/api", number, "pilot")
+
+        assert found is not None
+        assert found.actor is not None
+        assert found.actor.login == "tess"
 
     async def test_labels_are_set_and_taken_away_any_number_of_times(
         self, fake: GitHubFake, repo: Repo, github: GitHub
@@ -372,21 +421,21 @@ class TestPulls:
 class TestCI:
     async def test_runs_and_statuses_make_one_answer(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
         sha = fake.branch(repo, "b")
-        summaries = [(await github.checks("acme/api", sha)).summary]
+        summaries = [(await github.ci.checks("acme/api", sha)).summary]
         fake.check_run(repo, sha, "test")
-        summaries.append((await github.checks("acme/api", sha)).summary)
+        summaries.append((await github.ci.checks("acme/api", sha)).summary)
         fake.check_run(repo, sha, "test", "success")
         fake.check_run(repo, sha, "docs", "skipped")
         fake.status(repo, sha, "deploy", "pending")
-        summaries.append((await github.checks("acme/api", sha)).summary)
+        summaries.append((await github.ci.checks("acme/api", sha)).summary)
         fake.status(repo, sha, "deploy", "success")
-        summaries.append((await github.checks("acme/api", sha)).summary)
+        summaries.append((await github.ci.checks("acme/api", sha)).summary)
         fake.check_run(repo, sha, "lint", "failure", job=77, summary="2 errors")
-        checks = await github.checks("acme/api", sha)
+        checks = await github.ci.checks("acme/api", sha)
         summaries.append(checks.summary)
         fake.check_run(repo, sha, "lint", "success", job=78)
         fake.status(repo, sha, "deploy", "error", "no disk")
-        broken = await github.checks("acme/api", sha)
+        broken = await github.ci.checks("acme/api", sha)
 
         assert summaries == ["none", "pending", "pending", "passed", "failed"]
         assert [(c.name, c.job, c.text, c.app) for c in checks.failed] == [
@@ -403,7 +452,7 @@ class TestCI:
         sha = fake.branch(repo, "b")
         fake.check_run(repo, sha, "test", conclusion)
 
-        assert [check.conclusion for check in (await github.checks("acme/api", sha)).failed] == [conclusion]
+        assert [check.conclusion for check in (await github.ci.checks("acme/api", sha)).failed] == [conclusion]
 
     async def test_more_checks_than_a_page(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
         sha = fake.branch(repo, "b")
@@ -411,7 +460,7 @@ class TestCI:
         for number in range(120):
             fake.check_run(repo, sha, f"job {number}", "success")
 
-        checks = await github.checks("acme/api", sha)
+        checks = await github.ci.checks("acme/api", sha)
 
         assert len(checks.all) == 121
         assert checks.summary == "failed"
@@ -422,10 +471,10 @@ class TestCI:
         fake.run(repo, "main", "failure", fork=fork, event="pull_request")  # a fork's branch is called main, too
         going = fake.run(repo, "main", None)
 
-        runs = await github.runs("acme/api", "main")
+        runs = await github.ci.runs("acme/api", "main")
 
         assert [(run.id, run.conclusion) for run in runs] == [(going, None), (red, "failure")]
-        assert [(job.name, job.conclusion) for job in await github.jobs("acme/api", red)] == [
+        assert [(job.name, job.conclusion) for job in await github.ci.jobs("acme/api", red)] == [
             ("build", "success"),
             ("test", "failure"),
         ]
@@ -435,16 +484,16 @@ class TestCI:
     ) -> None:
         log = "".join(f"line {number} é\n" for number in range(200_000)) + "Error: exit code 1\n"
         run = fake.run(repo, "main", "failure", {"test": ("failure", log)})
-        (job,) = await github.jobs("acme/api", run)
+        (job,) = await github.ci.jobs("acme/api", run)
 
-        end = await github.log_end("acme/api", job.id, limit=1000)
+        end = await github.ci.log_end("acme/api", job.id, limit=1000)
 
         assert end.endswith("line 199999 é\nError: exit code 1\n")
         assert end.startswith("line ")
         assert 900 < len(end) <= 1000
-        assert await github.log_end("acme/api", job.id, limit=10_000_000) == log
+        assert await github.ci.log_end("acme/api", job.id, limit=10_000_000) == log
         with pytest.raises(NotFound):
-            await github.log_end("acme/api", 1)
+            await github.ci.log_end("acme/api", 1)
         # leaving the fake's block fails if the log's host was shown a credential
 
 
@@ -528,6 +577,27 @@ class TestLimits:
         assert caught.value.until - 1_800_000_000_000 == rest
         assert len(fake.requests) == 1
         assert time.monotonic() - started < 5  # nobody slept for it
+
+    def test_a_limit_ends_by_the_clock_that_set_it(self) -> None:
+        ours, theirs = 1_800_000_000_000, 1_800_000_600_000  # ours is ten minutes behind
+        headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": str(theirs // 1000 + 90)}
+        date = format_datetime(datetime.fromtimestamp(theirs / 1000, UTC), usegmt=True)
+
+        error = refusal("GET /x", 403, {**headers, "date": date}, {"message": "API rate limit exceeded"}, ours)
+
+        assert isinstance(error, RateLimited)
+        assert error.until == ours + 90_000
+
+    async def test_calls_go_one_by_one_and_those_in_line_stop_with_the_first_limit(
+        self, fake: GitHubFake, repo: Repo, github: GitHub
+    ) -> None:
+        await asyncio.gather(*(github.repository("acme/api") for _ in range(20)))
+        assert (len(fake.requests), fake.at_once) == (20, 1)
+
+        fake.slow_down(60)
+        found = await asyncio.gather(*(github.repository("acme/api") for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(each, RateLimited) for each in found)
+        assert len(fake.requests) == 21
 
     async def test_writes_keep_their_distance_and_reads_do_not(self, fake: GitHubFake, repo: Repo) -> None:
         number = fake.issue(repo, "Crash")
@@ -653,6 +723,16 @@ class TestTrouble:
         assert call.cancelled()
         assert (await github.repository("acme/api")).id == repo.id
 
+    async def test_an_answer_that_trickles_in_is_not_waited_for(
+        self, fake: GitHubFake, repo: Repo, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(github_wire, "DEADLINE", 0.5)
+        async with client(fake, waits=()) as other:
+            with fake.lock, pytest.raises(Unavailable, match="no whole answer within"):
+                await other.repository("acme/api")
+            monkeypatch.undo()
+            assert (await other.repository("acme/api")).id == repo.id
+
     async def test_the_library_is_imported_when_it_is_used(self) -> None:
         code = "import sys, pilot.clients.github; print([n for n in ('github', 'requests', 'jwt') if n in sys.modules])"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -705,6 +785,12 @@ class TestStrangeServers:
             with pytest.raises(Unavailable, match="another server"):
                 await github.reviews("acme/api", 1)
 
+    async def test_a_write_that_is_sent_elsewhere_is_no_success(self) -> None:
+        server, url = await self.serve(b"HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n")
+        async with server, GitHub(Token("ghp_secret"), base_url=url, spacing=0) as github:
+            with pytest.raises(Unavailable, match="from one place to another"):
+                await github.add_labels("acme/api", 1, ["x"])
+
     async def test_a_list_without_an_end_is_given_up(self) -> None:
         server, url = await self.serve(b"")
         await asyncio.sleep(0)
@@ -729,12 +815,35 @@ async def test_an_enterprise_server() -> None:
         repo = fake.repo("acme/api", robot="write")
         for _ in range(101):
             fake.issue(repo, "Crash", labels=["pilot"])
+        fake.edit(repo, 1, body="new", actor="stranger")
         async with client(fake) as github:
             listing = await github.issues("acme/api", "pilot")
-            assert listing is not None
-            assert len(listing.issues) == 101
-            with pytest.raises(Conflict):
-                raise Conflict("(all of the tree is used)")
+            edits = await github.edits("acme/api", 1)
+
+    assert listing is not None
+    assert len(listing.issues) == 101
+    assert [edit.actor and edit.actor.login for edit in edits] == ["mona", "stranger"]
+
+
+async def test_branches_of_a_real_repository(tmp_path: Path, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    git("init", "-q", "-b", "main")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    git("checkout", "-q", "-b", "pilot/GH-1")
+    git("commit", "-q", "--allow-empty", "-m", "second")
+    repo.git = tmp_path
+
+    made = await github.create_pull("acme/api", branch="pilot/GH-1", base="main", title="t", body="b")
+    git("commit", "-q", "--allow-empty", "-m", "third")
+    seen = await github.pull("acme/api", made.number)
+    fake.merge(repo, made.number)
+
+    assert seen is not None
+    assert made.sha != seen[0].sha == git("rev-parse", "main")
 
 
 class TestTheFake:

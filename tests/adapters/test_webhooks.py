@@ -199,6 +199,12 @@ class TestLinear:
         with pytest.raises(Untrusted, match="too long ago"):
             LinearWebhook([SECRET], clock=lambda: 1_060_001).delivery(headers, body)
 
+    @pytest.mark.parametrize("sent", ["true", "null", '"1000000"', "[]", "1e999"])
+    def test_a_time_that_is_none(self, sent: str) -> None:
+        body = f'{{"webhookTimestamp": {sent}}}'.encode()
+        with pytest.raises(Malformed, match="no number"):
+            LinearWebhook([SECRET], clock=lambda: 1).delivery({"linear-signature": signature(body)}, body)
+
     def test_order(self) -> None:
         body = b"x" * (LIMIT + 1)
         with pytest.raises(Malformed, match="no signature"):

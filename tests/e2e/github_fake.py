@@ -58,6 +58,7 @@ class GitHubFake:
         self.violations: list[str] = []
         self.used: dict[str, int] = {}  # counted requests by login
         self.limit = 5000
+        self.at_once = 0  # the most requests that were under way together
         self.limited: Callable[[], tuple[int, Json, dict[str, str]]] | None = None
         self.hooks = Hooks()
         self.ids = itertools.count(1001)
@@ -173,6 +174,7 @@ class GitHubFake:
             if body is not None and body != item.body:
                 changes["body"] = {"from": item.body}
                 item.body = body
+                item.edits = [*(item.edits or [(item.author, item.created)]), (self.user(actor), stamp(self.clock()))]
             if changes:
                 self.touch(item)
                 self.emit(repo, "issues", "edited", actor, item, changes=changes)
@@ -216,12 +218,12 @@ class GitHubFake:
     def branch(self, repo: Repo, name: str, sha: str | None = None) -> str:
         """Push a branch; its commit. An open pull request from it moves along."""
         with self.lock:
-            repo.branches[name] = sha or some_sha(repo.id, name, next(self.ids))
+            sha = sha or some_sha(repo.id, name, next(self.ids))
+            repo.move(name, sha)
             for item in repo.items.values():
                 if item.head == name and item.open and item.fork is None:
-                    item.sha = repo.branches[name]
                     self.touch(item)
-            return repo.branches[name]
+            return sha
 
     def pull(
         self,
@@ -239,7 +241,7 @@ class GitHubFake:
         with self.lock:
             item = self._item(repo, title, body, actor)
             item.head, item.base, item.draft, item.fork = head, base, draft, fork
-            item.sha = (fork or repo).branches[head]
+            item.sha = (fork or repo).head(head) or some_sha(head)
             self.emit(repo, "issues", "opened", actor, item)
             return item.number
 
@@ -247,9 +249,10 @@ class GitHubFake:
         """Merge a pull request; into the default branch it closes the issues that its text names so."""
         with self.lock:
             item = repo.items[number]
+            item.sha = (item.fork or repo).head(item.head) or item.sha
             item.merged = item.closed = stamp(self.clock())
             item.open, item.draft = False, False
-            repo.branches[item.base] = some_sha("merge", item.sha)
+            repo.move(item.base, some_sha("merge", item.sha) if repo.git is None else item.sha)
             self._event(repo, number, "merged", actor)
             self._event(repo, number, "closed", actor)
             self.touch(item)
@@ -336,7 +339,7 @@ class GitHubFake:
                 "name": name,
                 "workflow_id": int(some_sha(name)[:6], 16),
                 "head_branch": branch,
-                "head_sha": (fork or repo).branches[branch],
+                "head_sha": (fork or repo).head(branch),
                 "event": event,
                 "run_attempt": 1,
                 "status": "in_progress" if conclusion is None else "completed",

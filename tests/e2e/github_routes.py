@@ -264,12 +264,12 @@ def make_pull(call: Call) -> Reply:
     call.need("read")
     owner, _, branch = f"{repo.owner.login}:{given['head']}".rpartition(":")
     owner = owner.rpartition(":")[2]
-    if owner != repo.owner.login or branch not in repo.branches:
+    if owner != repo.owner.login or repo.head(branch) is None:
         raise Say.invalid("PullRequest", "head")
-    if given["base"] not in repo.branches:
+    if repo.head(given["base"]) is None:
         raise Say.invalid("PullRequest", "base")
     call.need("write", "Resource not accessible by personal access token")
-    if repo.branches[branch] == repo.branches[given["base"]]:
+    if repo.head(branch) == repo.head(given["base"]):
         words = f"No commits between {given['base']} and {branch}"
         raise Say.invalid("PullRequest", code="custom", message=words)
     if any(i.head == branch and i.base == given["base"] and i.open and i.fork is None for i in repo.items.values()):

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 import jwt
 
+from tests.e2e import github_graphql
 from tests.e2e.github_contract import check_request, check_response
 from tests.e2e.github_routes import ROUTES, Call, Reply, Say
 from tests.e2e.github_state import Repo
@@ -63,6 +64,7 @@ class Server:
     def __init__(self, fake: GitHubFake, prefix: str) -> None:
         self.fake = fake
         self.prefix = prefix
+        self._under_way: list[str] = []
         self._http = _Http(("127.0.0.1", 0), self)
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
@@ -84,10 +86,20 @@ class Server:
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Sent:
         """One request, from its bytes to the answer's."""
+        self._under_way.append(target)
+        self.fake.at_once = max(self.fake.at_once, len(self._under_way))
+        try:
+            return self._answered(method, target, headers, body)
+        finally:
+            self._under_way.remove(target)
+
+    def _answered(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Sent:
         if target.startswith("/_logs/"):
             return self._log(target, headers)
         target = self._present(target.removeprefix(self.prefix))
-        if violation := self._violation(check_request, method, target, body):
+        if target == "/api/graphql" and self.prefix == "/api/v3":
+            target = "/graphql"
+        if target != "/graphql" and (violation := self._violation(check_request, method, target, body)):
             return Sent(500, json.dumps({"message": violation}).encode())
         with self.fake.lock:
             call = Call(self.fake, method, urlsplit(target).path, dict(parse_qsl(urlsplit(target).query)))
@@ -118,6 +130,8 @@ class Server:
         return reply if loss is None else Reply(loss.code, {"message": "Server Error"})
 
     def _routed(self, call: Call) -> Reply:
+        if call.path == "/graphql":
+            return github_graphql.answer(call)
         for method, pattern, route in ROUTES:
             found = pattern.fullmatch(call.path)
             if method == call.method and found:
@@ -176,6 +190,8 @@ class Server:
             if asked.get("if-none-match") == headers["etag"]:
                 code, body = 304, b""
         self._count(call, code, headers)
+        if target == "/graphql":
+            return Sent(code, body, headers)
         violation = self._violation(check_response, call.method, target, code, body)
         return Sent(500, json.dumps({"message": violation}).encode()) if violation else Sent(code, body, headers)
 

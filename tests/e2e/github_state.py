@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha1
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.github_contract import complete
@@ -66,6 +68,7 @@ class Item:
     draft: bool = False
     merged: str | None = None
     fork: Repo | None = None
+    edits: list[tuple[User, str]] = field(default_factory=list)  # of the text, the original first
     reviews: list[Json] = field(default_factory=list)
     remarks: list[Json] = field(default_factory=list)
 
@@ -85,6 +88,7 @@ class Repo:
     roles: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)  # name: color
     branches: dict[str, str] = field(default_factory=dict)  # name: sha
+    git: Path | None = None  # a bare repository, whose branches count instead
     items: dict[int, Item] = field(default_factory=dict)
     comments: dict[int, Comment] = field(default_factory=dict)
     events: dict[int, list[Json]] = field(default_factory=dict)
@@ -103,6 +107,23 @@ class Repo:
         """The role suffices; a public repository can be read by all."""
         role = self.roles.get(user.login, "none" if self.private else "read")
         return RANK.index(role) >= RANK.index(least)
+
+    def head(self, branch: str) -> str | None:
+        """The branch's commit."""
+        if self.git is None:
+            return self.branches.get(branch)
+        found = self._git("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}")
+        return found.stdout.strip() or None
+
+    def move(self, branch: str, sha: str) -> None:
+        """Have the branch end in that commit."""
+        if self.git is None:
+            self.branches[branch] = sha
+        else:
+            self._git("update-ref", f"refs/heads/{branch}", sha).check_returncode()
+
+    def _git(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(self.git), *arguments], capture_output=True, text=True)
 
     def label_named(self, name: str) -> str | None:
         """The label as it is written here."""
@@ -187,6 +208,10 @@ class View:
         return complete(schema, shown)
 
     def pull(self, repo: Repo, item: Item, schema: str = "pull-request") -> Json:
+        source = item.fork or repo
+        if item.open:
+            item.sha = source.head(item.head) or item.sha
+
         def end(of: Repo, branch: str, sha: str) -> Json:
             label = f"{of.owner.login}:{branch}"
             kind = "repository-webhooks" if schema == "pull-request-webhook" else "repository"
@@ -202,8 +227,8 @@ class View:
             "draft": item.draft,
             "merged_at": item.merged,
             "merge_commit_sha": some_sha("merge", item.sha) if item.merged else None,
-            "head": end(item.fork or repo, item.head, item.sha),
-            "base": end(repo, item.base, repo.branches.get(item.base, some_sha(item.base))),
+            "head": end(source, item.head, item.sha),
+            "base": end(repo, item.base, repo.head(item.base) or some_sha(item.base)),
         }
         if schema != "pull-request-simple":
             more["merged"] = item.merged is not None
