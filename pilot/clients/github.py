@@ -201,9 +201,8 @@ class GitHub:
         """Take a label away; it may be gone already."""
         try:
             await self._wire.write("DELETE", f"{path_of(repo)}/issues/{number}/labels/{quote(name, safe='')}")
-        except NotFound as error:
-            if "label does not exist" not in str(error).lower():
-                raise  # it is the issue that is not there, or not for us
+        except NotFound:
+            await self.issue(repo, number)  # raises when it is the issue that is not there, or not for us
 
     async def create_label(self, repo: str, name: str, *, color: str, description: str = "") -> bool:
         """Make a label (`color`: six hex digits); False: the repository has one of that name, which stays as it is."""
@@ -289,7 +288,7 @@ class GitHub:
                 if not draft or "draft pull requests are not supported" not in str(error).lower():
                     raise
                 answer = await self._wire.write("POST", path, {**wanted, "draft": False})
-        except Conflict:
+        except (Conflict, Unprocessable):
             found = await self.find_pull(repo, branch, base=base)
             if found is None:
                 raise

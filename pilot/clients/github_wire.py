@@ -101,13 +101,13 @@ class Wire:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def token(self) -> str:
-        """The token of the moment, for git; an App's is good for most of an hour."""
+        """The token of the moment, for git; an App's is good for most of an hour. A rate limit does not matter here."""
 
         def current() -> str:
             auth = self._requesters()[0].auth
             return "" if auth is None else auth.token
 
-        return await self._in_thread("token", current)
+        return await self._in_thread("token", current, held_back=False)
 
     async def get(
         self, path: str, parameters: Mapping[str, Any] | None = None, *, etag: str | None = None, as_app: bool = False
@@ -213,7 +213,7 @@ class Wire:
             raise self._limited(refusal(call, answer.status, answer.headers, answer.data, self._clock()))
         return answer
 
-    async def _in_thread(self, call: str, work: Callable[[], T]) -> T:
+    async def _in_thread(self, call: str, work: Callable[[], T], *, held_back: bool = True) -> T:
         """Have the thread do it, in turn; its time starts when its turn comes."""
 
         def translated() -> T:
@@ -221,7 +221,7 @@ class Wire:
                 return work()
 
         async with self._turn:
-            if self._clock() < self._paused_until:
+            if held_back and self._clock() < self._paused_until:
                 raise RateLimited(f"{call}: held back until GitHub's rate limit is over", self._paused_until)
             try:
                 async with asyncio.timeout(DEADLINE):

@@ -208,7 +208,8 @@ class TestIssues:
         await github.remove_label("acme/api", number, "a/b c?#é")
 
         assert repo.items[number].labels == ["pilot:running"]
-        with pytest.raises(NotFound):
+        assert len(sent(fake, "GET")) == 1  # a 404 may mean the issue, so that is looked at
+        with pytest.raises(NotFound, match="issues/4711"):
             await github.remove_label("acme/api", 4711, "pilot")
 
     async def test_a_label_is_made_once(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
@@ -557,6 +558,7 @@ class TestLimits:
             # the server's clock counts, which may be off; its `date` is the real one here
             assert 0 < caught.value.until - now <= 65 * 60_000
             assert github.rate.paused_until == caught.value.until
+            assert await github.token() in fake.tokens  # git's pushes are not counted
             assert asked == len(fake.requests) == 1
 
             fake.recover()
