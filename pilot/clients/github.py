@@ -48,6 +48,10 @@ from pilot.clients.github_wire import PAGES, Wire, listed, path_of
 PUBLIC = "https://api.github.com"
 COMMENT_LIMIT = 65_536
 """Characters of a comment's or a pull request's body."""
+TITLE_LIMIT = 256
+"""Characters of a title."""
+DESCRIPTION_LIMIT = 100
+"""Characters of a label's description."""
 
 
 def milliseconds() -> int:
@@ -207,7 +211,7 @@ class GitHub:
     async def create_label(self, repo: str, name: str, *, color: str, description: str = "") -> bool:
         """Make a label (`color`: six hex digits); False: the repository has one of that name, which stays as it is."""
         try:
-            body = {"name": name, "color": color, "description": description[:100]}
+            body = {"name": name, "color": color, "description": description[:DESCRIPTION_LIMIT]}
             await self._wire.write("POST", f"{path_of(repo)}/labels", body)
         except Conflict:
             return False
@@ -280,7 +284,7 @@ class GitHub:
         Where a repository has no drafts it is an ordinary one: see `Pull.draft`.
         """
         path = f"{path_of(repo)}/pulls"
-        wanted = {"title": title[:256], "head": branch, "base": base, "body": fitting(body), "draft": draft}
+        wanted = {"title": title[:TITLE_LIMIT], "head": branch, "base": base, "body": fitting(body), "draft": draft}
         try:
             try:
                 answer = await self._wire.write("POST", path, wanted)
@@ -301,7 +305,7 @@ class GitHub:
         """Change what is given."""
         changes: dict[str, Any] = {}
         if title is not None:
-            changes["title"] = title[:256]
+            changes["title"] = title[:TITLE_LIMIT]
         if body is not None:
             changes["body"] = fitting(body)
         if open is not None:
