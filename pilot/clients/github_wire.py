@@ -37,7 +37,7 @@ PAGE = 100
 T = TypeVar("T")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
-_GRAPHQL = "graphql"
+_GRAPHQL = "/graphql"
 _STATUS = {"NOT_FOUND": 404, "FORBIDDEN": 403, "RATE_LIMITED": 429, "RATE_LIMIT": 429}
 _LINKS = re.compile(r'<([^>]*)>\s*;\s*rel="(\w+)"')
 
@@ -124,7 +124,7 @@ class Wire:
             first = errors[0] if isinstance(errors, list) and isinstance(errors[0], dict) else {}
             status = _STATUS.get(str(first.get("type")), 422)
             said = {"message": str(first.get("message", ""))}
-            raise self._limited(refusal("POST /graphql", status, answer.headers, said, self._clock()))
+            raise self._limited(refusal(f"POST {_GRAPHQL}", status, answer.headers, said, self._clock()))
         return data.get("data")
 
     async def write(self, method: str, path: str, body: Any = None) -> Answer:

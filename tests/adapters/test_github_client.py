@@ -869,6 +869,12 @@ class TestTheFake:
                 with pytest.raises(GitHubError):
                     await (wire.get(path) if body is None else wire.write(method, path, body))
 
+    async def test_a_query_that_githubs_schema_does_not_have(self) -> None:
+        with pytest.raises(AssertionError, match="Cannot query field"), GitHubFake() as fake:  # noqa: PT012
+            async with client(fake, waits=()) as github:
+                with pytest.raises(GitHubError):
+                    await github._wire.query("{ repository(owner: 1) { nonsense } }", {})
+
     async def test_an_answer_that_github_does_not_give(self, repo: Repo) -> None:
         with pytest.raises(AssertionError, match="answer 200"), GitHubFake() as fake:  # noqa: PT012
             broken = fake.repo("acme/api", robot="write")

@@ -101,9 +101,10 @@ def _schema() -> GraphQLSchema:
         text = re.search(rf"^(?:type|interface) {name}\b.*?^}}", whole, re.MULTILINE | re.DOTALL)
         definition = parse(text[0] if text else f"scalar {name}", no_location=True).definitions[0]
         if isinstance(definition, ObjectTypeDefinitionNode | InterfaceTypeDefinitionNode):
-            definition.fields = tuple(each for each in definition.fields or () if each.name.value in fields)
-            definition.interfaces = tuple(each for each in definition.interfaces or () if each.name.value in KEPT)
-            assert len(definition.fields) == len(fields), name
+            kept = tuple(each for each in definition.fields or () if each.name.value in fields)
+            over = tuple(each for each in definition.interfaces or () if each.name.value in KEPT)
+            assert len(kept) == len(fields), name
+            definition = type(definition)(name=definition.name, fields=kept, interfaces=over)
         assert isinstance(definition, DefinitionNode)
         found.append(definition)
     return build_ast_schema(DocumentNode(definitions=tuple(found)))
