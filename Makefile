@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 # most tests wait for programs; so more than there are processors
 WORKERS := 4
-NPM := tests/e2e/node_modules/.package-lock.json
+NPM := tests/e2e/node_modules/.package-lock.json tests/adapters/node_modules/.package-lock.json
 
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
 
@@ -27,8 +27,8 @@ $(VENV)/.done: $(LOCK) pyproject.toml
 	$$uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-$(NPM): tests/e2e/package.json tests/e2e/package-lock.json
-	npm ci --prefix tests/e2e --no-audit --no-fund --loglevel=error
+tests/%/node_modules/.package-lock.json: tests/%/package.json tests/%/package-lock.json
+	npm ci --prefix tests/$* --no-audit --no-fund --loglevel=error
 	@touch $@
 
 bubblewrap:
@@ -63,4 +63,4 @@ schema: setup ## write config/pilot.schema.json from the settings' classes
 	$(BIN)/pilot config schema > config/pilot.schema.json
 
 clean: ## remove what setup made
-	rm -rf $(VENV) .uv tests/e2e/node_modules
+	rm -rf $(VENV) .uv tests/e2e/node_modules tests/adapters/node_modules
