@@ -630,7 +630,7 @@ class TestTrouble:
 
     @pytest.mark.parametrize("code", [502, 0], ids=["502", "reset"])
     @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
-    @pytest.mark.parametrize("write", WRITES, ids=str)
+    @pytest.mark.parametrize("write", WRITES, ids=range(len(WRITES)))
     async def test_a_lost_write_is_sent_once_and_may_be_sent_again(
         self, fake: GitHubFake, repo: Repo, github: GitHub, write: Any, after: bool, code: int
     ) -> None:
