@@ -118,7 +118,7 @@ def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home, agent: Agent) -> None:
     with conversing(home, agent, {"T-1": [long]}) as model:
         command = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
         home.until((home.control / "up").exists, "the tool's start", 60)
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
 
         command.send(signal.SIGINT)
 

@@ -40,7 +40,7 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
             in_the_call(home)
             session = home.value(id, "session_id")
             daemon.kill9()
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
         assert home.value(id, "status") == "running"
         earlier(agent, Path(home.environment["HOME"]))
 

@@ -177,7 +177,7 @@ def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home) -> None:
     with conversing(home, {"T-1": [long]}) as model:
         run = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
         home.until((home.control / "up").exists, "the tool's start")
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
 
         run.send(signal.SIGINT)
 

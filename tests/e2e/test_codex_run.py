@@ -109,7 +109,7 @@ def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home) -> None:
     with conversing(home, {"T-1": [long]}, sandbox="danger-full-access") as model:
         command = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
         home.until((home.control / "up").exists, "the tool's start")
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
 
         command.send(signal.SIGINT)
 
@@ -196,7 +196,7 @@ def test_a_cancel_in_pilot_s_sandbox_leaves_nothing(home: Home) -> None:
     with conversing(home, {"T-1": [long]}, within="bubblewrap"):
         command = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
         home.until(lambda: list(home.state.glob("workspaces/*/web/up")), "the tool's start")
-        assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+        home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
         command.send(signal.SIGINT)
         assert command.wait() == 130
         assert home.processes() == {}

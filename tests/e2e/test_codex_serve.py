@@ -121,7 +121,7 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
             session = home.value(id, "session_id")
             daemon.kill9()
         if within == "none":
-            assert sum("sleep 471" in line for line in home.processes().values()) >= 3
+            home.until(lambda: sum("sleep 471" in line for line in home.processes().values()) >= 3, "three that sleep")
         else:
             home.until(lambda: home.processes() == {}, "the end of all in the sandbox, with its daemon")
         assert home.value(id, "status") == "running"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import zlib
 from pathlib import Path
 
 import pytest
@@ -39,13 +40,19 @@ def in_the_call(home: Home) -> None:
 
 
 def deaf(home: Home) -> str:
+    n = seconds_of(home)
     return (
-        f"setsid sleep 4711 & (trap '' TERM INT; sleep 4712) & env -i setsid sleep 4714 & "
-        f"echo half > half.txt; touch {home.control}/up; sleep 4713"
+        f"setsid sleep {n} & (trap '' TERM INT; sleep {n}) & env -i setsid sleep {n} & "
+        f"echo half > half.txt; touch {home.control}/up; sleep {n}"
     )
 
 
-def sleepers() -> list[str]:
+def seconds_of(home: Home) -> str:
+    """For how long they sleep: no other test's do for so long."""
+    return str(1_000_000 + zlib.crc32(str(home.root).encode()) % 1_000_000)
+
+
+def sleepers(home: Home) -> list[str]:
     """What of `deaf` runs on this machine, whatever it carries."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -53,7 +60,7 @@ def sleepers() -> list[str]:
             line = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if line[:1] == [b"sleep"] and line[1] in (b"4711", b"4712", b"4713", b"4714"):
+        if line[:1] == [b"sleep"] and line[1] == seconds_of(home).encode():
             found.append(entry.name)
     return found
 
@@ -109,10 +116,10 @@ def test_kill_9_of_the_daemon_leaves_nothing_and_the_session_goes_on(boxed: Home
         with home.serve() as daemon:
             id = home.enqueue("web", "Work long.", task_id="T-1")
             in_the_call(home)
-            home.until(lambda: len(sleepers()) == 4, "four that sleep")
+            home.until(lambda: len(sleepers(home)) == 4, "four that sleep")
             session = home.value(id, "session_id")
             daemon.kill9()
-        home.until(lambda: not sleepers() and not home.processes(), "the end of all that it started")
+        home.until(lambda: not sleepers(home) and not home.processes(), "the end of all that it started")
         assert home.value(id, "status") == "running"
 
         with home.serve():
@@ -133,12 +140,12 @@ def test_a_cancel_leaves_nothing_and_its_session_is_whole(boxed: Home) -> None:
     with conversing(home, {"T-1": [bash(deaf(home))]}), home.serve():
         id = home.enqueue("web", "Work long.", task_id="T-1")
         in_the_call(home)
-        home.until(lambda: len(sleepers()) == 4, "four that sleep")
+        home.until(lambda: len(sleepers(home)) == 4, "four that sleep")
 
         home.pilot("cancel", id)
 
         home.reach("cancelled", id)
-        assert sleepers() == []
+        assert sleepers(home) == []
         assert home.processes() == {}
         (session,) = (kept(home) / ".claude").glob("projects/*/*.jsonl")
         assert "interrupted by user" in session.read_text(), "the CLI had the time to write it down"
@@ -152,7 +159,7 @@ def test_ctrl_c_too(boxed: Home) -> None:
         in_the_call(home)
         run.send(signal.SIGINT)
         assert run.wait() == 130
-        home.until(lambda: not sleepers(), "the end of those that carry no mark")
+        home.until(lambda: not sleepers(home), "the end of those that carry no mark")
         home.audit(cancelled=1)
 
 
