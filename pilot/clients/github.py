@@ -7,7 +7,6 @@ lost only the caller can find out, by looking (`find_comment`, `find_pull`) befo
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
@@ -44,6 +43,7 @@ from pilot.clients.github_values import (
     understood,
 )
 from pilot.clients.github_wire import PAGES, Wire, listed, path_of
+from pilot.store import wall_clock
 
 PUBLIC = "https://api.github.com"
 COMMENT_LIMIT = 65_536
@@ -52,11 +52,6 @@ TITLE_LIMIT = 256
 """Characters of a title."""
 DESCRIPTION_LIMIT = 100
 """Characters of a label's description."""
-
-
-def milliseconds() -> int:
-    """UTC now."""
-    return time.time_ns() // 1_000_000
 
 
 def fitting(body: str, limit: int = COMMENT_LIMIT) -> str:
@@ -80,7 +75,7 @@ class GitHub:
         login: Login,
         *,
         base_url: str = PUBLIC,
-        clock: Callable[[], int] = milliseconds,
+        clock: Callable[[], int] = wall_clock,
         spacing: float = 1.0,
         waits: Sequence[float] = (0.5, 2.0),
     ) -> None:

@@ -6,7 +6,6 @@ an id from its caller, and finds out by that id whether it is there already.
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -39,6 +38,7 @@ from pilot.clients.linear_types import (
     read_user,
 )
 from pilot.domain.text import clean
+from pilot.store import wall_clock
 
 __all__ = [
     "Client",
@@ -57,10 +57,6 @@ PAGES = 20
 """Pages of one list that are read at most; a list that goes on is an error, never cut in silence."""
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Client:
     """One account. An async context manager; calls raise `LinearError`.
 
@@ -70,7 +66,7 @@ class Client:
     """
 
     def __init__(
-        self, key: str, *, url: str = URL, bearer: bool | None = None, clock: Callable[[], int] = _now
+        self, key: str, *, url: str = URL, bearer: bool | None = None, clock: Callable[[], int] = wall_clock
     ) -> None:
         if not key or not key.isascii() or not key.isprintable() or " " in key:
             raise Unauthorized("the Linear API key has characters that no key has, a line's end perhaps")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -27,6 +26,7 @@ from pilot.clients.telegram_errors import (
 )
 from pilot.clients.telegram_text import BUTTON, CAPTION, MESSAGE, cut, is_token, sayable, units
 from pilot.domain.errors import UsageError
+from pilot.store import wall_clock
 
 if TYPE_CHECKING:
     import telegram
@@ -67,10 +67,6 @@ class Button:
 Rows = Sequence[Sequence[Button]]
 
 
-def _now() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Bot:
     """One bot; an async context manager, open for as long as it is to speak. Calls raise `BotError`.
 
@@ -79,7 +75,7 @@ class Bot:
     """
 
     def __init__(
-        self, token: str, *, base_url: str | None = None, every: float = EVERY, clock: Callable[[], int] = _now
+        self, token: str, *, base_url: str | None = None, every: float = EVERY, clock: Callable[[], int] = wall_clock
     ) -> None:
         self.api = _api(token, base_url)
         self.clock = clock

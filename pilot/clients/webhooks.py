@@ -12,10 +12,11 @@ import hmac
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pilot.store import wall_clock
 
 LIMIT = 5 << 20
 """Bytes of a body. A server should stop reading there."""
@@ -80,9 +81,7 @@ class GitHubWebhook:
 class LinearWebhook:
     """The rules of Linear's own SDK, in its order; of the secrets any will do."""
 
-    def __init__(
-        self, secrets: Sequence[str], *, clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000
-    ) -> None:
+    def __init__(self, secrets: Sequence[str], *, clock: Callable[[], int] = wall_clock) -> None:
         self._secrets = _checked(secrets)
         self._clock = clock
 

@@ -226,7 +226,7 @@ async def test_cancelled_in_a_tool_call_it_leaves_nothing_and_can_go_on(bench: M
     b = bench(agent, agent.bash(up), text("I went on."))
     task = asyncio.create_task(b.run(b.request("Work long.")))
     await b.until((b.workspace / "up").exists, "the tool's start")
-    assert sum("sleep 473" in line for line in b.left()) >= 3
+    await b.until(lambda: sum("sleep 473" in line for line in b.left()) >= 3, "three that sleep")
     await b.until(lambda: b.said(OutputKind.TOOL), "the tool's line")
 
     started = time.monotonic()
