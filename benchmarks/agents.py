@@ -34,7 +34,7 @@ from tests.e2e.codex import codex_binary, codex_environment, provider
 from tests.e2e.opencode import opencode_binary
 from tests.e2e.scripted_server import Turn, text, tool
 
-RUNS = 7
+RUNS = 6
 PROMPT = "Write the page, then say that it is done."
 
 
