@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
 # most tests wait for programs; so more than there are processors
-WORKERS := 4
+WORKERS := 3
 NPM := tests/e2e/node_modules/.package-lock.json tests/adapters/node_modules/.package-lock.json
 
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
