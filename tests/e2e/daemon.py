@@ -344,6 +344,10 @@ class Home:
         marked = {pid: marker for pid in pids if (marker := _marker(pid)).startswith(store)}
         return {pid: f"{marker} {_proc(pid, 'cmdline').replace(chr(0), ' ')}" for pid, marker in marked.items()}
 
+    def found(self, name: str) -> list[Path]:
+        """Every file of this name below the home; other programs may be moving folders meanwhile."""
+        return [Path(folder, name) for folder, _, files in os.walk(self.root) if name in files]
+
     def audit(self, **counts: int) -> None:
         """Fail unless every promise was kept, and so many executions have each status (`completed=3`)."""
         from tests.e2e.proof import broken_promises

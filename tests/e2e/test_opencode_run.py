@@ -158,7 +158,7 @@ def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home, sandbox: str) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [bash("setsid sleep 4711 & sleep 4712 & touch up; sleep 4713")]}, sandbox):
         command = home.start("run", "Wait.", "-p", "web", "--task-id", "T-1")
-        home.until(lambda: list(home.root.rglob("up")), "the tool's start", 60)
+        home.until(lambda: home.found("up"), "the tool's start", 60)
         command.send(signal.SIGINT)
         assert command.wait(40) == 130
         assert home.processes() == {}

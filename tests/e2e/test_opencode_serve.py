@@ -24,7 +24,7 @@ def long_call() -> Any:
 
 
 def in_the_call(home: Home) -> None:
-    home.until(lambda: list(home.root.rglob("half.txt")), "the tool's start", 60)
+    home.until(lambda: home.found("half.txt"), "the tool's start", 60)
     home.until(lambda: home.rows("SELECT 1 FROM output WHERE kind = 'tool'"), "the tool's line in the journal")
 
 
