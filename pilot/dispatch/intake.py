@@ -25,7 +25,7 @@ class TaskRequest:
     """What somebody asks for, in their words. Times are UTC ms, `timeout` is ms.
 
     `title` defaults to the prompt's first line, `task_id` to a name made from it that is new every time.
-    `backend` overrides the routes.
+    `backend` overrides the routes. `origin`, `held`, `session_id` and what follows: see `domain.task.Task`.
     """
 
     prompt: str
@@ -48,6 +48,12 @@ class TaskRequest:
     available_at: int | None = None
     idempotency_key: str | None = None
     reserved_for: str | None = None
+    origin: Mapping[str, Any] | None = None
+    held: str | None = None
+    parent: int | None = None
+    session_id: str | None = None
+    workspace: str | None = None
+    feedback: str | None = None
 
 
 class EnqueueQueue(Protocol):
@@ -117,6 +123,12 @@ class Intake:
             available_at=request.available_at,
             idempotency_key=request.idempotency_key,
             reserved_for=request.reserved_for,
+            origin=request.origin,
+            held=request.held,
+            parent=request.parent,
+            session_id=request.session_id,
+            workspace=request.workspace,
+            feedback=request.feedback,
         )
 
 

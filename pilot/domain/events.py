@@ -31,7 +31,14 @@ class EventType(StrEnum):
     RESUMED = "project.resumed"  #: owner
     NODE_STARTED = "node.started"  #: node, kind, version
     NODE_STOPPED = "node.stopped"  #: node, reason
-    REFUSED = "trigger.refused"  #: source, actor, reason
+    REFUSED = "trigger.refused"  #: source, actor, reason, task_id, key, url
+    PULL_OPENED = "pull.opened"  #: number, url
+    PULL_CHECKS = "pull.checks"  #: checks, red
+    PULL_MERGED = "pull.merged"  #: number, url
+    PULL_CLOSED = "pull.closed"  #: number, url
+    PULL_REPAIRED = "pull.repair_queued"  #: number, execution, why
+    PULL_GIVEN_UP = "pull.repairs_used_up"  #: number, repairs
+    DELIVERY_FAILED = "delivery.failed"  #: kind, reason
 
 
 @dataclass(frozen=True, slots=True)

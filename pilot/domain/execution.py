@@ -123,6 +123,7 @@ class Execution:
     cost_usd: float | None
     forgiven_usd: float = 0.0
     payload: Any
+    origin: Mapping[str, Any] | None = None
     options: Mapping[str, Any]
     plan: str | None
     artifacts: Any

@@ -99,12 +99,22 @@ class GateResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """A pull request that a finished change is to become. `repo` is owner/name, `base` the branch to merge into."""
+
+    repo: str
+    base: str
+    draft: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The end of an agent's run, or of a whole attempt.
 
     A failure always has a class and a non-empty `detail`; `excerpt` is the evidence it was judged by.
     `retry_at` is the reset time (UTC ms) that a rate limit named. `text` is the agent's last message.
     `session_lost`: the session to go on in does not exist; nothing was done, start anew with the whole prompt.
+    `publication`: the pull request that its branch is to become, owed from the moment it is stored.
     `unspent`: no model can have worked for it, so it has used up nothing; only with an empty `usage`.
     """
 
@@ -125,6 +135,7 @@ class Outcome:
     head_sha: str | None = None
     tree: str | None = None
     delivered: bool = False
+    publication: Publication | None = None
     gates: tuple[GateResult, ...] = ()
 
     def __post_init__(self) -> None:

@@ -71,5 +71,13 @@ class Task:
     idempotency_key: str | None = None
     plan: str | None = None
     parent: int | None = None
+    origin: Mapping[str, Any] | None = None
+    """The ticket it came from, in its source's own words; kept, and given back with every report."""
+    held: str | None = None
+    """Why it is not to run before a person has answered; it begins as `needs_human` with this reason."""
+    session_id: str | None = None
+    """The session of `parent` to go on in, in that execution's `workspace`, told `feedback`."""
+    workspace: str | None = None
+    feedback: str | None = None
     reserved_for: str | None = None
     """Node id of a direct run: nobody else may claim it, and it ends with that node."""

@@ -12,7 +12,7 @@ EXECUTION_COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Execution))
 EXECUTION_SELECT = ", ".join(f"executions.{name}" for name in EXECUTION_COLUMNS)
 
 _AT = {name: i for i, name in enumerate(EXECUTION_COLUMNS)}
-_JSON = tuple(_AT[name] for name in ("labels", "fallback", "payload", "options", "artifacts"))
+_JSON = tuple(_AT[name] for name in ("labels", "fallback", "payload", "origin", "options", "artifacts"))
 _LABELS, _STATUS, _CANCEL = _AT["labels"], _AT["status"], _AT["cancel_requested"]
 _FALLBACK, _EXTERNAL = _AT["fallback"], _AT["external"]
 _EMPTY: dict[str | None, Any] = {None: None, "[]": (), "{}": {}}

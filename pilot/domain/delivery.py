@@ -1,0 +1,147 @@
+"""How far a result has come outside: effects owed, pull requests, and what a ticket is told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pilot.domain.execution import Execution
+from pilot.domain.outcome import GateResult
+
+
+class EffectKind(StrEnum):
+    """What is owed to the outside; each has one handler."""
+
+    PUBLISH = "publish"  #: push the branch, then find or open its pull request
+    REPORT = "report"  #: make the ticket show how things stand
+    NOTIFY = "notify"  #: tell people who asked to be told; becomes one `tell` per target
+    TELL = "tell"  #: one message to one target of `notify`
+    CLEAN = "clean"  #: the pull request has ended: its workspace is not needed any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One row of the outbox. Of one `lane`, only the oldest undelivered one is ever worked on.
+
+    `key` is its identity outside, too (a marker, a client's UUID). `event` is the id of the event that caused it.
+    `tries` counts those before this one. `payload` is its kind's own.
+    """
+
+    id: int
+    kind: EffectKind
+    key: str
+    lane: str
+    execution: int | None
+    project_id: int | None
+    fence: int
+    event: int | None
+    payload: Mapping[str, Any]
+    tries: int
+    created_at: int
+
+
+class PullState(StrEnum):
+    """Where a pull request stands."""
+
+    OWED = "owed"  #: to be opened
+    OPEN = "open"
+    MERGED = "merged"  #: final
+    CLOSED = "closed"  #: final; a person said no
+    FAILED = "failed"  #: final: it could not be opened; `error` says why
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """One pull request of ours: one per (project, branch) at a time. Times are UTC ms.
+
+    `execution` is the last whose work it holds, `head_sha` what that made; `pushed_sha` what the remote branch was
+    last seen at after our push. `checks` is SPEC's word; `red` names what failed. `repairs`: executions spent on it.
+    `seen` is what reading it back has to remember (etags, the last review), its reader's own.
+    """
+
+    id: int
+    project_id: int
+    execution: int
+    task_id: str
+    branch: str
+    repo: str
+    base: str
+    draft: bool
+    number: int | None
+    url: str | None
+    head_sha: str
+    pushed_sha: str | None
+    state: PullState
+    checks: str
+    red: tuple[str, ...]
+    repairs: int
+    seen: Mapping[str, Any]
+    error: str | None
+    created_at: int
+    opened_at: int | None
+    ended_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A question of an execution, open or answered. `id` names it: an answer to an older one is too late."""
+
+    id: int
+    text: str
+    options: tuple[str, ...]
+    default: str | None
+    asked_at: int
+    answer: str | None = None
+    answered_by: str | None = None
+    answered_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How an execution stands, read in one snapshot, for whoever tells people. Nothing of it is redacted yet.
+
+    `event` is the newest event it knows of, `type` that event's. `ahead`: executions that go first, for a queued one.
+    `summary`, `gates`, `tree`: of the last attempt that ended. `question` is the newest one. `sent`: what earlier
+    reports of this execution returned (ids of comments and messages), by effect kind and target, newest last wins.
+    """
+
+    execution: Execution
+    origin: Mapping[str, Any] | None
+    event: int
+    type: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+    ahead: int | None = None
+    summary: str = ""
+    gates: tuple[GateResult, ...] = ()
+    tree: str | None = None
+    question: Asked | None = None
+    pull: Pull | None = None
+    sent: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Somebody asked who may not, or in a way that does not count; stored once per `key`."""
+
+    key: str
+    source: str
+    project_id: int | None
+    task_id: str
+    actor: str
+    reason: str
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A webhook that was verified and stored before it was acknowledged."""
+
+    id: int
+    source: str
+    event: str
+    action: str
+    payload: Mapping[str, Any]
+    received_at: int
+    tries: int
