@@ -17,13 +17,12 @@ from pilot.backends import build, known_backends
 from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
 from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
-from pilot.config.unbuilt import refused
 from pilot.config.uses import uses, what_is_set
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
 from pilot.domain.agent import Backend, Sandbox
 from pilot.domain.budget import Budget
-from pilot.domain.errors import ConfigError, NotFound, PilotError, UsageError
+from pilot.domain.errors import NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
 from pilot.domain.ports import Accounts, Journal, Node, NodeKind, Runner
 from pilot.domain.task import Project
@@ -234,8 +233,6 @@ def _identity(own: ProjectSettings) -> tuple[str, str]:
 async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     """Everything but the loop: state directory, store, projects."""
     settings = loaded.settings
-    if missing := list(refused(settings)):
-        raise ConfigError(missing)
     state_dir = Path(settings.state_dir)
     ensure_state_dir(state_dir)
     async with open_store(settings.store_url) as store:

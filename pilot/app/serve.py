@@ -15,9 +15,8 @@ from pilot.api.server import build, listen, server
 from pilot.app import agents
 from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded, load
-from pilot.config.unbuilt import refused
 from pilot.dispatch.dispatcher import Dispatcher
-from pilot.domain.errors import ConfigError, PilotError
+from pilot.domain.errors import PilotError
 from pilot.domain.ports import NodeKind
 from pilot.runner.proctree import become_subreaper
 
@@ -106,8 +105,6 @@ async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> N
     """Take the new configuration's projects and agents whole, or keep the old ones; the rest counts after a restart."""
     try:
         new = await asyncio.to_thread(load, loaded.path, os.environ)
-        if missing := list(refused(new.settings)):
-            raise ConfigError(missing)
         await asyncio.to_thread(agents.check, new.settings)
         await context.configure(new.settings)
     except PilotError as error:

@@ -44,9 +44,46 @@ def conflicts(settings: object) -> list[Conflict]:
         found += _gates((*where, "gates"), _get(project, "gates"))
         if (own := _get(project, "executor")) is not None:
             found += _executor((*where, "executor"), _Names(plugins, own, executor))
+        found += _pull_requests(where, project, settings)
+    found += _sources(_get(settings, "sources"))
     if _list(_get(settings, "notify", "telegram")) and _get(settings, "sources", "telegram") is None:
         found.append((("notify", "telegram"), "needs sources.telegram, whose bot sends the messages"))
     return found
+
+
+def _sources(sources: object) -> Iterator[Conflict]:
+    github, at = _get(sources, "github"), ("sources", "github")
+    if github is not None:
+        app = _get(github, "app")
+        if (_get(github, "token") is None) == (app is None):
+            said = github if isinstance(github, Mapping) else getattr(github, "model_fields_set", ())
+            empty = app is None and "token" in said
+            yield (
+                (*at, "token") if empty else at,
+                "is empty: it needs a value, or an `app` in its place"
+                if empty
+                else "has a token or an app" + ("" if app is None else ", not both"),
+            )
+        key, file = _get(app, "private_key"), _get(app, "private_key_file")
+        if app is not None and (key is None) == (file is None):
+            yield (*at, "app"), "has a private_key or a private_key_file" + ("" if key is None else ", not both")
+    elif _get(sources, "failing_ci") is not None:
+        yield ("sources", "failing_ci"), "needs sources.github, where checks are read"
+
+
+def _pull_requests(where: KeyPath, project: object, settings: object) -> Iterator[Conflict]:
+    """Waiting for pull requests that never come would stop a project for ever."""
+    asked = [key for key in ("next_after", "max_open_prs") if _get(project, key) not in (None, "finish")]
+    lacks = []
+    if _get(project, "publish") not in (None, "pull_request"):
+        lacks.append("publish: pull_request")
+    if _get(project, "github") is None:
+        lacks.append("the project's `github: owner/repo`")
+    if _get(settings, "sources", "github") is None:
+        lacks.append("sources.github")
+    for key in asked:
+        if lacks:
+            yield (*where, key), f"waits for pull requests, which need {' and '.join(lacks)}"
 
 
 def _gates(where: KeyPath, gates: object) -> Iterator[Conflict]:

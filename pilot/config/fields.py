@@ -137,6 +137,14 @@ def _check_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _read_rotating(value: object) -> object:
+    if value in ("", [], ()):
+        raise PydanticCustomError("empty", "must not be empty")
+    if isinstance(value, (list, tuple)) and len(value) > 2:
+        raise PydanticCustomError("rotating", "has two at most: the new one and the old")
+    return value if value is None or isinstance(value, (list, tuple)) else (value,)
+
+
 def _check_web(value: str) -> str:
     try:
         parts = urlsplit(value)
@@ -188,6 +196,21 @@ Shared = Annotated[str, BeforeValidator(_read_shared), WithJsonSchema({"type": "
 Web = Annotated[str, AfterValidator(_check_web)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
+Rotating = Annotated[
+    tuple[Secret, ...] | None,
+    Field(strict=False),
+    BeforeValidator(_read_rotating),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"format": "password", "type": "string", "writeOnly": True},
+                {"items": {"format": "password", "type": "string", "writeOnly": True}, "maxItems": 2, "type": "array"},
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+"""A secret, or two of which either will do, so that one can be changed for the other."""
 Handle = Annotated[
     str,
     named(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", "a name of letters, digits, '.', '_' and '-' (it stands in URLs)"),

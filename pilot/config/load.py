@@ -13,11 +13,11 @@ from pydantic_core import ErrorDetails
 from pilot.config.conflicts import conflicts, suggestion
 from pilot.config.document import Document, KeyPath, Problem, resolve
 from pilot.config.fields import SECRET_NAME, Section
+from pilot.config.idle import idle
 from pilot.config.locate import Source, default_state_dir, find
 from pilot.config.problems import problem_at, problems_of
 from pilot.config.render import json_schema, mask
 from pilot.config.schema import Settings
-from pilot.config.unbuilt import ignored, refused
 from pilot.domain.errors import ConfigError
 
 __all__ = ["Loaded", "json_schema", "load", "mask"]
@@ -47,7 +47,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Loaded:
     if problems or settings is None:
         raise ConfigError(_in_order(problems, source))
     warnings = [*source.warnings, *_in_order(_warnings(settings, document), source)]
-    return Loaded(settings, source.path, (*warnings, *refused(settings), *ignored(settings)))
+    return Loaded(settings, source.path, (*warnings, *idle(settings)))
 
 
 def _validate(document: Document, source: Source) -> tuple[Settings | None, list[ErrorDetails]]:
@@ -122,3 +122,6 @@ def _secrets(value: object, path: KeyPath) -> Iterator[KeyPath]:
                 yield from _secrets(one, (*path, key))
     elif isinstance(value, SecretStr):
         yield path
+    elif isinstance(value, tuple) and any(isinstance(one, SecretStr) for one in value):
+        for index in range(len(value)):
+            yield path if len(value) == 1 else (*path, index)

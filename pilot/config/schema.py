@@ -44,6 +44,8 @@ from pilot.config.retry import RetryRuleSettings, RetrySettings
 from pilot.config.sources import (
     AllowSettings,
     FailingCiSettings,
+    GithubAppSettings,
+    GithubLabelSettings,
     GithubSettings,
     LinearAllowSettings,
     LinearSettings,
@@ -68,6 +70,8 @@ __all__ = [
     "ExecutorSettings",
     "FailingCiSettings",
     "GateSettings",
+    "GithubAppSettings",
+    "GithubLabelSettings",
     "GithubSettings",
     "LinearAllowSettings",
     "LinearSettings",
@@ -192,6 +196,8 @@ class ProjectSettings(Section):
     """Whether pull requests start as drafts."""
     ci_repairs: Count = 2
     """Executions on the same branch and session after red CI, per pull request."""
+    review_repairs: Count = 0
+    """Executions on the same branch and session after a review that asks for changes, per pull request."""
     keep_workspace: Literal["never", "on_failure", "always"] = "on_failure"
     """When a workspace stays after the end; unmerged work always does."""
     next_after: Literal["finish", "pr_open", "checks_passed", "merged"] = "finish"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pilot.config.idle import idle
 from pilot.config.load import Loaded, load, mask
 from pilot.config.render import MASK
-from pilot.config.unbuilt import ignored, refused
 from pilot.domain.errors import ConfigError
 
 CANARY = "canary-7d2f"
@@ -104,7 +104,7 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place(config: Path) -
         ["pilot.yaml:17:5", "projects.1.url"],
         ["pilot.yaml:19:11", "projects.1.base"],
         ["pilot.yaml:20:5", "projects.2"],
-        ["pilot.yaml:22:3", "sources.github.token"],
+        ["pilot.yaml:22:3", "sources.github"],
         ["pilot.yaml:22:19", "sources.github.label"],
         ["pilot.yaml:23:10", "notify.telegram"],
         ["pilot.yaml:24:1", "budget"],
@@ -150,8 +150,23 @@ def test_everything_that_is_wrong_is_told_at_once_with_its_place(config: Path) -
         ("projects: [{name: a, path: x, github: a}]", "projects.0.github: expected owner/repo"),
         ("projects: [{name: a, url: 'ext::sh -c id'}]", "projects.0.url: expected a repository's address"),
         ("projects: [{name: a, path: ''}]", "projects.0.path: expected a path, got empty text"),
-        ("sources: {telegram: {token: t, base_url: https://x}}", "base_url: expected an address that ends in /bot"),
+        (
+            "sources: {telegram: {token: t, allowed_users: [1], base_url: https://x}}",
+            "base_url: expected an address that ends in /bot",
+        ),
         ("sources: {github: {token: t, poll_interval: 500ms}}", "poll_interval: has to be at least 1s"),
+        ("sources: {telegram: {token: t}}", "sources.telegram.allowed_users: is missing: Users, by numeric id"),
+        ("sources: {telegram: {token: t, allowed_users: []}}", "allowed_users: must not be empty"),
+        ("sources: {github: {}}", "1:11: sources.github: has a token or an app"),
+        (
+            "sources: {github: {token: t, app: {id: 1, installation: 2, private_key: k}}}",
+            "sources.github: has a token or an app, not both",
+        ),
+        (
+            "sources: {github: {app: {id: 1, installation: 2}}}",
+            "sources.github.app: has a private_key or a private_key_file",
+        ),
+        ("sources: {failing_ci: {}}", "sources.failing_ci: needs sources.github"),
         ("retry: {quota: {counts: true}}", "a limit of the agent's provider never uses up attempts"),
         ("retry: {cancelled: {max: 1}}", "1:9: retry.cancelled: unknown key: known here are agent, auth,"),
     ],
@@ -264,6 +279,7 @@ def test_a_variable_may_stand_for_more_than_text(config: Path) -> None:
     assert settings.server.callbacks.allow_private is True
     assert settings.dispatcher.lease == 120
     assert settings.sources.github is not None
+    assert settings.sources.github.token is not None
     assert settings.sources.github.token.get_secret_value() == "0123"
     assert settings.sources.github.webhook_secret is None
     assert settings.sources.telegram is not None
@@ -301,15 +317,17 @@ def test_values_of_variables_are_in_no_message(config: Path) -> None:
 
 
 def in_the_file(found: Loaded) -> list[str]:
-    """Warnings about what the file says, not about what is not built yet."""
-    return [line for line in found.warnings if line not in (*refused(found.settings), *ignored(found.settings))]
+    """Warnings about what the file says, not about what comes to nothing."""
+    return [line for line in found.warnings if line not in tuple(idle(found.settings))]
 
 
 def test_secrets_are_in_no_text_of_settings_warnings_or_errors(config: Path) -> None:
     text = f"""\
         store: postgresql://u:{CANARY}@h/d
         server: {{callbacks: {{secret: {CANARY}}}}}
-        sources: {{github: {{token: {CANARY}, webhook_secret: {CANARY}}}, telegram: {{token: {CANARY}}}}}
+        sources:
+          github: {{token: {CANARY}, webhook_secret: {CANARY}}}
+          telegram: {{token: {CANARY}, allowed_users: [1]}}
         executor: {{environment: {{set: {{API_KEY: {CANARY}, CI: "1"}}}}}}
         projects:
           - {{name: a, url: "https://{CANARY}@h/x.git"}}
@@ -342,9 +360,66 @@ def test_secrets_from_variables_are_not_warned_of(config: Path) -> None:
 
 
 def test_a_secret_that_is_empty_is_none(config: Path) -> None:
-    assert "sources.github.token: expected text, got nothing: ${T} is empty" in problem(
+    assert "sources.github.token: is empty: it needs a value" in problem(
         config, "sources: {github: {token: '${T}'}}", T=""
     )
+    found = loaded(config, "sources: {github: {token: x, webhook_secret: '${T}'}}", T="").settings.sources.github
+    assert found is not None
+    assert found.webhook_secret is None
+
+
+def test_a_webhooks_secret_may_be_two_while_one_is_changed(config: Path) -> None:
+    text = "sources: {github: {token: '${T}', webhook_secret: SECRET}}"
+    for said, secrets in (("'${A}'", ["1"]), ("['${A}', '${B}']", ["1", "2"])):
+        found = loaded(config, text.replace("SECRET", said), T="x", A="1", B="2")
+        assert found.settings.sources.github is not None
+        assert [s.get_secret_value() for s in found.settings.sources.github.webhook_secret or ()] == secrets
+        assert in_the_file(found) == []
+        assert mask(found.settings)["sources"]["github"]["webhook_secret"] == ["***"] * len(secrets)
+    assert "webhook_secret" in problem(config, text.replace("SECRET", "[a, b, c]"), T="x")
+    assert "webhook_secret: must not be empty" in problem(config, text.replace("SECRET", "[]"), T="x")
+    assert "webhook_secret: must not be empty" in problem(config, text.replace("SECRET", "''"), T="x")
+    assert "(quote it)" in problem(config, text.replace("SECRET", "12"), T="x")
+    assert in_the_file(loaded(config, text.replace("SECRET", f"[{CANARY}, '${{A}}']"), T="x", A="1")) != []
+
+
+def test_labels_are_named_after_the_one_that_asks(config: Path) -> None:
+    text = "sources: {github: {token: '${T}', label: Robot, labels: {done: finished}}}"
+    github = loaded(config, text, T="x").settings.sources.github
+
+    assert github is not None
+    shown = github.shown()
+    assert (shown.running, shown.done, shown.failed) == ("Robot:running", "finished", "Robot:failed")
+    assert shown.needs_human == "Robot:needs-human"
+
+
+PULLS = "sources: {github: {token: '${T}'}}\nprojects: [{name: a, path: /a, github: o/r, next_after: merged%s}]"
+
+
+def test_what_waits_for_pull_requests_needs_them(config: Path) -> None:
+    assert loaded(config, PULLS % "", T="x").settings.projects[0].next_after == "merged"
+    assert "next_after: waits for pull requests, which need publish: pull_request" in problem(
+        config, PULLS % ", publish: branch", T="x"
+    )
+    assert "need the project's `github: owner/repo` and sources.github" in problem(
+        config, "projects: [{name: a, path: /a, max_open_prs: 2}]"
+    )
+    assert loaded(config, "projects: [{name: a, path: /a, next_after: finish}]").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("projects: [{name: a, path: /a, github: o/a}]", "no pull requests without sources.github"),
+        ("sources: {github: {token: '${T}'}}", "sources.github: no project says"),
+        ("sources: {linear: {api_key: '${T}'}}", "sources.linear: no project says"),
+        ("sources: {todo_scan: {}}\nprojects: [{name: a, url: 'https://h/x.git'}]", "no project has a path"),
+    ],
+    ids=["pull requests", "github", "linear", "todo_scan"],
+)
+def test_what_comes_to_nothing_is_said(config: Path, text: str, words: str) -> None:
+    (warning,) = loaded(config, text, T="x").warnings
+    assert words in warning
 
 
 def test_a_route_for_a_project_that_is_not_here_is_warned_of(config: Path) -> None:
