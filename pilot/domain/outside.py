@@ -52,6 +52,13 @@ class Outbox(Protocol):
         """
         ...
 
+    async def renew(self, effects: Collection[Effect], node: str, lease: int) -> set[int]:
+        """Extend the node's leases of these, for `lease` ms from now; the ids of those that it still has.
+
+        A node that is known to be dead (`Queue.recover`) holds nothing any more.
+        """
+        ...
+
     async def delivered(self, effect: Effect, node: str, result: Mapping[str, Any] | None = None) -> bool:
         """It is done; `result` is kept for later ones (`Report.sent`). False: the lease was lost, nothing written."""
         ...
