@@ -9,6 +9,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,9 @@ from pilot.domain.errors import WorkspaceError
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import for_terminal, one_line, tail
 from pilot.runner.ending import Patience
-from pilot.runner.proctree import MARKER, PROC
+from pilot.runner.git_locks import remove_stale_lock
+from pilot.runner.git_login import Login
+from pilot.runner.proctree import MARKER
 
 HARDENING = (
     "core.hooksPath=/dev/null",
@@ -139,6 +142,7 @@ class Git:
     own_config: bool = False
     network: bool = False
     config: tuple[str, ...] = ()
+    login: Login | None = None
 
     def at(
         self,
@@ -163,9 +167,9 @@ class Git:
         """The same git, for the run with that marker."""
         return replace(self, marker=marker)
 
-    def over_network(self) -> Git:
-        """The same git, that may talk to other machines with the user's keys."""
-        return replace(self, network=True)
+    def over_network(self, login: Login | None = None) -> Git:
+        """The same git, that may talk to other machines: with that login, else with the user's keys."""
+        return replace(self, network=True, login=login)
 
     async def run(
         self, *args: str, stdin: bytes = b"", ok: Collection[int] = (0,), timeout: float | None = None
@@ -202,14 +206,16 @@ class Git:
                 source.seek(0)
             lock = self._hold()
             try:
-                code = await self._wait(args, source if stdin else None, out, err, lock)
+                with nullcontext((-1, ())) if self.login is None else self.login.lent() as (secret, settings):
+                    fds = tuple(fd for fd in (lock, secret) if fd >= 0)
+                    code = await self._wait([*_set(settings), *args], source if stdin else None, out, err, fds)
             finally:
                 if lock >= 0:
                     os.close(lock)
             return code, _read(out), os.fsdecode(_read(err))
 
     async def _wait(
-        self, args: Sequence[str], source: IO[bytes] | None, out: IO[bytes], err: IO[bytes], lock: int
+        self, args: Sequence[str], source: IO[bytes] | None, out: IO[bytes], err: IO[bytes], fds: Sequence[int]
     ) -> int:
         patience = Patience()
         # In our session but its own group: Ctrl-C does not reach it, nor does what sweeps up after agents.
@@ -223,7 +229,7 @@ class Git:
                 stderr=err,
                 env=self.environment(),
                 cwd="/",
-                pass_fds=(lock,) if lock >= 0 else (),
+                pass_fds=fds,
                 process_group=0,
             )
         )
@@ -251,6 +257,8 @@ class Git:
         names = _HANDED_ON + (_HANDED_ON_TO_NETWORK if self.network or self.own_config else ())
         env = {name: self.environ[name] for name in names if name in self.environ}
         name, email = self.author
+        if self.login is not None:
+            env = self.login.environ(env)
         env |= {
             MARKER: self.marker,
             "LC_ALL": "C",
@@ -273,8 +281,7 @@ class Git:
         return env | {name: str(place) for name, place in places.items() if place is not None}
 
     def _options(self) -> list[str]:
-        settings = HARDENING + (NETWORK if self.network else ()) + self.config
-        return [part for setting in settings for part in ("-c", setting)]
+        return _set(HARDENING + (NETWORK if self.network else ()) + self.config)
 
     def _hold(self) -> int:
         if self.hold is None:
@@ -290,41 +297,8 @@ class Git:
         return remove_stale_lock(Path(found["path"]), self.git_dir, self.hold)
 
 
-def remove_stale_lock(path: Path, git_dir: Path, hold: Path) -> bool:
-    """Remove a lock file of git's that nobody can own any more; whether it was.
-
-    Nobody: no git of pilot's works in the repository (`hold`), no process of this machine has the file open, and
-    no git of somebody else's stands in the repository.
-    """
-    inside = path.resolve().is_relative_to(git_dir.resolve())
-    if not inside or not path.name.endswith(".lock") or not PROC.is_dir():
-        return False
-    with hold.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if _somebody_works_in(git_dir, path):
-            return False
-        path.unlink(missing_ok=True)
-    return True
-
-
-def _somebody_works_in(git_dir: Path, lock: Path) -> bool:
-    root = git_dir.parent if git_dir.name == ".git" else git_dir
-    wanted = os.path.realpath(lock)
-    for process in PROC.iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            name = (process / "comm").read_text(errors="replace")
-            if name.startswith("git") and (process / "cwd").readlink().is_relative_to(root):
-                return True
-            if any(os.path.realpath(fd) == wanted for fd in (process / "fd").iterdir()):
-                return True
-        except OSError:
-            continue
-    return False
+def _set(settings: Sequence[str]) -> list[str]:
+    return [part for setting in settings for part in ("-c", setting)]
 
 
 def _read(file: IO[bytes]) -> bytes:

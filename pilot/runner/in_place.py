@@ -13,7 +13,8 @@ from pathlib import Path
 from pilot.domain.errors import WorkspaceError
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
-from pilot.runner.git import Git, remove_stale_lock
+from pilot.runner.git import Git
+from pilot.runner.git_locks import remove_stale_lock
 from pilot.runner.space import Workspace
 from pilot.runner.tree import Changes, Tree
 
