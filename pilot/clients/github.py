@@ -8,17 +8,18 @@ lost only the caller can find out, by looking (`find_comment`, `find_pull`) befo
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
 from pilot.clients.github_checks import CI
-from pilot.clients.github_edits import EDITS, Edit, renamed, text_edits
-from pilot.clients.github_errors import Conflict, NotFound, Unavailable, Unprocessable
+from pilot.clients.github_edits import Edit, renamed
+from pilot.clients.github_errors import Conflict, NotFound, Unprocessable
 from pilot.clients.github_login import App, Login
+from pilot.clients.github_news import News, time_text
 from pilot.clients.github_values import (
     Account,
+    Branch,
     Comment,
     Issue,
     Labeled,
@@ -30,6 +31,7 @@ from pilot.clients.github_values import (
     Repository,
     Review,
     app_slug,
+    branch,
     comment,
     issue,
     labeled,
@@ -42,7 +44,7 @@ from pilot.clients.github_values import (
     some_account,
     understood,
 )
-from pilot.clients.github_wire import PAGES, Wire, listed, path_of
+from pilot.clients.github_wire import Wire, listed, path_of
 from pilot.store import wall_clock
 
 PUBLIC = "https://api.github.com"
@@ -68,6 +70,7 @@ class GitHub:
 
     `repo` is always "owner/name". `base_url` of an Enterprise Server is https://HOST/api/v3. `spacing`: seconds between
     writes, GitHub wants one; `waits`: seconds before a read that came to nothing is tried again. `ci`: what CI says.
+    `news`: what is new.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class GitHub:
     ) -> None:
         self._wire = Wire(login, base_url=base_url, clock=clock, spacing=spacing, waits=waits)
         self.ci = CI(self._wire)
+        self.news = News(self._wire)
         self._login = login
         self._me: Account | None = None
 
@@ -121,6 +125,11 @@ class GitHub:
         """The repository, under its present name if it was renamed."""
         return understood(repository, (await self._wire.get(path_of(repo))).data)
 
+    async def branch(self, repo: str, name: str, *, etag: str | None = None) -> tuple[Branch, str | None] | None:
+        """The branch as it is now and the etag to ask with next time; None: nothing has changed since `etag`."""
+        answer = await self._wire.get(f"{path_of(repo)}/branches/{quote(name, safe='')}", etag=etag)
+        return None if answer.status == 304 else (understood(branch, answer.data), answer.headers.get("etag"))
+
     async def permission(self, repo: str, login: str) -> Permission:
         """What somebody may do there; who is no collaborator has level "none"."""
         try:
@@ -160,18 +169,7 @@ class GitHub:
         path = f"{path_of(repo)}/issues/{number}/events"
         events = await self._wire.items(path)
         titles = [understood(renamed, event) for event in events if event.get("event") == "renamed"]
-        texts: list[Edit] = []
-        owner, _, name = repo.partition("/")
-        wanted: dict[str, Any] = {"owner": owner, "name": name, "number": number, "after": None}
-        for _ in range(PAGES):
-            page, wanted["after"] = understood(text_edits, await self._wire.query(EDITS, wanted))
-            texts += page
-            if wanted["after"] is None:
-                break
-        else:
-            raise Unavailable(f"{path}: more than {PAGES} pages of edits")
-        # the newest text comes first, and several changes may have the same second
-        edits = sorted([*titles, *reversed(texts)], key=lambda edit: edit.at)
+        edits = sorted([*titles, *await self.news.rewritten(repo, number)], key=lambda edit: edit.at)
         return tuple(edit for edit in edits if edit.at >= since - since % 1000)
 
     async def labeled(self, repo: str, number: int, label: str) -> Labeled | None:
@@ -217,7 +215,7 @@ class GitHub:
     async def comments(self, repo: str, number: int | None = None, *, since: int | None = None) -> tuple[Comment, ...]:
         """Comments of an issue, or of all the repository's, that were written or edited since then; oldest first."""
         path = f"{path_of(repo)}/issues/comments" if number is None else f"{path_of(repo)}/issues/{number}/comments"
-        parameters = {} if since is None else {"since": _time(since)}
+        parameters = {} if since is None else {"since": time_text(since)}
         if number is None:
             parameters |= {"sort": "created", "direction": "asc"}
         found = [understood(comment, item) for item in await self._wire.items(path, parameters)]
@@ -321,7 +319,3 @@ class GitHub:
         """What reviewers wrote beside lines, oldest first."""
         items = await self._wire.items(f"{path_of(repo)}/pulls/{number}/comments")
         return tuple(understood(remark, item) for item in items)
-
-
-def _time(at: int) -> str:
-    return datetime.fromtimestamp(at // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -24,11 +24,15 @@ query ($owner: String!, $name: String!, $number: Int!, $after: String) {
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A change of an issue's `part`. `actor` is None where GitHub doesn't say, or the account is gone."""
+    """A change of an issue's `part`. `actor` is None where GitHub doesn't say, or the account is gone.
+
+    `before`: a title's words until then; of a text GitHub doesn't tell.
+    """
 
     part: Literal["title", "text"]
     actor: Account | None
     at: int
+    before: str | None = None
 
 
 def text_edits(data: Json) -> tuple[list[Edit], str | None]:
@@ -43,7 +47,7 @@ def text_edits(data: Json) -> tuple[list[Edit], str | None]:
 
 def renamed(data: Json) -> Edit:
     """From an event of that name."""
-    return Edit("title", account(data["actor"]), at(data["created_at"]))
+    return Edit("title", account(data["actor"]), at(data["created_at"]), str(data["rename"]["from"]))
 
 
 def _editor(data: Json | None) -> Account | None:

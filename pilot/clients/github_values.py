@@ -45,8 +45,20 @@ class Repository:
 
 
 @dataclass(frozen=True, slots=True)
+class Branch:
+    """A branch, and the commit in which it ends."""
+
+    name: str
+    sha: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Issue:
-    """An issue, or the issue's side of a pull request (`is_pull`). `repository`: its API address."""
+    """An issue, or the issue's side of a pull request (`is_pull`). `repository`: its API address.
+
+    `comments`: how many it has.
+    """
 
     id: int
     number: int
@@ -60,6 +72,7 @@ class Issue:
     repository: str
     created_at: int
     updated_at: int
+    comments: int
 
     def has(self, label: str) -> bool:
         """GitHub takes labels that differ in case for the same."""
@@ -213,6 +226,11 @@ def repository(data: Json) -> Repository:
     )
 
 
+def branch(data: Json) -> Branch:
+    """From a branch."""
+    return Branch(str(data["name"]), str(data["commit"]["sha"]), str(data["_links"]["html"]))
+
+
 def issue(data: Json) -> Issue:
     """From a list of issues or an issue."""
     return Issue(
@@ -228,6 +246,7 @@ def issue(data: Json) -> Issue:
         repository=str(data["repository_url"]),
         created_at=at(data["created_at"]),
         updated_at=at(data["updated_at"]),
+        comments=int(data["comments"]),
     )
 
 

@@ -206,6 +206,13 @@ def write_comment(call: Call, number: str) -> Reply:
     return Reply(201, call.fake.view.comment(call.here, made))
 
 
+def comment(call: Call, comment: str) -> Reply:
+    found = call.here.comments.get(int(comment))
+    if found is None:
+        raise Say.not_found()
+    return Reply(200, call.fake.view.comment(call.here, found))
+
+
 def change_comment(call: Call, comment: str) -> Reply:
     found = call.here.comments.get(int(comment))
     if found is None:
@@ -322,6 +329,42 @@ def check_runs(call: Call, ref: str) -> Reply:
     )
 
 
+def check_suites(call: Call, ref: str) -> Reply:
+    """One for each app that reported; and one of an app that never does, as GitHub has them."""
+    runs = call.here.check_runs.get(ref, [])
+    apps = {run["app"]["slug"]: [other for other in runs if other["app"] == run["app"]] for run in runs}
+    shown = [_check_suite(call, ref, slug, of) for slug, of in [*sorted(apps.items()), ("quiet-app", [])]]
+    return call.paged(shown, lambda each: each, lambda page: {"total_count": len(shown), "check_suites": page})
+
+
+def _check_suite(call: Call, ref: str, slug: str, runs: list[Json]) -> Json:
+    over = bool(runs) and slug not in call.here.busy and all(run["status"] == "completed" for run in runs)
+    owner = call.fake.view.user(call.fake.user("acme", "Organization"))
+    app = complete("integration", {"id": 1, "slug": slug, "name": slug, "owner": owner, "permissions": {}})
+    given = {
+        "id": int(some_sha(slug, ref)[:8], 16),
+        "head_branch": "main",
+        "head_sha": ref,
+        "before": ref,
+        "after": ref,
+    }
+    given |= {"status": "completed" if over else "queued", "conclusion": "neutral" if over else None, "app": app}
+    commit = complete("simple-commit", {"id": ref, "author": None, "committer": None})
+    more: Json = {"pull_requests": [], "created_at": stamp(0), "updated_at": stamp(0), "head_commit": commit}
+    more |= {"repository": call.fake.view.repo(call.here, "minimal-repository"), "latest_check_runs_count": len(runs)}
+    return complete("check-suite", given | more)
+
+
+def branch(call: Call, name: str) -> Reply:
+    sha = call.here.head(name)
+    if sha is None:
+        raise Say(404, "Branch not found")
+    links = {"self": f"{call.fake.url}{call.path}", "html": f"{call.fake.view.web}/{call.here.full_name}/tree/{name}"}
+    commit = complete("commit", {"sha": sha, "author": {}, "committer": {}, "parents": []})
+    given = {"name": name, "commit": commit, "_links": links, "protected": False}
+    return Reply(200, complete("branch-with-protection", given))
+
+
 def combined_status(call: Call, ref: str) -> Reply:
     found = call.here.statuses.get(ref, [])
     states = {each["state"] for each in found}
@@ -376,6 +419,7 @@ def _routes() -> Iterable[tuple[str, re.Pattern[str], Callable[..., Reply]]]:
         ("GET", "/app", app),
         ("POST", r"/app/installations/(?P<installation>\d+)/access_tokens", installation_token),
         ("GET", repo, repository),
+        ("GET", f"{repo}/branches/(?P<name>[^/]+)", branch),
         ("GET", f"{repo}/collaborators/(?P<login>[^/]+)/permission", permission),
         ("GET", f"{repo}/issues", issues),
         ("GET", f"{repo}/issues/{number}", issue),
@@ -383,6 +427,7 @@ def _routes() -> Iterable[tuple[str, re.Pattern[str], Callable[..., Reply]]]:
         ("GET", f"{repo}/issues/comments", comments),
         ("GET", f"{repo}/issues/{number}/comments", comments),
         ("POST", f"{repo}/issues/{number}/comments", write_comment),
+        ("GET", rf"{repo}/issues/comments/(?P<comment>\d+)", comment),
         ("PATCH", rf"{repo}/issues/comments/(?P<comment>\d+)", change_comment),
         ("POST", f"{repo}/issues/{number}/labels", add_labels),
         ("DELETE", f"{repo}/issues/{number}/labels/(?P<label>[^/]+)", remove_label),
@@ -394,6 +439,7 @@ def _routes() -> Iterable[tuple[str, re.Pattern[str], Callable[..., Reply]]]:
         ("GET", f"{repo}/pulls/{number}/reviews", reviews),
         ("GET", f"{repo}/pulls/{number}/comments", remarks),
         ("GET", f"{repo}/commits/(?P<ref>[^/]+)/check-runs", check_runs),
+        ("GET", f"{repo}/commits/(?P<ref>[^/]+)/check-suites", check_suites),
         ("GET", f"{repo}/commits/(?P<ref>[^/]+)/status", combined_status),
         ("GET", f"{repo}/actions/runs", runs),
         ("GET", rf"{repo}/actions/runs/(?P<run>\d+)/jobs", jobs),
