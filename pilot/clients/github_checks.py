@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
 from pilot.clients.github_errors import NotFound, Unavailable
 from pilot.clients.github_values import Json, at, understood
-from pilot.clients.github_wire import Wire, listed, path_of
+from pilot.clients.github_wire import PAGE, Wire, listed, path_of
 
 CONNECT = 10.0
 """Seconds for a connection to where the logs are kept, and for each piece of a log."""
@@ -38,10 +38,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Everything that reported on a commit."""
+    """Everything that reported on a commit. `busy`: apps that have reported and are not through yet.
+
+    A job that waits for another has no check run before its turn, so that all runs may be over and more come.
+    `etags` are those to ask with next time.
+    """
 
     sha: str
     all: tuple[Check, ...]
+    busy: tuple[str, ...] = ()
+    etags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -50,8 +56,8 @@ class Checks:
 
     @property
     def summary(self) -> Summary:
-        """A failure counts at once, success when nothing is pending. "none": nobody has reported, perhaps not yet."""
-        found = {check.summary for check in self.all}
+        """A failure counts at once, success when all are through. "none": nobody has reported, perhaps not yet."""
+        found = {check.summary for check in self.all} | ({"pending"} if self.busy else set())
         order: tuple[Summary, ...] = ("failed", "pending", "passed")
         return next((summary for summary in order if summary in found), "none")
 
@@ -95,16 +101,39 @@ class CI:
 
     async def checks(self, repo: str, sha: str) -> Checks:
         """Check runs and commit statuses, of each name the latest."""
+        found = await self.changed(repo, sha, {})
+        assert found is not None  # noqa: S101  without etags there is no 304
+        return found
+
+    async def changed(self, repo: str, sha: str, etags: Mapping[str, str]) -> Checks | None:
+        """The same; None: nothing has changed since the answer that brought these etags. That is not counted."""
         commit = f"{path_of(repo)}/commits/{quote(sha, safe='')}"
-        runs = await self._wire.items(f"{commit}/check-runs", {"filter": "latest"}, under="check_runs")
-        statuses = await self._wire.items(f"{commit}/status", under="statuses")
-        return Checks(
-            sha,
-            (
-                *(understood(_run_of_check, item) for item in runs),
-                *(understood(_status, item) for item in statuses),
-            ),
+        lists: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+            "check_runs": (f"{commit}/check-runs", {"filter": "latest", "per_page": PAGE}),
+            "statuses": (f"{commit}/status", {"per_page": PAGE}),
+            "check_suites": (f"{commit}/check-suites", {"per_page": PAGE}),
+        }
+        first = {
+            name: await self._wire.get(path, parameters, etag=etags.get(name))
+            for name, (path, parameters) in lists.items()
+        }
+        if all(answer.status == 304 for answer in first.values()):
+            return None
+        items: dict[str, list[Any]] = {}
+        tags: dict[str, str] = {}
+        for name, (path, parameters) in lists.items():
+            page = first[name] if first[name].status != 304 else await self._wire.get(path, parameters)
+            if (tag := page.headers.get("etag")) and not page.link("next"):  # more than a page has no one tag
+                tags[name] = tag
+            items[name] = [
+                item async for each in self._wire.pages(path, first=page) for item in listed(path, each.data, name)
+            ]
+        reported = (
+            *(understood(_run_of_check, item) for item in items["check_runs"]),
+            *(understood(_status, item) for item in items["statuses"]),
         )
+        busy = tuple(app for item in items["check_suites"] if (app := understood(_busy, item)) is not None)
+        return Checks(sha, reported, busy, tags)
 
     async def runs(self, repo: str, branch: str, *, count: int = 30) -> tuple[Run, ...]:
         """The last `count` (at most 100) workflow runs for that branch of the repository itself, newest first."""
@@ -146,6 +175,13 @@ def _run_of_check(data: Json) -> Check:
         text="\n\n".join(text for text in (output["title"], output["summary"]) if text),
         url=details,
     )
+
+
+def _busy(data: Json) -> str | None:
+    """From a commit's check suites: whose is not over. Apps that never report have one for ever, without runs."""
+    if data["status"] == "completed" or not data["latest_check_runs_count"]:
+        return None
+    return "" if data["app"] is None else str(data["app"]["slug"])
 
 
 def _status(data: Json) -> Check:

@@ -455,6 +455,44 @@ class TestCI:
 
         assert [check.conclusion for check in (await github.ci.checks("acme/api", sha)).failed] == [conclusion]
 
+    async def test_runs_that_are_over_are_not_all_while_their_app_is_not_through(
+        self, fake: GitHubFake, repo: Repo, github: GitHub
+    ) -> None:
+        sha = fake.branch(repo, "b")
+        fake.check_run(repo, sha, "lint", "success", job=1)
+        repo.busy.add("github-actions")  # `test` needs `lint`, and has no run yet
+
+        checks = await github.ci.checks("acme/api", sha)
+
+        assert (checks.summary, checks.busy) == ("pending", ("github-actions",))
+        repo.busy.clear()
+        assert (await github.ci.checks("acme/api", sha)).summary == "passed"
+
+    async def test_checks_without_changes_are_not_counted(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
+        sha = fake.branch(repo, "b")
+        fake.check_run(repo, sha, "test")
+        checks = await github.ci.changed("acme/api", sha, {})
+        assert checks is not None
+        used = fake.used["robot"]
+
+        assert await github.ci.changed("acme/api", sha, checks.etags) is None
+        assert fake.used["robot"] == used
+
+        fake.status(repo, sha, "deploy", "failure")  # in one of the lists only
+        changed = await github.ci.changed("acme/api", sha, checks.etags)
+        assert changed is not None
+        assert {check.name for check in changed.all} == {"test", "deploy"}
+
+    async def test_a_branchs_end(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
+        sha = fake.branch(repo, "pilot/GH-1")
+        found = await github.branch("acme/api", "pilot/GH-1")
+        assert found is not None
+        branch, etag = found
+        assert branch.sha == sha
+        assert await github.branch("acme/api", "pilot/GH-1", etag=etag) is None
+        with pytest.raises(NotFound):
+            await github.branch("acme/api", "gone")
+
     async def test_more_checks_than_a_page(self, fake: GitHubFake, repo: Repo, github: GitHub) -> None:
         sha = fake.branch(repo, "b")
         fake.check_run(repo, sha, "the red one", "failure")

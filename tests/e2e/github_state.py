@@ -94,6 +94,7 @@ class Repo:
     events: dict[int, list[Json]] = field(default_factory=dict)
     check_runs: dict[str, list[Json]] = field(default_factory=dict)  # sha: newest first
     statuses: dict[str, list[Json]] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)  # apps whose check suites are not over, though their runs are
     runs: list[Json] = field(default_factory=list)  # newest first
     jobs: dict[int, list[Json]] = field(default_factory=dict)
     logs: dict[int, bytes] = field(default_factory=dict)
