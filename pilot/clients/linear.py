@@ -27,9 +27,11 @@ from pilot.clients.linear_types import (
     Prompt,
     Session,
     State,
+    Story,
     Viewer,
     activity_input,
     read_comment,
+    read_edit,
     read_issue,
     read_labelled,
     read_prompt,
@@ -121,13 +123,19 @@ class Client:
 
     async def labelled(self, issue: str, label: str) -> Labelled | None:
         """The last time that somebody added the label (in any case); None: its history does not say so."""
+        return (await self.story(issue, label)).labelled
+
+    async def story(self, issue: str, label: str = "") -> Story:
+        """What the issue's history says: the last time that the label (in any case) was added, edits, oldest first."""
         newest: Labelled | None = None
+        edits = []
         with _understood():
             async for entry in self._pages(ask.HISTORY, ("issue", "history"), id=issue):
                 if any(added["name"].casefold() == label.casefold() for added in entry["addedLabels"] or ()):
                     found = read_labelled(entry)
                     newest = found if newest is None or found.at > newest.at else newest
-        return newest
+                edits.append(read_edit(entry))
+        return Story(newest, tuple(sorted(filter(None, edits), key=lambda edit: edit.at)))
 
     async def label(self, name: str, team: str) -> Named | None:
         """The label of that name (in any case) that the team's issues may have: its own, else the organization's."""

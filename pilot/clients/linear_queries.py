@@ -7,7 +7,7 @@ PAGE = 50
 
 _ACTOR = "id name email app"
 _ISSUE = f"""
-  id identifier title description url createdAt updatedAt
+  id identifier previousIdentifiers title description url createdAt updatedAt trashed
   labels(first: {PAGE}) {{ nodes {{ id name }} }}
   team {{ id key name }} project {{ id name }} state {{ id name type }}
   creator {{ {_ACTOR} }} externalUserCreator {{ id name }} botActor {{ id name type }} delegate {{ {_ACTOR} }}
@@ -43,7 +43,10 @@ query History($id: String!, $after: String) {{
   issue(id: $id) {{
     history(first: {PAGE}, after: $after) {{
       pageInfo {{ hasNextPage endCursor }}
-      nodes {{ id createdAt addedLabels {{ id name }} actor {{ {_ACTOR} }} botActor {{ id name type }} }}
+      nodes {{
+        id createdAt updatedAt addedLabels {{ id name }} fromTitle updatedDescription
+        actor {{ {_ACTOR} }} botActor {{ id name type }} descriptionUpdatedBy {{ {_ACTOR} }}
+      }}
     }}
   }}
 }}
@@ -59,7 +62,7 @@ query Label($name: String!) {{
   issueLabels(filter: {{name: {{eqIgnoreCase: $name}}}}, first: {PAGE}) {{ nodes {{ id name team {{ id }} }} }}
 }}
 """
-_SESSION = f"id status createdAt updatedAt issue {{ id }} creator {{ {_ACTOR} }} appUser {{ id }}"
+_SESSION = f"id status createdAt updatedAt issue {{ id identifier previousIdentifiers }} creator {{ {_ACTOR} }} appUser {{ id }}"
 SESSION = f"query Session($id: String!) {{ agentSession(id: $id) {{ {_SESSION} }} }}"
 SESSIONS = f"""
 query Sessions($after: String) {{

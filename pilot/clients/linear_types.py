@@ -73,10 +73,14 @@ class Comment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issue:
-    """An issue. `creator` None: nobody that Linear still knows; `comments` (oldest first) None: not asked for."""
+    """An issue. `creator` None: nobody that Linear still knows; `comments` (oldest first) None: not asked for.
+
+    `previous`: the identifiers that it had in other teams. `trashed`: somebody deleted it.
+    """
 
     id: str
     identifier: str
+    previous: tuple[str, ...]
     title: str
     description: str
     url: str
@@ -88,6 +92,7 @@ class Issue:
     delegate: Actor | None
     created_at: int
     updated_at: int
+    trashed: bool = False
     comments: tuple[Comment, ...] | None = None
 
 
@@ -98,6 +103,22 @@ class Labelled:
     id: str
     actor: Actor | None
     at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """That an issue's title or description was changed, last at `at`, and by whom; None: nobody that is known."""
+
+    actors: tuple[Actor | None, ...]
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What an issue's history says of a label and of its words. `labelled` None: it does not say who added it."""
+
+    labelled: Labelled | None
+    edits: tuple[Edit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +134,15 @@ class Viewer:
 class Session:
     """An agent session of the app `app`. `status`: pending, active, awaitingInput, error, complete, stale, stopping.
 
-    `creator` None: an automation, or another agent, with no person to answer for it.
+    `creator` None: an automation, or another agent, with no person to answer for it. `names`: the identifiers that
+    its issue has and had.
     """
 
     id: str
     status: str
     app: str
     issue: str | None
+    names: tuple[str, ...]
     creator: Actor | None
     created_at: int
     updated_at: int
@@ -211,6 +234,7 @@ def read_issue(data: Json, comments: Sequence[Comment] | None = None) -> Issue:
     return Issue(
         id=data["id"],
         identifier=data["identifier"],
+        previous=tuple(data["previousIdentifiers"]),
         title=data["title"],
         description=data["description"] or "",
         url=data["url"],
@@ -222,6 +246,7 @@ def read_issue(data: Json, comments: Sequence[Comment] | None = None) -> Issue:
         delegate=read_actor(data["delegate"]),
         created_at=instant(data["createdAt"]),
         updated_at=instant(data["updatedAt"]),
+        trashed=data["trashed"] is True,
         comments=None if comments is None else tuple(sorted(comments, key=lambda c: (c.created_at, c.id))),
     )
 
@@ -263,11 +288,13 @@ def read_user(user: Json) -> Actor:
 
 def read_session(data: Json) -> Session:
     """An agent session."""
+    issue = data["issue"]
     return Session(
         id=data["id"],
         status=data["status"],
         app=data["appUser"]["id"],
-        issue=None if data["issue"] is None else data["issue"]["id"],
+        issue=None if issue is None else issue["id"],
+        names=() if issue is None else (issue["identifier"], *issue["previousIdentifiers"]),
         creator=read_actor(data["creator"]),
         created_at=instant(data["createdAt"]),
         updated_at=instant(data["updatedAt"]),
@@ -283,3 +310,16 @@ def read_prompt(data: Json) -> Prompt:
 def read_labelled(entry: Mapping[str, Json]) -> Labelled:
     """An entry of an issue's history."""
     return Labelled(entry["id"], read_actor(entry["actor"], None, entry["botActor"]), instant(entry["createdAt"]))
+
+
+def read_edit(entry: Mapping[str, Json]) -> Edit | None:
+    """The change of words that an entry of an issue's history tells of, if it does.
+
+    Linear joins what one person does within a while in one entry: its last moment counts.
+    """
+    writers = entry["descriptionUpdatedBy"] or ()
+    if entry["fromTitle"] is None and not entry["updatedDescription"] and not writers:
+        return None
+    actors = {read_actor(entry["actor"], None, entry["botActor"]), *(read_user(writer) for writer in writers)}
+    known = sorted((actor for actor in actors if actor is not None), key=lambda actor: actor.id)
+    return Edit(tuple(known) or (None,), instant(entry["updatedAt"]))

@@ -73,7 +73,8 @@ class World:
         row = self._row(
             "Issue", title=title, description=description, number=float(number), identifier=f"ENG-{number}",
             url=f"{HOME}/issue/ENG-{number}", labels=[], team=self.team, state=self.states["Todo"], project=None,
-            creator=creator or self.ann, externalUserCreator=None, botActor=None, delegate=None, history=[], **more,
+            creator=creator or self.ann, externalUserCreator=None, botActor=None, delegate=None, history=[], trashed=None, previousIdentifiers=[],
+            **more,
         )  # fmt: skip
         self.changed("Issue", "create", row, {}, row["creator"])
         return row
@@ -92,17 +93,16 @@ class World:
         if not before:
             return
         issue.update(changes, updatedAt=self.now())
-        if "labels" in before:
-            added = [label for label in changes["labels"] if label not in before["labels"]]
-            issue["history"].append(
-                {
-                    "id": str(uuid.uuid4()),
-                    "createdAt": self.now(),
-                    "addedLabels": added,
-                    "actor": actor,
-                    "botActor": None,
-                }
-            )
+        added = [label for label in changes.get("labels", ()) if label not in before.get("labels", ())]
+        moment = self.now()
+        issue["history"].append(
+            {
+                "id": str(uuid.uuid4()), "createdAt": moment, "updatedAt": moment, "actor": actor, "botActor": None,
+                "addedLabels": added if "labels" in before else None, "fromTitle": before.get("title"),
+                "updatedDescription": True if "description" in before else None,
+                "descriptionUpdatedBy": [actor] if "description" in before and actor else None,
+            }
+        )  # fmt: skip
         self.changed("Issue", "update", issue, before, actor)
 
     def session(self, issue: Row, creator: Row | None) -> Row:
