@@ -72,19 +72,40 @@ class Bot:
 
     `base_url` ends in `/bot`; None: Telegram's own. `every`: seconds between two edits in one chat. Raises
     `UsageError` when python-telegram-bot is not installed, `Unauthorized` for what can't be a token.
+
+    Telegram knows no idempotency: a message whose answer was lost may be there, and is there twice when it is sent
+    again. Edits say what is to stand there, and may be made as often as one likes.
     """
 
     def __init__(
         self, token: str, *, base_url: str | None = None, every: float = EVERY, clock: Callable[[], int] = wall_clock
     ) -> None:
         self.api = _api(token, base_url)
+        self.id = int(token.partition(":")[0])
         self.clock = clock
         self.username = ""
         """How people address it in a group; known once it is open."""
         self._every = every
         self._edits: Edits | None = None
+        self._opening = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Begin to speak; nothing when it is open. One that could not be opened may be tried again."""
+        async with self._opening:
+            if self._edits is None:
+                await self._initialize()
+                self._edits = Edits(self.clock, self._every)
+
+    async def _initialize(self) -> None:
         try:
             with translated(self.clock):
                 await self.api.initialize()
@@ -95,17 +116,21 @@ class Bot:
         except BaseException:
             await self.api.shutdown()
             raise
-        self._edits = Edits(self.clock, self._every)
-        return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._edits is not None:
-                await self._edits.close(FAREWELL)
-        finally:
-            await self.api.shutdown()
+    async def close(self) -> None:
+        """Make the last edits, for a few seconds at most, and end; it may be opened again."""
+        async with self._opening:
+            edits, self._edits = self._edits, None
+            try:
+                if edits is not None:
+                    await edits.close(FAREWELL)
+            finally:
+                await self.api.shutdown()
+
+    async def offer(self, commands: Sequence[tuple[str, str]]) -> None:
+        """Have Telegram suggest these commands (name, what it does) to whoever writes to the bot."""
+        with translated(self.clock):
+            await self.api.set_my_commands(commands)
 
     async def send(
         self,

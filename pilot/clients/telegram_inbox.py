@@ -32,7 +32,10 @@ KINDS = ("message", "callback_query")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Somebody said something. (`chat`, `id`) names it for ever; `at` is UTC ms; `reply_to` is a message's id."""
+    """Somebody said something. (`chat`, `id`) names it for ever; `at` is UTC ms; `reply_to` is a message's id.
+
+    `quoted`: what that message says, if the bot itself said it.
+    """
 
     chat: int
     id: int
@@ -42,6 +45,7 @@ class Message:
     at: int
     private: bool
     reply_to: int | None = None
+    quoted: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +81,8 @@ class Inbox:
     """
 
     def __init__(self, bot: Bot, users: Collection[int], chats: Collection[int] = (), *, poll: int = POLL) -> None:
-        if not users:
-            raise ValueError("a bot that listens to nobody is a mistake: name the users it may listen to")
+        self.admit(users, chats)
         self._bot = bot
-        self._users = frozenset(users)
-        self._chats = frozenset(chats)
         self._poll = poll
         self._locks: dict[int, asyncio.Lock] = {}
         self._handling: set[asyncio.Task[None]] = set()
@@ -90,6 +91,12 @@ class Inbox:
         """UTC ms of the last answer; None: none yet."""
         self.trouble = ""
         """Why there is no answer; empty: there is."""
+
+    def admit(self, users: Collection[int], chats: Collection[int]) -> None:
+        """Hear these from now on, as if it had been made so."""
+        if not users:
+            raise ValueError("a bot that listens to nobody is a mistake: name the users it may listen to")
+        self._users, self._chats = frozenset(users), frozenset(chats)
 
     async def run(self, handle: Handler) -> None:
         """Hand on what comes until cancelled: what is said in one chat in order, chats side by side, clicks at once.
@@ -204,7 +211,13 @@ class Inbox:
             at=round(said.date.timestamp() * 1000),
             private=chat.type == "private",
             reply_to=said.reply_to_message.message_id if said.reply_to_message is not None else None,
+            quoted=self._own_words(said.reply_to_message),
         )
+
+    def _own_words(self, message: telegram.Message | None) -> str:
+        if message is None or message.from_user is None or message.from_user.id != self._bot.id:
+            return ""
+        return message.text or message.caption or ""
 
     def _knows(self, user: telegram.User, chat: telegram.Chat) -> bool:
         return user.id in self._users and not user.is_bot and (chat.type == "private" or chat.id in self._chats)

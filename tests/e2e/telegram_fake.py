@@ -10,6 +10,7 @@ import email.parser
 import email.policy
 import itertools
 import json
+import re
 import sys
 import threading
 import time
@@ -29,6 +30,7 @@ BOT = {"id": 123456789, "is_bot": True, "first_name": "pilot", "username": "pilo
 KNOWN: Mapping[str, set[str]] = {
     "getMe": set(),
     "deleteWebhook": {"drop_pending_updates"},
+    "setMyCommands": {"commands"},
     "getUpdates": {"offset", "limit", "timeout", "allowed_updates"},
     "sendMessage": {"chat_id", "text", "entities", "reply_markup", "reply_parameters", "link_preview_options"},
     "sendDocument": {
@@ -75,6 +77,7 @@ class _State:
     updates: list[Json] = field(default_factory=list)
     answered: dict[str, str] = field(default_factory=dict)
     faults: list[_Fault] = field(default_factory=list)
+    commands: dict[str, str] = field(default_factory=dict)
     poller: int = 0
     webhook: bool = False
 
@@ -186,6 +189,11 @@ class TelegramFake:
         """A file that was sent."""
         return self._state.files[chat, message]
 
+    @property
+    def commands(self) -> Mapping[str, str]:
+        """What the bot offers, as people see it."""
+        return self._state.commands
+
     def answered(self, click: str) -> str:
         """What a click was answered; "?": nothing yet."""
         return self._state.answered[click]
@@ -242,6 +250,14 @@ class TelegramFake:
         self._state.webhook = False
         if asked.get("drop_pending_updates"):
             self._state.updates.clear()
+        return True
+
+    def set_my_commands(self, asked: Json, _files: Mapping[str, Any]) -> bool:
+        commands = {each["command"]: each["description"] for each in asked["commands"]}
+        for name, words in commands.items():
+            if not re.fullmatch(r"[a-z0-9_]{1,32}", name) or not 1 <= len(words) <= 256:
+                raise Refusal(400, "Bad Request: BOT_COMMAND_INVALID")
+        self._state.commands = commands
         return True
 
     def get_updates(self, asked: Json, _files: Mapping[str, Any]) -> list[Json]:
@@ -349,6 +365,7 @@ class TelegramFake:
 _METHODS: Mapping[str, Callable[[TelegramFake, Json, Mapping[str, tuple[str, bytes]]], Any]] = {
     "getMe": TelegramFake.get_me,
     "deleteWebhook": TelegramFake.delete_webhook,
+    "setMyCommands": TelegramFake.set_my_commands,
     "getUpdates": TelegramFake.get_updates,
     "sendMessage": TelegramFake.send_message,
     "sendDocument": TelegramFake.send_document,
