@@ -37,7 +37,7 @@ class EventType(StrEnum):
     PULL_MERGED = "pull.merged"  #: number, url
     PULL_CLOSED = "pull.closed"  #: number, url
     PULL_REPAIRED = "pull.repair_queued"  #: number, execution, why
-    PULL_GIVEN_UP = "pull.repairs_used_up"  #: number, repairs
+    PULL_GIVEN_UP = "pull.repairs_used_up"  #: number, repairs, why: a person has to look
     DELIVERY_FAILED = "delivery.failed"  #: kind, reason
 
 

@@ -147,11 +147,14 @@ class Pulls(Protocol):
         checks: str | None = None,
         red: Sequence[str] = (),
         seen: Mapping[str, Any] | None = None,
+        stuck: str | None = None,
     ) -> bool:
         """What reading it back has shown; True when something changed.
 
         `checks` is written to its execution, `merged` and `closed` become the delivery of all its executions, with
         an effect `clean` for each that kept a workspace. Events `pull.checks`, `pull.merged`, `pull.closed`.
+        `seen` replaces what was remembered. `stuck`: why nobody repairs it any more, so that a person has to look;
+        event `pull.repairs_used_up` with that `why`, in the same transaction.
         """
         ...
 
