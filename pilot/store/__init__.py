@@ -15,9 +15,11 @@ from pilot.domain.errors import UsageError
 if TYPE_CHECKING:
     from pilot.domain.ports import Clock
     from pilot.store.database import Database
+    from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
     from pilot.store.journal import SqlJournal
     from pilot.store.queue import SqlQueue
+    from pilot.store.refusals import SqlRefusals
 
 __all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
 
@@ -36,6 +38,9 @@ class Store:
     queue: SqlQueue
     journal: SqlJournal
     history: History
+    refusals: SqlRefusals
+    duties: SqlDuties
+    health: SqlHealth
 
 
 def sqlite_path(url: str) -> Path:
@@ -50,15 +55,26 @@ def sqlite_path(url: str) -> Path:
 async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True) -> AsyncIterator[Store]:
     """Open a store by its URL, its schema brought up to date. Raises `StoreError` and `StoreRefused`."""
     # Here, so that a command that only reads doesn't load all that writes.
+    from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
     from pilot.store.journal import SqlJournal
     from pilot.store.queue import SqlQueue
+    from pilot.store.refusals import SqlRefusals
     from pilot.store.sqlite import open_sqlite
 
     database = await open_sqlite(sqlite_path(url), clock, create=create)
     try:
         ((id,),) = await database.read("SELECT id FROM store")
-        yield Store(str(id), database, SqlQueue(database), SqlJournal(database), History(database))
+        yield Store(
+            str(id),
+            database,
+            queue=SqlQueue(database),
+            journal=SqlJournal(database),
+            history=History(database),
+            refusals=SqlRefusals(database),
+            duties=SqlDuties(database),
+            health=SqlHealth(database),
+        )
     finally:
         await database.close()
 

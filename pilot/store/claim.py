@@ -12,7 +12,7 @@ from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.parks import Parks, account_of, standing
-from pilot.store.records import EventRow, Table, dumps, event, events_statement
+from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
 
@@ -213,6 +213,8 @@ class Claim:
             facts = {"attempt": e.attempt, "fence": e.fence, "node": e.node, "slot": e.slot}
             told.append(event(EventType.STARTED, e.id, e.project_id, **facts))
         yield events_statement(self._dialect, now, told)
+        if any(e.origin is not None for e in executions):
+            yield OWED
         probes = [(e, heads[e.id].account) for e in executions if heads[e.id].probes]
         if probes:
             yield from self._parks.probe(probes, now)

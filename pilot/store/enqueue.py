@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.events import EventType
@@ -12,6 +12,7 @@ from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.records import (
     OPEN_STATUSES,
+    OWED,
     EventRow,
     Table,
     dumps,
@@ -19,6 +20,7 @@ from pilot.store.records import (
     events_statement,
     ids,
     ids_of,
+    short,
 )
 
 Answer = Enqueued | Exception
@@ -29,11 +31,13 @@ _NEW = Table(
     labels="text", priority="bigint", lane="bigint", status="text", due="bigint", available_at="bigint",
     deps_left="bigint", reserved_for="text", max_attempts="bigint", backend="text", fallback="text",
     external="bigint", model="text", payload="text", options="text", plan="text", callback_url="text",
-    parent="bigint", idempotency_key="text",
+    parent="bigint", idempotency_key="text", origin="text", reason="text", session_id="text", workspace="text",
+    feedback="text",
 )  # fmt: skip
 _COPIED = ", ".join(c for c in _NEW.columns if c not in ("n", "project_id"))
 _KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
 _ANSWERED = Table(project_id="bigint", key="text", execution_id="bigint")
+_HELD = Table(execution_id="bigint", text="text")
 _DEPENDENCIES = Table(execution_id="bigint", depends_on="bigint")
 
 
@@ -88,8 +92,7 @@ class Enqueue:
             for n in fresh:
                 id = by_task.pop((tasks[n].project_id, clean(tasks[n].task_id)), None)
                 if id is not None:
-                    status = Status.BLOCKED if _left(tasks[n], parents) else Status.QUEUED
-                    created[n] = Enqueued(id, status, duplicate=False)
+                    created[n] = Enqueued(id, _begins_as(tasks[n], parents), duplicate=False)
             answers.update(created)
             others = [n for n in fresh if n not in created]
             if others:
@@ -154,30 +157,44 @@ class Enqueue:
                 f"SELECT d.execution_id, d.depends_on FROM {_DEPENDENCIES.of(self._dialect, 'd')}",
                 {"items": _DEPENDENCIES.rows(edges)},
             )
-        events: list[EventRow] = []
-        for n, new in created.items():
-            task = tasks[n]
-            events.append(
-                event(
-                    EventType.QUEUED,
-                    new.id,
-                    task.project_id,
-                    status=new.status,
-                    task_id=clean(task.task_id),
-                    source=task.source,
-                    backend=task.backend,
-                )
+        held = [(new.id, tasks[n].held) for n, new in created.items() if new.status is Status.NEEDS_HUMAN]
+        if held:
+            yield Statement(
+                "INSERT INTO questions (execution_id, attempt, text, options, asked_at) "
+                f"SELECT h.execution_id, 0, h.text, '[]', :now FROM {_HELD.of(self._dialect, 'h')}",
+                {"now": now, "items": _HELD.rows((id, clean(text or "")) for id, text in held)},
             )
-        yield events_statement(self._dialect, now, events)
+        yield events_statement(
+            self._dialect, now, [row for n, new in created.items() for row in _events(tasks[n], new)]
+        )
         yield Notify({str(tasks[n].project_id) for n, new in created.items() if new.status is Status.QUEUED})
+        if held or any(tasks[n].origin is not None for n in created):
+            yield OWED
 
 
 def _left(task: Task, parents: dict[int, str]) -> int:
     return sum(parents[parent] != "completed" for parent in set(task.after))
 
 
+def _begins_as(task: Task, parents: dict[int, str]) -> Status:
+    if task.held is not None:
+        return Status.NEEDS_HUMAN
+    return Status.BLOCKED if _left(task, parents) else Status.QUEUED
+
+
+def _events(task: Task, new: Enqueued) -> Iterator[EventRow]:
+    facts = {"task_id": clean(task.task_id), "source": task.source, "backend": task.backend}
+    yield event(EventType.QUEUED, new.id, task.project_id, status=new.status, **facts)
+    if new.status is Status.NEEDS_HUMAN:
+        yield event(EventType.ASKED, new.id, task.project_id, reason=short(task.held), question=short(task.held))
+
+
 def check(task: Task) -> None:
     """Raise `UsageError` for what no row can hold."""
+    if task.held is not None and not task.held.strip():
+        raise UsageError("a task that is held needs a reason")
+    if task.held is not None and task.after:
+        raise UsageError("a task that is held for a person can't wait for others as well")
     if not task.title.strip():
         raise UsageError("a task needs a title")
     if not task.task_id.strip():
@@ -189,15 +206,17 @@ def check(task: Task) -> None:
 
 
 def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
-    left = _left(task, parents)
+    left, status = _left(task, parents), _begins_as(task, parents)
     available_at = now if task.available_at is None else task.available_at
     return [
         n, task.project_id, clean(task.task_id), clean(task.title), clean(task.body), clean(task.source),
         task.kind, dumps([clean(label) for label in task.labels]), task.priority, task.lane,
-        "blocked" if left else "queued", int(not left and available_at <= now), available_at, left,
+        status, int(status is Status.QUEUED and available_at <= now), available_at, left,
         task.reserved_for, task.max_attempts, task.backend, dumps(list(task.fallback)), int(task.external), task.model,
         None if task.payload is None else _json("payload", task.payload), _json("options", dict(task.options)),
         task.plan, task.callback_url, task.parent, task.idempotency_key or None,
+        None if task.origin is None else _json("origin", dict(task.origin)), short(task.held), task.session_id,
+        task.workspace, None if task.feedback is None else clean(task.feedback),
     ]  # fmt: skip
 
 

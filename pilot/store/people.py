@@ -11,7 +11,7 @@ from pilot.domain.execution import Status
 from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
-from pilot.store.records import Table, event, events_statement, ids, ids_of
+from pilot.store.records import OWED, Table, event, events_statement, ids, ids_of
 
 _ASKED = Table(id="bigint", reason="text")
 
@@ -79,6 +79,8 @@ class Cancel:
                 {id: Status.CANCELLED for id, _, dependents, _ in ended if dependents}, now
             )
         yield Notify({str(project) for _, project, *_ in ended} | ({"cancel"} if asked else set()))
+        if ended:
+            yield OWED
         rows = yield Statement(
             f"SELECT id, status FROM executions WHERE id IN {ids_of(self._dialect)}",
             {"ids": ids(first)},
@@ -132,4 +134,5 @@ class Answer:
             self._dialect, now, [event(EventType.ANSWERED, request.id, rows[0][0], by=clean(request.by))]
         )
         yield Notify({str(rows[0][0])})
+        yield OWED
         return None

@@ -259,7 +259,7 @@ class SqlQueue:
                 payload=old.payload, options=old.options, backend=old.backend, fallback=old.fallback,
                 external=old.external,
                 model=old.model, max_attempts=old.max_attempts, callback_url=old.callback_url, plan=old.plan,
-                parent=old.id,
+                parent=old.id, origin=old.origin,
             )
         )  # fmt: skip
 

@@ -11,11 +11,13 @@ from typing import Any
 from pilot.domain.events import EventType
 from pilot.domain.outcome import Usage
 from pilot.domain.text import REPLACEMENT, clean
-from pilot.store.database import Dialect, Statement
+from pilot.store.database import Dialect, Notify, Statement
 
 OPEN_STATUSES = "('blocked', 'queued', 'running', 'needs_human')"
 """Literal, as in the partial indexes: a bound parameter could not use them."""
 
+OWED = Notify(("outbox",))
+"""The hint that something may be owed to the outside."""
 LARGE = 1 << 53
 """Sums of it stay integers."""
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")

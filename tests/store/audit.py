@@ -179,6 +179,7 @@ async def audit(database: Database, past: Past | None = None) -> list[str]:
 
 async def _events(database: Database) -> AsyncIterator[str]:
     told: dict[int, Status] = {}
+    held: set[int] = set()
     rows = await database.read("SELECT execution_id, type, data FROM events WHERE execution_id IS NOT NULL ORDER BY id")
     for id, type, data in rows:
         before = told.get(id)
@@ -186,9 +187,13 @@ async def _events(database: Database) -> AsyncIterator[str]:
             if before is not None:
                 yield f"execution {id} was queued twice"
             told[id] = Status(json.loads(data)["status"])
+            if told[id] is Status.NEEDS_HUMAN:  # held from its beginning: what it asks comes next
+                held.add(id)
+        elif type == "execution.asked" and id in held:
+            held.remove(id)
         elif type in _AFTER:
             after = _AFTER[type]
-            if before is None or after not in TRANSITIONS[before]:
+            if before is None or id in held or after not in TRANSITIONS[before]:
                 yield f"execution {id} was {before} and became {after}"
             told[id] = after
     for id, status in await database.read("SELECT id, status FROM executions"):

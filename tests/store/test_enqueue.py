@@ -415,3 +415,57 @@ async def test_waiting_is_never_a_failure(store: Bed) -> None:
     assert await store.status(id) is Status.QUEUED
     store.clock.tick(SECOND)
     await store.queue.finish(done(await store.take(api)))
+
+
+async def test_a_ticket_is_kept_and_goes_on_with_its_retry(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    ticket = {"source": "github", "ref": "acme/api#46", "n": 46}
+
+    first = await store.put(api, origin=ticket)
+    execution = await store.take(api)
+    assert (execution.id, execution.origin) == (first, ticket)
+    await store.queue.finish(broken(execution))
+    again = await store.queue.retry(first)
+
+    assert (await store.queue.get(again.id)).origin == ticket
+    assert (await store.queue.get(await store.put(api))).origin is None
+
+
+async def test_what_goes_on_where_another_ended_begins_with_what_that_left(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    parent = await store.put(api)
+    await store.run(api)
+
+    await store.put(api, parent=parent, session_id="s", workspace="/w", feedback="red\x00")
+
+    execution = await store.take(api)
+    assert (execution.parent, execution.session_id, execution.workspace) == (parent, "s", "/w")
+    assert execution.feedback == "red\ufffd"
+
+
+async def test_a_held_task_waits_for_a_person(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+
+    held = await store.queue.enqueue(task(api, "T", held="edited by mallory", origin={"source": "github"}))
+    assert (held.status, held.duplicate) == (Status.NEEDS_HUMAN, False)
+    assert (await store.queue.enqueue(task(api, "T"))).id == held.id
+    assert await store.claimed(api) == []
+    assert await store.events(held.id) == ["queued", "asked"]
+    (question,) = await store.store.history.questions()
+    assert (question.execution_id, question.text) == (held.id, "edited by mallory")
+
+    await store.queue.answer(held.id, "run it", "me")
+
+    assert await store.claimed(api) == [held.id]
+
+
+async def test_a_held_task_says_why_and_waits_for_nothing_else(store: Bed) -> None:
+    api = await store.project()
+    first = await store.put(api)
+    with pytest.raises(UsageError, match="needs a reason"):
+        await store.put(api, held=" ")
+    with pytest.raises(UsageError, match="wait for others"):
+        await store.put(api, held="x", after=(first,))

@@ -86,8 +86,8 @@ async def test_what_still_owes_the_outside_something_stays(store: Bed) -> None:
     id = await store.put(api)
     await store.run(api)
     await store.sql(
-        "INSERT INTO outbox (execution_id, kind, key, fence, payload, available_at, created_at) "
-        "VALUES (:id, 'callback', 'k', 1, '{}', 0, 0)",
+        "INSERT INTO outbox (lane, execution_id, kind, key, fence, payload, available_at, created_at) "
+        "VALUES ('l', :id, 'callback', 'k', 1, '{}', 0, 0)",
         id=id,
     )
     store.clock.tick(HOUR)

@@ -3,7 +3,13 @@
 -- JSON: its ticket, in its source's words
 ALTER TABLE executions ADD COLUMN origin TEXT;
 
+-- what has begun, and goes on though its project starts nothing new
+CREATE INDEX executions_begun ON executions (project_id, priority, id)
+  WHERE status = 'queued' AND due = 1 AND attempt > 0;
+
+-- finish | pr_open | checks_passed | merged: when the project's next task may start
 ALTER TABLE projects ADD COLUMN next_after TEXT NOT NULL DEFAULT 'finish';
+-- how many pull requests may be open before that; NULL: any number
 ALTER TABLE projects ADD COLUMN max_open_prs INTEGER;
 
 -- 1: it tells people (`notify`), so that somebody takes what is owed to them
@@ -35,12 +41,14 @@ CREATE TABLE inbox (                       -- webhooks, stored before they are a
   available_at  INTEGER NOT NULL,
   claimed_by    TEXT,
   claimed_until INTEGER NOT NULL DEFAULT 0,
+  claims        INTEGER NOT NULL DEFAULT 0,  -- rises each time it is taken: an older claim writes nothing
   handled_at    INTEGER,
   error         TEXT
 );
 CREATE UNIQUE INDEX inbox_delivery ON inbox (source, delivery);
 CREATE UNIQUE INDEX inbox_digest ON inbox (source, digest);
 CREATE INDEX inbox_owed ON inbox (source, available_at, id) WHERE handled_at IS NULL;
+CREATE INDEX inbox_claimed ON inbox (claimed_by) WHERE handled_at IS NULL AND claimed_by IS NOT NULL;
 CREATE INDEX inbox_old ON inbox (handled_at) WHERE handled_at IS NOT NULL;
 
 -- nothing has used it so far
@@ -60,6 +68,7 @@ CREATE TABLE outbox (                      -- effects owed to the outside, writt
   available_at  INTEGER NOT NULL,
   claimed_by    TEXT,
   claimed_until INTEGER NOT NULL DEFAULT 0,
+  claims        INTEGER NOT NULL DEFAULT 0, -- rises each time it is taken: an older claim writes nothing
   delivered_at  INTEGER,                   -- done, or given up (then with its error)
   result        TEXT,
   error         TEXT,
@@ -67,6 +76,7 @@ CREATE TABLE outbox (                      -- effects owed to the outside, writt
 );
 CREATE INDEX outbox_owed ON outbox (lane, id) WHERE delivered_at IS NULL;
 CREATE INDEX outbox_due ON outbox (available_at, id) WHERE delivered_at IS NULL;
+CREATE INDEX outbox_claimed ON outbox (claimed_by) WHERE delivered_at IS NULL AND claimed_by IS NOT NULL;
 CREATE INDEX outbox_execution ON outbox (execution_id, id) WHERE execution_id IS NOT NULL;
 CREATE INDEX outbox_old ON outbox (delivered_at) WHERE delivered_at IS NOT NULL;
 
@@ -87,6 +97,7 @@ CREATE TABLE pulls (                       -- our pull requests, as last seen
   checks        TEXT NOT NULL DEFAULT 'none',
   red           TEXT NOT NULL DEFAULT '[]',
   repairs       INTEGER NOT NULL DEFAULT 0,
+  used_up       INTEGER NOT NULL DEFAULT 0, -- 1: it has been told that there are no more repairs
   seen          TEXT NOT NULL DEFAULT '{}',
   error         TEXT,
   created_at    INTEGER NOT NULL,
@@ -120,3 +131,37 @@ CREATE TABLE sources (                     -- how each source does
   last_poll    INTEGER,                    -- the last one that worked
   changed_at   INTEGER NOT NULL
 ) WITHOUT ROWID;
+
+-- Whoever writes an event owes what follows from it: no code path can forget that, and no crash come between.
+CREATE TRIGGER events_report AFTER INSERT ON events
+WHEN NEW.execution_id IS NOT NULL AND NEW.type IN
+  ('execution.queued', 'execution.started', 'execution.requeued', 'execution.asked', 'execution.answered',
+   'execution.completed', 'execution.failed', 'execution.cancelled', 'pull.opened', 'pull.checks', 'pull.merged',
+   'pull.closed', 'pull.repair_queued', 'pull.repairs_used_up', 'delivery.failed')
+BEGIN
+  INSERT INTO outbox (lane, execution_id, project_id, kind, key, fence, event_id, payload, available_at, created_at)
+  SELECT 'task:' || e.project_id || ':' || e.task_id, e.id, e.project_id, 'report', 'report:' || NEW.id, e.fence,
+    NEW.id, json_object('type', NEW.type), NEW.at, NEW.at
+  FROM executions e WHERE e.id = NEW.execution_id AND e.origin IS NOT NULL
+    -- a report that could not be given is not reported
+    AND (NEW.type <> 'delivery.failed' OR NEW.data ->> 'kind' = 'publish');
+END;
+
+-- People are told by whoever of the nodes does that. `direct`: a person watches it run.
+CREATE TRIGGER events_notify AFTER INSERT ON events
+WHEN NEW.type IN ('execution.asked', 'execution.failed', 'execution.answered', 'execution.cancelled',
+  'delivery.failed', 'backend.parked')
+BEGIN
+  INSERT INTO outbox (lane, execution_id, project_id, kind, key, fence, event_id, payload, available_at, created_at)
+  SELECT 'notify', e.id, coalesce(NEW.project_id, e.project_id), 'notify', 'notify:' || NEW.id, coalesce(e.fence, 0),
+    NEW.id, json_object('type', NEW.type, 'data', json(NEW.data)), NEW.at, NEW.at
+  FROM (SELECT 1) LEFT JOIN executions e ON e.id = NEW.execution_id
+  WHERE CASE
+    -- only who was told of it hears how it ended
+    WHEN NEW.type IN ('execution.answered', 'execution.cancelled') THEN EXISTS
+      (SELECT 1 FROM outbox o WHERE o.execution_id = NEW.execution_id AND o.kind = 'notify')
+    WHEN NEW.type = 'delivery.failed' AND NEW.data ->> 'kind' IN ('notify', 'tell') THEN 0
+    ELSE EXISTS (SELECT 1 FROM nodes WHERE notifies = 1)
+      AND (NEW.type = 'backend.parked' OR coalesce(NEW.data ->> 'direct', 0) = 0)
+  END;
+END;
