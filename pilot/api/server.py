@@ -7,14 +7,24 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 
+from pilot.api.webhooks import Webhooks, problem
 from pilot.domain.errors import Busy, UsageError
 
+SOURCES_WITH_WEBHOOKS = ("github", "linear")
 
-def build(ready: Callable[[], bool]) -> FastAPI:
+
+def build(ready: Callable[[], bool], webhooks: Webhooks | None = None) -> FastAPI:
     """The application. `ready` says whether work is taken in."""
     app = FastAPI(title="pilot", openapi_url=None, docs_url=None, redoc_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def refused(_request: Request, error: HTTPException) -> Response:
+        answer = problem(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
@@ -29,6 +39,9 @@ def build(ready: Callable[[], bool]) -> FastAPI:
             return {"status": "not ready"}
         return {"status": "ok"}
 
+    if webhooks is not None:
+        for source in SOURCES_WITH_WEBHOOKS:
+            app.add_route(f"/webhooks/{source}", webhooks.endpoint(source), methods=["POST"])
     return app
 
 
@@ -56,7 +69,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(128)
+        sock.listen(1024)  # a burst of webhooks waits here, and not for its sender's second try
     except OSError as error:
         sock.close()
         raise Busy(
