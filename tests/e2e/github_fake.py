@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from tests.e2e.git_host import GitHost
 from tests.e2e.github_hooks import Hooks
 from tests.e2e.github_routes import check_run
 from tests.e2e.github_server import Loss, Recorded, Server
@@ -61,6 +62,7 @@ class GitHubFake:
         self.at_once = 0  # the most requests that were under way together
         self.limited: Callable[[], tuple[int, Json, dict[str, str]]] | None = None
         self.hooks = Hooks()
+        self.git_host: GitHost | None = None
         self.ids = itertools.count(1001)
         self._server = Server(self, prefix)
         self.view = View(self.url, self._server.url)

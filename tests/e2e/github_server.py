@@ -258,6 +258,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer()
 
     def _answer(self) -> None:
+        git = self.server.server.fake.git_host
+        if git is not None and git.takes(self.path):
+            git.answer(self)
+            return
         length = int(self.headers.get("content-length", "0"))
         headers = {name.lower(): value for name, value in self.headers.items()}
         sent = self.server.server.answer(self.command, self.path, headers, self.rfile.read(length))
