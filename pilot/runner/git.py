@@ -107,6 +107,7 @@ class Done:
 
     code: int
     out: bytes
+    err: str = ""
 
     @property
     def text(self) -> str:
@@ -183,7 +184,7 @@ class Git:
         if code not in ok and self._removed_stale_lock(err):
             code, out, err = await self._bounded(args, stdin, timeout)
         if code in ok:
-            return Done(code, out)
+            return Done(code, out, err)
         words = one_line(_gist(err) or f"exit code {code}", 300)
         raise WorkspaceError(classify(err), f"git {_command(args)}: {words}", tail(for_terminal(err), _EXCERPT))
 
