@@ -29,7 +29,7 @@ TIMEOUT = 10.0
 """Seconds for the whole of it."""
 LONGEST_REST = 60 * 60 * 1000
 """Milliseconds that an answer may ask to be left alone for, at most."""
-SECRET_FILE = "callbacks.secret"
+KEPT_AS = "callbacks.secret"
 
 
 class HookError(Exception):
@@ -140,11 +140,11 @@ def address_name(url: str) -> str:
 
 def kept_secret(state_dir: Path) -> str:
     """The secret in the state directory, made at the first call; readable by its owner only. Raises `OSError`."""
-    path = state_dir / SECRET_FILE
+    path = state_dir / KEPT_AS
     with contextlib.suppress(FileNotFoundError):
         return _read(path)
     # Written whole under another name first: a process beside this one finds all of it or nothing.
-    fresh = state_dir / f".{SECRET_FILE}.{secrets.token_hex(8)}"
+    fresh = state_dir / f".{KEPT_AS}.{secrets.token_hex(8)}"
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w") as file:

@@ -5,6 +5,8 @@ What comes from outside (titles, agents' words) is made one line or cut here; re
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from pilot.domain.delivery import Asked, Pull, PullState, Report
 from pilot.domain.execution import Checks, Execution, Status
 from pilot.domain.text import for_terminal, one_line
@@ -114,17 +116,33 @@ def question(execution: Execution, asked: Asked) -> str:
     return "\n".join(lines)
 
 
-def settled(execution: Execution, asked: Asked) -> str:
+class Settled(Protocol):
+    """A question as it is kept; the answer is None where it needed none."""
+
+    @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
+    def answer(self) -> str | None: ...  # noqa: D102
+    @property
+    def answered_by(self) -> str | None: ...  # noqa: D102
+
+
+def settled(execution: Execution, asked: Settled) -> str:
     """What stands in place of a question that is open no more."""
     text = body(asked.text, 800)
     return f"{headline(execution, '✔️')}\n{text}\n\n{who_settled(asked)}"
 
 
-def who_settled(asked: Asked) -> str:
+def who_settled(asked: Settled) -> str:
     """By whom, and with what."""
     if asked.answer is None:
         return "Nobody has to answer this any more."
     return f"Answered by {one_line(asked.answered_by or 'somebody', 80)}: {one_line(asked.answer, 500)}"
+
+
+def button(option: str) -> str:
+    """An option, as it fits on a button."""
+    return one_line(option, 60) or "…"
 
 
 def answer_token(execution: int, asked: int, option: int) -> str:
