@@ -15,6 +15,7 @@ from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Usage
 from pilot.domain.ports import Journal
+from pilot.domain.redact import Redactor
 
 log = structlog.get_logger()
 PIECE = 64 << 10
@@ -50,7 +51,14 @@ class Recorder:
     """
 
     def __init__(
-        self, journal: Journal, execution: Execution, *, limit: int = LIMIT, end: int = END, interval: float = INTERVAL
+        self,
+        journal: Journal,
+        execution: Execution,
+        *,
+        limit: int = LIMIT,
+        end: int = END,
+        interval: float = INTERVAL,
+        redact: Redactor | None = None,
     ) -> None:
         self.broken = asyncio.Event()
         self.overspent = asyncio.Event()
@@ -67,6 +75,8 @@ class Recorder:
         self._limit = limit
         self._end = end
         self._interval = interval
+        self._redact = redact or Redactor()
+        self._held: tuple[OutputKind, bytes] | None = None
         self._error: Exception | None = None
         self._runs: list[tuple[OutputKind, list[bytes]]] = []
         self._size = 0
@@ -107,13 +117,11 @@ class Recorder:
         if not data:
             return
         self._heed(kind)
-        room = self._limit - self._taken
-        if len(data) <= room and not self._late:
-            self._take(kind, data)
+        if kind in _STREAMS:
+            data = self._joined(kind, data)
         else:
-            if room > 0:
-                self._take(kind, data[:room])
-            self._take_late(kind, data[max(room, 0) :])
+            self._let_go()
+        self._accept(kind, data)
         while self._size >= HIGH and self._error is None:
             self._room.clear()
             await self._room.wait()
@@ -155,6 +163,7 @@ class Recorder:
 
     async def flush(self) -> None:
         """Return when what was taken is written, but for what is kept for the end; raises what `output` does."""
+        self._let_go()
         while (self._runs or self._writing) and self._error is None:
             self._room.clear()
             self._full.set()
@@ -166,6 +175,7 @@ class Recorder:
         writer = self._writer
         if writer is None:
             return
+        self._let_go()
         if self._late:
             if self._left_out:
                 words = f"… {self._left_out:,} bytes of output left out …\n".encode()
@@ -189,6 +199,34 @@ class Recorder:
             self.open_tools = max(self.open_tools - 1, 0)
         self._answered = self._answered or kind in _ANSWERS
         self.heard = self.heard or (self.begun and kind in _HEARD)
+
+    def _joined(self, kind: OutputKind, data: bytes) -> bytes:
+        """The piece with what was held back of the one before, without what may be the beginning of a secret."""
+        if self._held is not None and self._held[0] is kind:
+            data, self._held = self._held[1] + data, None
+        else:
+            self._let_go()
+        cut = self._redact.unfinished(data)
+        if cut < len(data):
+            self._held = (kind, data[cut:])
+        return data[:cut]
+
+    def _let_go(self) -> None:
+        """What was held back is not going to be continued."""
+        if self._held is not None:
+            (kind, data), self._held = self._held, None
+            self._accept(kind, data)
+
+    def _accept(self, kind: OutputKind, data: bytes) -> None:
+        room = self._limit - self._taken
+        if len(data) <= room and not self._late:
+            if data:
+                self._take(kind, data)
+            return
+        data = self._redact(data)  # before it is cut: half of a secret looks like none
+        if room > 0:
+            self._take(kind, data[:room])
+        self._take_late(kind, data[max(room, 0) :])
 
     def _take(self, kind: OutputKind, data: bytes) -> None:
         self._taken += len(data)
@@ -233,7 +271,7 @@ class Recorder:
                 self._news.clear()
             self._writing = True
             try:
-                await self._store([piece for kind, chunks in runs for piece in _pieces(kind, chunks)])
+                await self._store(self._clean(runs))
             except Exception as error:  # noqa: BLE001  the border between two tasks: raised where it is waited for
                 self._error = error
                 self.broken.set()
@@ -242,6 +280,13 @@ class Recorder:
                 self._writing = False
                 self._activity = self._loop.time()
                 self._room.set()
+
+    def _clean(self, runs: Sequence[tuple[OutputKind, list[bytes]]]) -> list[tuple[OutputKind, bytes]]:
+        """What is written: without secrets, in pieces. One look at all of it tells that there is none, mostly."""
+        whole = [(kind, chunks[0] if len(chunks) == 1 else b"".join(chunks)) for kind, chunks in runs]
+        if self._redact.suspects(b"\n".join(data for _, data in whole)):
+            whole = [(kind, self._redact(data)) for kind, data in whole]
+        return [piece for kind, data in whole for piece in _pieces(kind, data)]
 
     async def _store(self, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         if pieces:
@@ -270,9 +315,8 @@ async def patiently(write: Callable[[], Awaitable[None]]) -> None:
         pause = min(pause * 2, 5.0)
 
 
-def _pieces(kind: OutputKind, chunks: Sequence[bytes]) -> Iterator[tuple[OutputKind, bytes]]:
+def _pieces(kind: OutputKind, data: bytes) -> Iterator[tuple[OutputKind, bytes]]:
     """Pieces of at most `PIECE` bytes, never cut inside a character."""
-    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
     start = 0
     while len(data) - start > PIECE:
         end = start + PIECE

@@ -180,7 +180,7 @@ async def test_a_lost_lease_reaches_who_speaks_and_who_is_silent() -> None:
 
     async def speak() -> None:
         async with Recorder(notebook, execution(), interval=0.01) as recorder:
-            await recorder.output(OUT, b"x")
+            await recorder.output(OUT, b"x\n")
             await asyncio.wait_for(recorder.broken.wait(), 5)
             with pytest.raises(LeaseLost):
                 await recorder.output(OUT, b"y")
@@ -197,7 +197,7 @@ async def test_a_lost_lease_at_the_very_end_is_not_overlooked() -> None:
 
     async def speak() -> None:
         async with Recorder(notebook, execution()) as recorder:
-            await recorder.output(OUT, b"x")
+            await recorder.output(OUT, b"x\n")
             notebook.lost = True
 
     with pytest.raises(LeaseLost):
@@ -207,7 +207,7 @@ async def test_a_lost_lease_at_the_very_end_is_not_overlooked() -> None:
 async def test_it_does_not_hide_what_ended_the_block() -> None:
     async def speak() -> None:
         async with Recorder(Notebook(lost=True), execution()) as recorder:
-            await recorder.output(OUT, b"x")
+            await recorder.output(OUT, b"x\n")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -220,7 +220,7 @@ async def test_who_waits_for_room_hears_of_the_loss() -> None:
 
     async def speak() -> None:
         async with Recorder(journal, execution()) as recorder:
-            await recorder.output(OUT, b"x")
+            await recorder.output(OUT, b"x\n")
             await until(lambda: journal.writes)
             waits = asyncio.ensure_future(recorder.output(OUT, bytes(3 * HIGH)))
             await asyncio.sleep(0)

@@ -1,0 +1,135 @@
+"""Secrets taken out of text that is kept or goes outside: values that are configured, and what looks like one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import overload
+from urllib.parse import quote, quote_plus
+
+REPLACEMENT = "[redacted]"
+SHORTEST = 8
+"""Characters: a shorter value would take words out that are none of its business."""
+_TOKEN = 1024
+"""Bytes at the end of a piece that are looked at for the beginning of a secret."""
+_BLOCK = 16 << 10
+"""Bytes of a private key, at most."""
+_LINE = 20
+"""Characters from which a single line of a secret with several is one of its own: a key is printed line by line."""
+
+_OWN = "a configured secret"
+_KEY = r"(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+_HEADER = r"(?:Proc-Type|DEK-Info|Version|Comment|Hash):[^\n\\]*+"
+_SHAPES: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("a GitHub token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{20,}"),
+    ("a GitHub token", ("github_pat_",), r"github_pat_[A-Za-z0-9_]{20,}"),
+    ("a Linear key", ("lin_api_", "lin_oauth_"), r"lin_(?:api|oauth)_[A-Za-z0-9_]{16,}"),
+    ("an API key", ("sk-",), r"(?<![A-Za-z0-9])sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}"),
+    ("a Slack token", ("xox",), r"xox[a-z]-[A-Za-z0-9-]{10,}"),
+    ("an AWS key", ("AKIA", "ASIA"), r"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"),
+    ("a JSON web token", ("eyJ",), r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
+    ("a Telegram bot's token", (":A",), r"(?<![A-Za-z0-9])\d{6,12}:A[A-Za-z0-9_-]{34}(?![A-Za-z0-9_-])"),
+    ("a Telegram bot's token", ("bot",), r"(?<=bot)\d{3,}:[A-Za-z0-9_-]{10,}"),
+    (
+        "a private key",
+        ("-----BEGIN ",),
+        rf"-----BEGIN {_KEY}(?:{_HEADER}|[A-Za-z0-9+/=\s]|\\[nr]){{32,}}+(?:-----END {_KEY})?",
+    ),
+)
+"""What it is, what a text with it has for certain, and how it looks. The middle is there for speed alone."""
+
+
+class Redactor:
+    """Takes secrets out of text or bytes; callable, pure, cheap where there is nothing to take out. Idempotent.
+
+    Configured values are found as they are, and as JSON, URLs and base64 (at any offset) have them.
+    """
+
+    __slots__ = ("_begun", "_bytes", "_literals", "_longest", "_marks", "_text")
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+        own = [(_OWN, tuple(forms), "|".join(map(re.escape, forms)))] if forms else []
+        shapes = [*own, *_SHAPES]
+        self._text = [(literals, re.compile(pattern)) for _, literals, pattern in shapes]
+        self._bytes = [
+            (name, tuple(one.encode() for one in literals), re.compile(pattern.encode()))
+            for name, literals, pattern in shapes
+        ]
+        self._literals = tuple(one for _, literals, _ in self._bytes for one in literals)
+        self._marks = tuple(one for name, literals, _ in self._bytes if name != _OWN for one in literals)
+        self._begun = frozenset(one[:n] for one in self._literals for n in range(1, len(one)))
+        self._longest = max(map(len, self._literals)) - 1
+
+    @overload
+    def __call__(self, data: str) -> str: ...
+
+    @overload
+    def __call__(self, data: bytes) -> bytes: ...
+
+    def __call__(self, data: str | bytes) -> str | bytes:
+        """The same without secrets."""
+        if isinstance(data, str):
+            for words, shape in self._text:
+                if any(word in data for word in words):
+                    data = shape.sub(REPLACEMENT, data)
+            return data
+        for _, parts, looks in self._bytes:
+            if any(part in data for part in parts):
+                data = looks.sub(REPLACEMENT.encode(), data)
+        return data
+
+    def suspects(self, data: bytes) -> bool:
+        """Whether there may be anything to take out: the quick look alone, for much data at once."""
+        return any(literal in data for literal in self._literals)
+
+    def unfinished(self, data: bytes) -> int:
+        """Where the end of a piece begins that may be the beginning of a secret; its length when there is none."""
+        block = data.rfind(b"-----BEGIN ", max(len(data) - _BLOCK, 0))
+        if block >= 0 and b"PRIVATE KEY" in data[block : block + 60] and b"-----END" not in data[block:]:
+            return block
+        if data[-1:] in (b"\n", b"\r"):
+            return len(data)
+        line = re.split(rb"[\r\n]", data[-_TOKEN:])[-1]
+        token = re.split(rb"\s", line)[-1]
+        if any(mark in token for mark in self._marks):
+            return len(data) - len(token)
+        longest = min(self._longest, len(line))
+        begun = next((n for n in range(longest, 0, -1) if line[-n:] in self._begun), 0)
+        return len(data) - begun
+
+    def found(self, data: bytes) -> Mapping[bytes, str]:
+        """The secrets in it, and what each of them is, in words."""
+        return {
+            match: name
+            for name, parts, looks in reversed(self._bytes)
+            if any(part in data for part in parts)
+            for match in (one.group() for one in looks.finditer(data))
+        }
+
+
+def _forms(secret: str) -> Iterator[str]:
+    """How a value may be written."""
+    lines = [line.strip() for line in secret.splitlines()]
+    more = [line for line in lines if len(line) >= _LINE and not line.startswith("-----")] if len(lines) > 1 else []
+    for value in (secret, secret.strip(), *more):
+        if len(value) < SHORTEST:
+            continue
+        yield value
+        yield json.dumps(value)[1:-1]
+        yield json.dumps(value, ensure_ascii=False)[1:-1]
+        yield quote(value, safe="")
+        yield quote(value)
+        yield quote_plus(value)
+        yield from _in_base64(value.encode(errors="replace"))
+
+
+def _in_base64(value: bytes) -> Iterator[str]:
+    """What is the same in base64 whatever stands before and behind it: one for each offset modulo 3."""
+    for offset, first in ((0, 0), (1, 2), (2, 3)):
+        encoded = base64.b64encode(bytes(offset) + value).decode()
+        inner = encoded[first : (offset + len(value)) * 8 // 6]
+        yield inner
+        yield inner.replace("+", "-").replace("/", "_")
