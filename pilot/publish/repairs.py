@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,8 +63,11 @@ class Repairs:
             return await self._decided(pull, checks, seen)
         theirs = await self._red_on_base(pull, red)
         ours = [check for check in red if check.name not in theirs]
+        seen["theirs"] = sorted(theirs)
         if not ours:
-            return await self._not_ours(pull, checks, theirs, seen)
+            names = ", ".join(one_line(check.name, 100) for check in red)
+            why = f"what is red here is red on {pull.base}, too, so that this change can't mend it: {names}"
+            return await self._decided(pull, checks, seen, stuck=why)
         patient = self.clock() - since < LOG_PATIENCE
         found = await evidence(self.github.ci, pull.repo, ours, patient=patient)
         fingerprint = mark(found)
@@ -109,21 +112,11 @@ class Repairs:
         if seen != before:
             await self.pulls.saw(pull.id, seen=seen)
 
-    async def _decided(
-        self,
-        pull: Pull,
-        checks: Checks,
-        seen: dict[str, Any],
-        *,
-        red: Sequence[str] | None = None,
-        stuck: str | None = None,
-    ) -> bool:
+    async def _decided(self, pull: Pull, checks: Checks, seen: dict[str, Any], *, stuck: str | None = None) -> bool:
         seen["decided"] = checks.sha
+        red = red_labels(checks, pull.base, seen.get("theirs", ()))
         why = None if stuck is None else one_line(stuck, 500)
-        if red is None:
-            await self.pulls.saw(pull.id, seen=seen, stuck=why)
-        else:
-            await self.pulls.saw(pull.id, checks="failed", red=red, seen=seen, stuck=why)
+        await self.pulls.saw(pull.id, checks="failed", red=red, seen=seen, stuck=why, sha=checks.sha)
         return True
 
     async def _ask(
@@ -174,23 +167,20 @@ class Repairs:
         there = await self.github.ci.checks(pull.repo, found[0].sha)
         return frozenset(check.name for check in there.failed) & {check.name for check in red}
 
-    async def _not_ours(self, pull: Pull, checks: Checks, theirs: frozenset[str], seen: dict[str, Any]) -> bool:
-        red = tuple(
-            f"{one_line(check.name, 100)} (red on {pull.base}, too)" if check.name in theirs else check_label(check)
-            for check in checks.failed
-        )
-        why = f"what is red here is red on {pull.base}, too, so that this change can't mend it: {', '.join(red)}"
-        return await self._decided(pull, checks, seen, red=red, stuck=why)
-
     async def _may(self, repo: str, review: Review) -> bool:
         if review.author is None or review.author.bot:
             return False
         return (await self.github.permission(repo, review.author.login)).may_write
 
 
-def check_label(check: Check) -> str:
-    """A red check's name, and its conclusion where that says more than "failed"."""
-    return RedCheck(check.name, check.conclusion or "failure", check.url).label
+def red_labels(checks: Checks, base: str, theirs: Collection[str]) -> tuple[str, ...]:
+    """What is red, by name; with its conclusion where that says more, and whether the base has the same."""
+    return tuple(
+        f"{one_line(check.name, 100)} (red on {base}, too)"
+        if check.name in theirs
+        else RedCheck(check.name, check.conclusion or "failure", check.url).label
+        for check in checks.failed
+    )
 
 
 def _after_red(

@@ -14,7 +14,7 @@ from pilot.domain.delivery import Pull, PullState
 from pilot.domain.outside import Pulls
 from pilot.domain.ports import Clock
 from pilot.domain.task import Project
-from pilot.publish.repairs import Repairs, check_label
+from pilot.publish.repairs import Repairs, red_labels
 
 GRACE = 120_000
 """Milliseconds in which CI has to report on a commit at all. Where nobody has by then, there is no CI: `checks` is
@@ -28,8 +28,9 @@ class PullReader:
 
     `Pull.seen` holds: `etag` of the pull request; `head`, its commit, and `head_at`, when that was first seen;
     `ours`, the commits that we pushed; `checks`, etags of what CI says, and `summary`, what it said; `red_at`;
-    `decided`, the commit whose redness was dealt with; `mark` of the failure that was repaired last; `reviewed`,
-    the last review that was dealt with, `review_due` and `by_review`, how many repairs were for reviews.
+    `decided`, the commit whose redness was dealt with, and `theirs`, what of it the base has, too; `mark` of the
+    failure that was repaired last; `reviewed`, the last review that was dealt with, `review_due` and `by_review`,
+    how many repairs were for reviews.
 
     What is merged or closed is final: a pull request that is opened again by hand is its person's affair. So is a
     branch that somebody else pushed to: its checks are told, and it is not repaired.
@@ -53,7 +54,8 @@ class PullReader:
                 return await self.pulls.saw(pull.id, state=ended, seen=seen)
             if found.sha != seen.get("head"):
                 seen |= {"head": found.sha, "head_at": self.clock(), "checks": {}, "summary": ""}
-                seen.pop("red_at", None)
+                for gone in ("red_at", "theirs"):
+                    seen.pop(gone, None)
         changed = await self._checks(pull, project, own, seen)
         if own.review_repairs and (got is not None or seen.get("review_due")) and _current(pull, seen):
             await self.repairs.after_review(pull, project, own, seen)
@@ -102,9 +104,11 @@ class PullReader:
         if seen.get("summary") == "none":
             # a repository's CI may need a moment to begin
             says = "none" if self.clock() - int(seen["head_at"]) >= GRACE else None
-        red = () if checks is None else tuple(check_label(check) for check in checks.failed)
+        red = () if checks is None else red_labels(checks, pull.base, seen.get("theirs", ()))
         if says is not None and (says, red) != (pull.checks, pull.red):
-            return await self.pulls.saw(pull.id, checks=says, red=red, seen=seen)
+            # a push of ours may have come in between, of which nothing is known yet
+            sha = seen["head"] if _current(pull, seen) else None
+            return await self.pulls.saw(pull.id, checks=says, red=red, seen=seen, sha=sha)
         if seen != pull.seen:
             await self.pulls.saw(pull.id, seen=seen)
         return False
