@@ -172,12 +172,15 @@ class Client:
             changes["removedLabelIds"] = list(remove_labels)
         await self._write(ask.UPDATE_ISSUE, "issueUpdate", id=id, input=changes)
 
-    async def comment(self, id: UUID, issue: str, body: str, *, parent: str | None = None) -> None:
-        """Write a comment (Markdown) under an id (version 4) of the caller's: sent again, it stays one comment."""
+    async def comment(self, id: UUID, issue: str, body: str, *, parent: str | None = None) -> bool:
+        """Write a comment (Markdown) under an id (version 4) of the caller's: sent again, it stays one comment.
+
+        False: it is there already, with the words it had.
+        """
         words: dict[str, Json] = {"id": str(id), "issueId": issue, "body": clean(body)}
         if parent is not None:
             words["parentId"] = parent
-        await self._create(ask.CREATE_COMMENT, "commentCreate", words, ask.COMMENT_IS_THERE)
+        return await self._create(ask.CREATE_COMMENT, "commentCreate", words, ask.COMMENT_IS_THERE)
 
     async def edit_comment(self, id: UUID | str, body: str) -> None:
         """Write a comment anew."""
@@ -239,7 +242,7 @@ class Client:
                 return
         raise Refused(f"Linear's list goes on after {PAGES * ask.PAGE} entries")
 
-    async def _create(self, mutation: str, name: str, words: Mapping[str, Json], is_there: str) -> None:
+    async def _create(self, mutation: str, name: str, words: Mapping[str, Json], is_there: str) -> bool:
         try:
             await self._write(mutation, name, input=words)
         except Refused:
@@ -249,8 +252,9 @@ class Client:
             except NotFound:
                 pass
             else:
-                return
+                return False
             raise
+        return True
 
     async def _write(self, mutation: str, name: str, **variables: Json) -> None:
         with _understood():

@@ -62,7 +62,9 @@ query Label($name: String!) {{
   issueLabels(filter: {{name: {{eqIgnoreCase: $name}}}}, first: {PAGE}) {{ nodes {{ id name team {{ id }} }} }}
 }}
 """
-_SESSION = f"id status createdAt updatedAt issue {{ id identifier previousIdentifiers }} creator {{ {_ACTOR} }} appUser {{ id }}"
+_SESSION = f"""
+  id status createdAt updatedAt issue {{ id identifier previousIdentifiers }} creator {{ {_ACTOR} }} appUser {{ id }}
+"""
 SESSION = f"query Session($id: String!) {{ agentSession(id: $id) {{ {_SESSION} }} }}"
 SESSIONS = f"""
 query Sessions($after: String) {{

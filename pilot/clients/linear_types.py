@@ -107,10 +107,15 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """That an issue's title or description was changed, last at `at`, and by whom; None: nobody that is known."""
+    """That an issue's words were changed, last at `at`, and by whom; None: nobody that is known.
+
+    `title`: what it was before, if it was changed; what the description was, nobody tells.
+    """
 
     actors: tuple[Actor | None, ...]
     at: int
+    title: str | None
+    description: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,9 +322,10 @@ def read_edit(entry: Mapping[str, Json]) -> Edit | None:
 
     Linear joins what one person does within a while in one entry: its last moment counts.
     """
-    writers = entry["descriptionUpdatedBy"] or ()
-    if entry["fromTitle"] is None and not entry["updatedDescription"] and not writers:
+    writers, title = entry["descriptionUpdatedBy"] or (), entry["fromTitle"]
+    description = bool(writers) or entry["updatedDescription"] is True
+    if title is None and not description:
         return None
     actors = {read_actor(entry["actor"], None, entry["botActor"]), *(read_user(writer) for writer in writers)}
     known = sorted((actor for actor in actors if actor is not None), key=lambda actor: actor.id)
-    return Edit(tuple(known) or (None,), instant(entry["updatedAt"]))
+    return Edit(tuple(known) or (None,), instant(entry["updatedAt"]), title, description)

@@ -73,8 +73,8 @@ class World:
         row = self._row(
             "Issue", title=title, description=description, number=float(number), identifier=f"ENG-{number}",
             url=f"{HOME}/issue/ENG-{number}", labels=[], team=self.team, state=self.states["Todo"], project=None,
-            creator=creator or self.ann, externalUserCreator=None, botActor=None, delegate=None, history=[], trashed=None, previousIdentifiers=[],
-            **more,
+            creator=creator or self.ann, externalUserCreator=None, botActor=None, delegate=None, history=[],
+            trashed=None, previousIdentifiers=[], **more,
         )  # fmt: skip
         self.changed("Issue", "create", row, {}, row["creator"])
         return row
