@@ -40,9 +40,14 @@ def named(text: str) -> int | None:
     return int(number) if number.isdecimal() and len(number) < 19 else None
 
 
-def standing(report: Report, now: int, *, waits: str = "", doing: str = "", said: str = "") -> str:
-    """How it stands. `waits`: why it is not running; `doing`: the phase; `said`: the agent's last line."""
+def standing(report: Report, now: int, *, waits: str = "", doing: str = "", said: str = "", chat: bool = True) -> str:
+    """How it stands. `waits`: why it is not running; `doing`: the phase; `said`: the agent's last line.
+
+    `chat`: its readers can command by `/retry`; others are told of `pilot retry`.
+    """
     lines = [headline(report.execution), *_state(report, now, waits, doing)]
+    if report.execution.status is Status.FAILED:
+        lines.append(f"{'/' if chat else 'pilot '}retry {report.execution.id} runs it anew.")
     if report.execution.status is Status.RUNNING and said:
         lines.append(f"> {one_line(said, 200)}")
     return "\n".join(line for line in lines if line)
@@ -63,7 +68,7 @@ def _state(report: Report, now: int, waits: str, doing: str) -> list[str]:
         case Status.COMPLETED:
             return [*_completed(report), _cost(execution), _said(report.summary)]
         case Status.FAILED:
-            return [_failed(execution), _cost(execution), f"/retry {execution.id} runs it anew."]
+            return [_failed(execution), _cost(execution)]
         case Status.CANCELLED:
             return [f"cancelled: {one_line(execution.reason or 'somebody asked for it', 300)}", _cost(execution)]
 
@@ -105,14 +110,18 @@ def _failed(execution: Execution) -> str:
     return f"failed{_took(execution)}: {one_line(why, 500)}"
 
 
-def question(execution: Execution, asked: Asked) -> str:
-    """A question, with how to answer it; the head line comes first."""
+def question(execution: Execution, asked: Asked, *, chat: bool = True) -> str:
+    """A question, with how to answer it; the head line comes first. `chat`: as for `standing`."""
     lines = [headline(execution, "❓"), body(asked.text, QUESTION_SHOWN), ""]
     if asked.options:
         lines += [f"{number}. {one_line(option, 200)}" for number, option in enumerate(asked.options, 1)]
     if asked.default:
         lines.append(f"It suggests: {one_line(asked.default, 200)}")
-    lines.append(f"Reply to this message, or /answer {execution.id} TEXT")
+    lines.append(
+        f"Reply to this message, or /answer {execution.id} TEXT"
+        if chat
+        else f"pilot answer {execution.id} TEXT answers it"
+    )
     return "\n".join(lines)
 
 

@@ -118,7 +118,8 @@ class Notify:
             if kind == "telegram" and self._bot is not None:
                 return await self._tell_chat(effect, int(name))
             if target in self.webhooks and self._hooks is not None:
-                return await self._post(effect, self.webhooks[target])
+                await self._post(effect, self.webhooks[target])
+                return None
         except Later as error:
             if old:
                 raise GiveUp(f"it is no news any more, and still: {error}") from None
@@ -173,7 +174,7 @@ class Notify:
                     ],
                 )
             return found
-        message = await bot.send(chat, self._redact(_words(effect, report, self._clock())))
+        message = await bot.send(chat, self._redact(_words(effect, report, self._clock(), chat=True)))
         return {**found, "message": message}
 
     async def _close(self, bot: Bot, report: Report, chat: int, asked: Mapping[str, int], closed: list[str]) -> None:
@@ -252,7 +253,7 @@ def _follows(report: Report, chat: int) -> bool:
     return origin.get("source") == "telegram" and origin.get("chat") == chat
 
 
-def _words(effect: Effect, report: Report | None, now: int) -> str:
+def _words(effect: Effect, report: Report | None, now: int, *, chat: bool = False) -> str:
     type, data = str(effect.payload["type"]), effect.payload.get("data") or {}
     if type == EventType.PARKED:
         return _parked(data)
@@ -263,8 +264,8 @@ def _words(effect: Effect, report: Report | None, now: int) -> str:
         reason = one_line(str(data.get("reason") or "no reason given"), 500)
         return f"{telling.headline(report.execution, '⚠️')}\n{what} could not be delivered: {reason}{_ticket(report)}"
     if type == EventType.ASKED and report.question is not None:
-        return telling.question(report.execution, report.question)
-    return telling.standing(report, now) + _ticket(report)
+        return telling.question(report.execution, report.question, chat=chat)
+    return telling.standing(report, now, chat=chat) + _ticket(report)
 
 
 def _ticket(report: Report) -> str:
