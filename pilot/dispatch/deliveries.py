@@ -153,7 +153,7 @@ class Deliveries:
             return self.poll
         due = None
         with self._watched():
-            due = await self.outbox.next_due(tuple(self.handlers))
+            due = await self.outbox.next_due(tuple(self.handlers), self.node)
         wait = self.poll if due is None else (due - self.clock()) / 1000
         return min(wait, self.poll) if wait > 0 else self.poll  # due, and not for this node: it was just asked
 

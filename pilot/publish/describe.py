@@ -22,8 +22,10 @@ BEGIN = "<!-- pilot:begin -->"
 MARKER = "<!-- pilot:execution={} -->"
 TITLE = 200
 """Characters of a title."""
+LIMIT = 65_536
+"""Characters of a text, GitHub's most."""
 _SUMMARY, _FILES, _COMMITS, _GATES = 4000, 80, 30, 30
-"""How much of each is shown; together it is well below GitHub's 65,536 characters."""
+"""How much of each is shown at most."""
 
 _PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 _REFERS = re.compile(r"#(?=\d)|\bGH-(?=\d)|:(?=//)", re.IGNORECASE)
@@ -39,18 +41,27 @@ def title(execution: Execution, redact: Callable[[str], str]) -> str:
 
 
 def body(report: Report, change: Change, repo: str, redact: Callable[[str], str]) -> str:
-    """The whole text. `repo`: where the pull request is, owner/name."""
+    """The whole text. `repo`: where the pull request is, owner/name. Of long lists it shows as much as fits."""
+    text = ""
+    for part in (1, 2, 4, 8, 16):
+        text = _written(report, change, repo, redact, part)
+        if len(text) <= LIMIT:
+            break
+    return text
+
+
+def _written(report: Report, change: Change, repo: str, redact: Callable[[str], str], part: int) -> str:
     parts = [
         BEGIN,
         closing(report.origin, repo),
         _said(redact(report.summary)),
-        _files(change, redact),
-        _commits(change, redact),
-        _gates(report, change, redact),
+        _files(change, redact, _FILES // part),
+        _commits(change, redact, _COMMITS // part),
+        _gates(report, change, redact, _GATES // part),
         _receipt(report.execution, redact),
         MARKER.format(report.execution.id),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(each for each in parts if each)
 
 
 def renewed(text: str, body: str) -> str | None:
@@ -85,14 +96,14 @@ def _said(summary: str) -> str:
     return f"### What the agent says it did\n\n{quotation}" if quotation else ""
 
 
-def _files(change: Change, redact: Callable[[str], str]) -> str:
+def _files(change: Change, redact: Callable[[str], str], most: int) -> str:
     if not change.files:
         return "### Changes\n\nNo file differs from the base."
     added, removed = (sum(getattr(file, name) or 0 for file in change.files) for name in ("added", "removed"))
     total = f"{_count(len(change.files), 'file')}, +{added:,} -{removed:,}"
     head = f"### Changes\n\n{total}\n\n| File | + | - |\n|---|--:|--:|"
-    rows = [_row(file, redact) for file in change.files[:_FILES]]
-    return "\n".join([head, *rows]) + _more(len(change.files) - _FILES, "file")
+    rows = [_row(file, redact) for file in change.files[:most]]
+    return "\n".join([head, *rows]) + _more(len(change.files) - most, "file")
 
 
 def _row(file: File, redact: Callable[[str], str]) -> str:
@@ -102,17 +113,17 @@ def _row(file: File, redact: Callable[[str], str]) -> str:
     return f"| {name} | {file.added} | {file.removed} |"
 
 
-def _commits(change: Change, redact: Callable[[str], str]) -> str:
+def _commits(change: Change, redact: Callable[[str], str], most: int) -> str:
     if len(change.commits) < 2:
         return ""
-    lines = [f"- {commit.sha[:10]} {code(redact(commit.subject), 100)}" for commit in change.commits[:_COMMITS]]
-    return "\n".join(["### Commits", "", *lines]) + _more(len(change.commits) - _COMMITS, "commit")
+    lines = [f"- {commit.sha[:10]} {code(redact(commit.subject), 100)}" for commit in change.commits[:most]]
+    return "\n".join(["### Commits", "", *lines]) + _more(len(change.commits) - most, "commit")
 
 
-def _gates(report: Report, change: Change, redact: Callable[[str], str]) -> str:
+def _gates(report: Report, change: Change, redact: Callable[[str], str], most: int) -> str:
     if not report.gates:
         return "### Gates\n\nThe project has none: nothing was checked before this was published."
-    rows = [_gate(gate, redact) for gate in report.gates[:_GATES]]
+    rows = [_gate(gate, redact) for gate in report.gates[:most]]
     head = "### Gates\n\n| Gate | Command | Exit code | Duration |\n|---|---|--:|--:|"
     judged = {gate.tree for gate in report.gates}
     if judged == {change.tree}:
@@ -120,7 +131,7 @@ def _gates(report: Report, change: Change, redact: Callable[[str], str]) -> str:
     else:
         trees = ", ".join(f"`{tree}`" for tree in sorted(judged) if tree.isalnum())
         proof = f"⚠️ Run by pilot on tree {trees or 'unknown'}; this branch's tree is `{change.tree}`"
-    return "\n".join([head, *rows]) + _more(len(report.gates) - _GATES, "gate") + f"\n\n{proof}"
+    return "\n".join([head, *rows]) + _more(len(report.gates) - most, "gate") + f"\n\n{proof}"
 
 
 def _gate(gate: GateResult, redact: Callable[[str], str]) -> str:
