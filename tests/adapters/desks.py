@@ -60,9 +60,9 @@ def desk(
         queue=store.queue,
         history=store.history,
         refusals=store.refusals,
-        outbox=getattr(store, "outbox", None),  # type: ignore[arg-type]
-        inbox=getattr(store, "inbox", None),  # type: ignore[arg-type]
-        pulls=getattr(store, "pulls", None),  # type: ignore[arg-type]
+        outbox=store.outbox,
+        inbox=store.inbox,
+        pulls=store.pulls,
         duties=store.duties,
         health=store.health,
         clock=store.database.clock,
