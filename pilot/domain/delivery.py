@@ -25,8 +25,11 @@ class EffectKind(StrEnum):
 class Effect:
     """One row of the outbox. Of one `lane`, only the oldest undelivered one is ever worked on.
 
+    Except that a report goes past a publication that has been put off: people see what it waits for.
     `key` is its identity outside, too (a marker, a client's UUID). `event` is the id of the event that caused it.
-    `tries` counts those before this one. `payload` is its kind's own.
+    `tries` counts those before this one. `payload` is its kind's own: of a publication `pull repo base draft branch
+    head_sha`, of a report its event's `type`, of a notification `type` and `data`, of a clean-up `pull workspace`.
+    `claim` tells this taking of it from others.
     """
 
     id: int
@@ -40,6 +43,7 @@ class Effect:
     payload: Mapping[str, Any]
     tries: int
     created_at: int
+    claim: int = 0
 
 
 class PullState(StrEnum):
@@ -104,7 +108,8 @@ class Report:
 
     `event` is the newest event it knows of, `type` that event's. `ahead`: executions that go first, for a queued one.
     `summary`, `gates`, `tree`: of the last attempt that ended. `question` is the newest one. `sent`: what earlier
-    reports of this execution returned (ids of comments and messages), by effect kind and target, newest last wins.
+    effects of this execution returned (ids of comments and messages), by effect kind ("report"), or by the `target`
+    that stands in their payload; of several the newest one's keys win.
     """
 
     execution: Execution
@@ -132,6 +137,8 @@ class Refusal:
     actor: str
     reason: str
     url: str = ""
+    at: int = 0
+    """When it was stored (UTC ms); the store's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,3 +152,5 @@ class Arrival:
     payload: Mapping[str, Any]
     received_at: int
     tries: int
+    claim: int = 0
+    """Tells this taking of it from others."""

@@ -79,8 +79,8 @@ class Outbox(Protocol):
         """More effects (kind, key, lane, payload) that follow from one, once per key."""
         ...
 
-    async def next_due(self, kinds: Collection[EffectKind]) -> int | None:
-        """When (UTC ms) the next of them can be tried; None: nothing is owed."""
+    async def next_due(self, kinds: Collection[EffectKind], node: str | None = None) -> int | None:
+        """When (UTC ms) the next of them can be tried, by this node if one is named; None: nothing is owed."""
         ...
 
     async def report(self, execution: int) -> Report:
@@ -136,7 +136,10 @@ class Pulls(Protocol):
         ...
 
     async def opened(self, pull: int, *, number: int, url: str, head_sha: str) -> bool:
-        """It is there. Its executions get `delivery: pr_open`, `pr_url`; event `pull.opened` the first time."""
+        """It is there, with our push. Its executions get `delivery: pr_open`, `pr_url`; event `pull.opened` once each.
+
+        False: it has ended, and nothing was written.
+        """
         ...
 
     async def saw(
@@ -148,9 +151,11 @@ class Pulls(Protocol):
         red: Sequence[str] = (),
         seen: Mapping[str, Any] | None = None,
         stuck: str | None = None,
+        sha: str | None = None,
     ) -> bool:
-        """What reading it back has shown; True when something changed.
+        """What reading it back has shown; True when its state or checks changed, or it is `stuck` for the first time.
 
+        `sha`: the commit that `checks` are of; those of one that is not ours any more are not written.
         `checks` is written to its execution, `merged` and `closed` become the delivery of all its executions, with
         an effect `clean` for each that kept a workspace. Events `pull.checks`, `pull.merged`, `pull.closed`.
         `seen` replaces what was remembered. `stuck`: why nobody repairs it any more, so that a person has to look;
@@ -159,7 +164,10 @@ class Pulls(Protocol):
         ...
 
     async def repair(self, pull: int, task: Task, *, limit: int) -> Enqueued | None:
-        """Enqueue a repair, once per idempotency key, and count it; None: `limit` is used up (event, once)."""
+        """Enqueue a repair, once per idempotency key, and count it.
+
+        None: `limit` is used up (event, once), or it has ended. Raises `UsageError`, `NotFound` as `Queue.enqueue`.
+        """
         ...
 
     async def by_number(self, project_id: int, number: int) -> Pull | None:

@@ -34,7 +34,8 @@ class NodeKind(StrEnum):
 class Node:
     """One process that claims. `host`, `boot_id`, `pid` and `start_ticks` together name it for ever.
 
-    `max_running`: how much it runs at once, for people who ask why nothing starts; 0: not said.
+    `max_running`: how much it runs at once, for people who ask why nothing starts; 0: not said. `notifies`: it tells
+    people what needs them; as long as one such node is known, that is owed to them.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Node:
     start_ticks: int
     version: str
     max_running: int = 0
+    notifies: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +150,12 @@ class DispatchQueue(Queue, Protocol):
         projects: Collection[int],
         accounts: Accounts = ...,
         budget: Budget = ...,
+        notifies: bool | None = None,
     ) -> None:
-        """What the node claims from, as whom, and what it may spend; each call replaces the one before."""
+        """What the node claims from, as whom, and what it may spend; each call replaces the one before.
+
+        `notifies` None: as it was.
+        """
         ...
 
     async def drain_node(self, node: str) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from pilot.store.database import Database
     from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
+    from pilot.store.inbox import SqlInbox
     from pilot.store.journal import SqlJournal
+    from pilot.store.outbox import SqlOutbox
+    from pilot.store.pulls import SqlPulls
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
 
@@ -41,6 +44,9 @@ class Store:
     refusals: SqlRefusals
     duties: SqlDuties
     health: SqlHealth
+    outbox: SqlOutbox
+    inbox: SqlInbox
+    pulls: SqlPulls
 
 
 def sqlite_path(url: str) -> Path:
@@ -57,7 +63,10 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
     # Here, so that a command that only reads doesn't load all that writes.
     from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
+    from pilot.store.inbox import SqlInbox
     from pilot.store.journal import SqlJournal
+    from pilot.store.outbox import SqlOutbox
+    from pilot.store.pulls import SqlPulls
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
     from pilot.store.sqlite import open_sqlite
@@ -74,6 +83,9 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
             refusals=SqlRefusals(database),
             duties=SqlDuties(database),
             health=SqlHealth(database),
+            outbox=SqlOutbox(database),
+            inbox=SqlInbox(database),
+            pulls=SqlPulls(database),
         )
     finally:
         await database.close()

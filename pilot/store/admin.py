@@ -113,12 +113,17 @@ class Admin:
                 "AND e.finished_at IS NOT NULL AND e.finished_at < :before "
                 "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN executions c ON c.id = d.execution_id "
                 "  WHERE d.depends_on = e.id AND c.status IN ('blocked', 'queued', 'running', 'needs_human')) "
+                "AND NOT EXISTS (SELECT 1 FROM pull_executions m JOIN pulls l ON l.id = m.pull_id "
+                "  WHERE m.execution_id = e.id AND l.state IN ('owed', 'open')) "
                 "AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.execution_id = e.id AND o.delivered_at IS NULL) "
                 f"AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) LIMIT {PRUNE_BATCH}",
                 {"before": before},
             )
             gone = {"ids": ids(id for (id,) in rows)}
             yield Statement(f"DELETE FROM events WHERE execution_id IN {ids_of(self._dialect)}", gone)
+            # An ended pull request goes with the last execution whose work it holds.
+            yield Statement(f"DELETE FROM pulls WHERE execution_id IN {ids_of(self._dialect)}", gone)
+            yield Statement(f"DELETE FROM pull_executions WHERE execution_id IN {ids_of(self._dialect)}", gone)
             yield Statement(f"DELETE FROM executions WHERE id IN {ids_of(self._dialect)}", gone)
             counts.append(len(rows))
         return counts

@@ -104,6 +104,12 @@ class Enqueue:
             yield from self._follow_up(tasks, created, now)
         return [answers[n] for n in range(len(tasks))]
 
+    def standing(self, task: Task) -> Generator[Step, Rows, Answer | None]:
+        """What its idempotency key stands for already; None: nothing."""
+        if not task.idempotency_key:
+            return None
+        return (yield from self._look_up(self._by_key, [task], [0])).get(0)
+
     def _look_up(
         self, sql: str, tasks: Sequence[Task], which: Sequence[int]
     ) -> Generator[Step, Rows, dict[int, Answer]]:

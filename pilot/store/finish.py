@@ -16,7 +16,8 @@ from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.parks import Parks
-from pilot.store.records import EventRow, Table, dumps, event, events_statement, ids, ids_of, known, short
+from pilot.store.publications import owe
+from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement, ids, ids_of, known, short
 from pilot.store.spending import Spending
 
 EXCERPT = 8_000  # characters of evidence kept per attempt
@@ -154,7 +155,11 @@ class FinishClaims:
             freed[finish.execution.project_id] = freed.get(finish.execution.project_id, 0) + 1
         yield Statement(self._free, {"items": _FREED.rows(freed.items())})
         facts = yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
+        # Before the events: of what they make people be told, the pull request is to be a part.
+        published = yield from owe(done, now)
         yield events_statement(self._dialect, now, [row for finish in done for row in _events(finish, lost)])
+        if published or any(_is_told(finish) for finish in done):
+            yield OWED
         asked = [f for f in done if f.settlement.question is not None]
         if asked:
             yield Statement(self._ask, {"now": now, "items": _ASKED.rows(map(_question_row, asked))})
@@ -242,6 +247,10 @@ def _question_row(finish: Finish) -> list[object]:
     return [finish.execution.id, finish.execution.attempt, clean(question.text), options, preset]
 
 
+def _is_told(finish: Finish) -> bool:
+    return finish.execution.origin is not None or finish.settlement.to in (Status.FAILED, Status.NEEDS_HUMAN)
+
+
 def _text(text: str | None) -> str | None:
     return None if text is None else clean(tail(text, EXCERPT))
 
@@ -261,11 +270,11 @@ def _events(finish: Finish, lost: bool) -> Iterable[EventRow]:
         yield event(EventType.LOST, execution.id, execution.project_id, node=execution.node, why=outcome.detail)
     yield event(
         _EVENT_OF[to.to], execution.id, execution.project_id, attempt=execution.attempt, fence=execution.fence,
-        **_facts(outcome, to),
+        **_facts(execution, outcome, to),
     )  # fmt: skip
 
 
-def _facts(outcome: Outcome, to: Settlement) -> dict[str, object]:
+def _facts(execution: Execution, outcome: Outcome, to: Settlement) -> dict[str, object]:
     facts: dict[str, object] = {"outcome": outcome.ending}
     if to.reason:
         facts["reason"] = short(to.reason)
@@ -275,4 +284,6 @@ def _facts(outcome: Outcome, to: Settlement) -> dict[str, object]:
         facts |= {"available_at": to.available_at, "counted": to.counted}
     if outcome.branch:
         facts["branch"] = outcome.branch
+    if execution.reserved_for is not None:  # a person watches it
+        facts["direct"] = True
     return facts

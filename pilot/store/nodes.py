@@ -15,7 +15,7 @@ from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
-from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
+from pilot.store.records import OPEN_STATUSES, OWED, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 _NAMES = Table(id="text")
@@ -33,12 +33,16 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What a node says of itself: projects (ids), accounts by project and backend, and what may be spent."""
+    """What a node says of itself: projects (ids), accounts by project and backend, and what may be spent.
+
+    `notifies` None: as it was.
+    """
 
     node: str
     projects: tuple[int, ...]
     accounts: Accounts
     budget: Budget
+    notifies: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +79,26 @@ class Nodes:
                 OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND (n.lease_until >= :now
                   OR (:watched = 1 AND n.id NOT IN (SELECT s.id FROM {_NAMES.of(dialect, "s", "silent")})))))"""
 
+        gone = f"IN (SELECT d.id FROM {_NAMES.of(dialect, 'd')})"
+        self._let_go = (
+            "UPDATE outbox SET claimed_by = NULL, claimed_until = 0 "
+            f"WHERE delivered_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone}",
+            "UPDATE inbox SET claimed_by = NULL, claimed_until = 0 "
+            f"WHERE handled_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone}",
+            f"UPDATE duties SET node = NULL, until = 0 WHERE node {gone}",
+        )
+
     def start(self, nodes: Sequence[tuple[Node, int]], now: int) -> Generator[Step, Rows, list[None]]:
         """Make (node, lease ms) known."""
         for node, lease in nodes:
             yield Statement(
                 "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, "
-                "started_at, seen_at, lease_until) "
-                "VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, :most, 'up', :now, :now, :until)",
+                "started_at, seen_at, lease_until, notifies) "
+                "VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, :most, 'up', :now, :now, :until, :notifies)",
                 {
                     "id": node.id, "kind": node.kind, "host": node.host, "boot": node.boot_id, "pid": node.pid,
                     "ticks": node.start_ticks, "version": node.version, "most": node.max_running, "now": now,
-                    "until": now + lease,
+                    "until": now + lease, "notifies": int(node.notifies),
                 },
             )  # fmt: skip
             yield events_statement(
@@ -102,8 +115,11 @@ class Nodes:
             yield Statement("DELETE FROM node_projects WHERE node_id = :node", node)
             yield Statement("DELETE FROM node_accounts WHERE node_id = :node", node)
             yield Statement(
-                "UPDATE nodes SET choosy = 1, per_execution_usd = :execution, per_day_usd = :day WHERE id = :node",
-                node | {"execution": budget.per_execution, "day": budget.per_day},
+                "UPDATE nodes SET choosy = 1, per_execution_usd = :execution, per_day_usd = :day, "
+                "notifies = coalesce(:notifies, notifies) WHERE id = :node",
+                node
+                | {"execution": budget.per_execution, "day": budget.per_day}
+                | {"notifies": None if said.notifies is None else int(said.notifies)},
             )
             yield Statement(
                 "INSERT INTO node_projects (node_id, project_id) "
@@ -176,6 +192,9 @@ class Nodes:
             reason = "the `pilot run` that asked for it has ended"
             yield from self._cancel([CancelRequest(id, by="pilot", reason=reason) for id, _ in orphans], now)
         if dead:
+            for sql in self._let_go:  # what they had in hand is free for others
+                yield Statement(sql, {"items": names})
+            yield OWED
             yield Statement(
                 f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})",
                 {"items": names},

@@ -19,7 +19,7 @@ from pilot.domain.policy import Park, parked_until
 from pilot.domain.ports import Finish
 from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
-from pilot.store.records import LARGE, Table, event, events_statement, short
+from pilot.store.records import LARGE, OWED, Table, event, events_statement, short
 
 FORGOTTEN = 7 * 24 * 60 * 60 * 1000
 """ms after which a half-open park that nothing tries is no news any more: its account may be no one's now."""
@@ -147,6 +147,7 @@ class Parks:
             told.append(event(EventType.PARKED, execution.id, None, **facts))
         yield Statement(self._park, {"now": now, "items": _PARKS.rows(rows)})
         yield events_statement(self._dialect, now, told)
+        yield OWED
 
     def unpark(self, requests: Sequence[Unpark], now: int) -> Generator[Step, Rows, list[Exception | None]]:
         """Let parked backends be tried. What is half-open already stays so."""

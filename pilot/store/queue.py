@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -177,9 +178,10 @@ class SqlQueue:
         projects: Collection[int],
         accounts: Accounts = MappingProxyType({}),
         budget: Budget = Budget(),  # noqa: B008  frozen
+        notifies: bool | None = None,
     ) -> None:
         """See `DispatchQueue.serve`."""
-        await self._database.write(self._servings, Serving(node, tuple(projects), accounts, budget))
+        await self._database.write(self._servings, Serving(node, tuple(projects), accounts, budget, notifies))
 
     async def drain_node(self, node: str) -> None:
         """Say that the node takes nothing new."""
@@ -188,9 +190,9 @@ class SqlQueue:
     async def nodes(self) -> list[tuple[Node, int]]:
         """Every known node and the end (UTC ms) of its lease."""
         rows = await self._database.read(
-            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, lease_until FROM nodes"
+            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, notifies, lease_until FROM nodes"
         )
-        return [(Node(*row[:-1]), row[-1]) for row in rows]
+        return [(replace(Node(*row[:-2]), notifies=bool(row[-2])), row[-1]) for row in rows]
 
     async def held_by(self, nodes: Collection[str]) -> list[Execution]:
         """What these nodes run, and whatever runs on an ended lease."""

@@ -35,9 +35,9 @@ class Clock:
         self.now += ms
 
 
-def node(id: str, *, kind: NodeKind = NodeKind.SERVE, pid: int = 1) -> Node:
+def node(id: str, *, kind: NodeKind = NodeKind.SERVE, pid: int = 1, host: str = "host", notifies: bool = False) -> Node:
     """A node by its name."""
-    return Node(id=id, kind=kind, host="host", boot_id="boot", pid=pid, start_ticks=1, version="0")
+    return Node(id, kind, host, boot_id="boot", pid=pid, start_ticks=1, version="0", notifies=notifies)
 
 
 def task(project: Project, task_id: str, **more: Any) -> Task:
@@ -128,6 +128,7 @@ class Bed:
         tables = (
             *("projects", "executions", "dependencies", "attempts", "output", "events", "questions", "outbox"),
             *("idempotency_keys", "nodes", "node_projects", "node_accounts", "parks", "pauses", "spending"),
+            *("refusals", "inbox", "pulls", "pull_executions", "duties", "sources"),
         )
         return {table: sorted(await self.rows(f"SELECT * FROM {table}"), key=repr) for table in tables}
 

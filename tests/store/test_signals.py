@@ -73,7 +73,7 @@ async def test_another_process_hears_of_every_kind_of_work(store: Bed, peer: Pee
     await store.queue.finish(done(execution))
     assert (await peer.line()).split() == sorted([str(api.id), str(web.id)])
     await store.queue.finish(limited(await store.take(web), store.clock.now + HOUR))
-    assert await peer.line() == str(web.id)
+    assert await peer.line() == f"{web.id} outbox"
     await store.queue.unpark("agent", "me")
     assert await peer.line() == "*"
     await store.queue.pause(web.id, "me", "")
