@@ -249,6 +249,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """By the fake's clock."""
+        return super().date_time_string(self.server.server.fake.clock() if timestamp is None else timestamp)
+
     def handle_one_request(self) -> None:
         """The base class looks for a method of the verb's name; here all verbs go one way."""
         self.raw_requestline = self.rfile.readline(65_537)
