@@ -15,7 +15,7 @@ from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
-from pilot.store.records import OPEN_STATUSES, OWED, Table, event, events_statement
+from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 _NAMES = Table(id="text")
@@ -82,9 +82,9 @@ class Nodes:
         gone = f"IN (SELECT d.id FROM {_NAMES.of(dialect, 'd')})"
         self._let_go = (
             "UPDATE outbox SET claimed_by = NULL, claimed_until = 0 "
-            f"WHERE delivered_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone}",
+            f"WHERE delivered_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone} RETURNING id",
             "UPDATE inbox SET claimed_by = NULL, claimed_until = 0 "
-            f"WHERE handled_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone}",
+            f"WHERE handled_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone} RETURNING id",
             f"UPDATE duties SET node = NULL, until = 0 WHERE node {gone}",
         )
 
@@ -192,9 +192,11 @@ class Nodes:
             reason = "the `pilot run` that asked for it has ended"
             yield from self._cancel([CancelRequest(id, by="pilot", reason=reason) for id, _ in orphans], now)
         if dead:
+            freed: Rows = []
             for sql in self._let_go:  # what they had in hand is free for others
-                yield Statement(sql, {"items": names})
-            yield OWED
+                freed += yield Statement(sql, {"items": names})
+            if freed:
+                yield Notify({"outbox", "inbox"})
             yield Statement(
                 f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})",
                 {"items": names},

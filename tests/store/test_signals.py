@@ -81,7 +81,7 @@ async def test_another_process_hears_of_every_kind_of_work(store: Bed, peer: Pee
     assert await peer.line() == str(web.id)
     await store.queue.recover(["n1"], "gone")
     assert await store.queue.cancel(child, "me") == "cancelled"
-    assert await peer.line() == str(web.id)
+    assert await peer.line() == f"{web.id} outbox"
 
 
 async def test_what_was_taken_back_from_a_dead_node_is_told(store: Bed, peer: Peer) -> None:
