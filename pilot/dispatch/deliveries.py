@@ -21,6 +21,9 @@ log = structlog.get_logger()
 FIRST, LONGEST = 10_000, 300_000
 """ms: the first pause after a failure, doubled each time, and the longest."""
 
+SIGNALS = frozenset({"outbox", "*"})
+"""What the store says when something is owed, or when so much happened that it can't say what."""
+
 Handler = Callable[[Effect], Awaitable[Mapping[str, Any] | None]]
 """Does one effect, however often it is asked to: it looks before it writes. What it returns is kept.
 
@@ -48,7 +51,8 @@ class Deliveries:
 
     `handlers`: by kind; other kinds are left to other nodes. `projects` (ids) is asked each time, so that a reload
     counts. `lease` (ms) is renewed as long as a handler is at work; one that has lost it is ended. `timeout` (s) is for
-    one effect, `drain_timeout` (s) for those under way at the end. Every wait has a timer of `poll` seconds.
+    one effect, `drain_timeout` (s) for those under way at the end. `listen` brings the store's signals; they are
+    hints, and every wait has a timer of `poll` seconds.
     """
 
     outbox: Outbox
@@ -62,6 +66,7 @@ class Deliveries:
     drain_timeout: float = 20.0
     poll: float = 1.0
     jitter: Callable[[], float] = random.random
+    listen: Callable[[Callable[[Collection[str]], None]], Callable[[], None]] = lambda _heard: lambda: None
     _hint: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _under_way: dict[int, tuple[Effect, asyncio.Task[None]]] = field(default_factory=dict)
@@ -69,6 +74,13 @@ class Deliveries:
 
     async def run(self) -> None:
         """Until `stop`; then what is under way may end within `drain_timeout`. Cancelled, it is broken off."""
+        forget = self.listen(self._heard)
+        try:
+            await self._run()
+        finally:
+            forget()
+
+    async def _run(self) -> None:
         async with self._working():
             while not self._stopping:
                 self._hint.clear()
@@ -95,6 +107,10 @@ class Deliveries:
                 await self._ended(end - loop.time(), first=True)
             await self._ended(max(end - loop.time(), 0.0))
         return Owed(max(len(self._postponed), 1), next(iter(self._postponed.values()), "it takes longer than that"))
+
+    def _heard(self, tokens: Collection[str]) -> None:
+        if not SIGNALS.isdisjoint(tokens):
+            self.nudge()
 
     def nudge(self) -> None:
         """There may be something to do."""
