@@ -128,8 +128,7 @@ class PullWatch:
             self._due[pull.id] = 0
             raise SourcePaused(str(error), error.until) from error
         except Unauthorized as error:
-            remedy = "put a token that is good into sources.github; `pilot doctor` checks it"
-            raise SourcePaused(str(error), remedy=remedy) from error
+            raise SourcePaused(str(error), remedy="give sources.github a login that is good") from error
         except Refused as error:
             self._due[pull.id] = self._clock() + max(REFUSED_PAUSE, int(self._every * 1000))
             log.warning("pull.not_shown", repo=pull.repo, pull=pull.number, error=one_line(str(error)))

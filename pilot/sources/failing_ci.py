@@ -22,10 +22,10 @@ from pilot.dispatch.intake import TaskRequest
 from pilot.domain.delivery import Arrival, Refusal, Report
 from pilot.domain.errors import NotFound
 from pilot.domain.execution import OPEN, Execution, Status
-from pilot.domain.outside import SourcePaused
 from pilot.domain.red_checks import OURS_TO_MEND, RedCheck, mark, told
 from pilot.domain.text import one_line, slug
 from pilot.sources.desk import Desk, Served
+from pilot.sources.github_trouble import paused
 
 log = structlog.get_logger()
 SOURCE = "failing_ci"
@@ -77,15 +77,12 @@ class FailingCi:
         repo, words = served[1].github or "", ""
         try:
             await self._look(served, name, memory)
-        except RateLimited as error:
-            raise SourcePaused(str(error), error.until) from error
-        except Unauthorized as error:
-            remedy = "put a token that is good into sources.github; `pilot doctor` checks it"
-            raise SourcePaused(str(error), remedy=remedy) from error
+        except (RateLimited, Unauthorized) as error:
+            raise paused(error) from error
         except Refused as error:
             words = one_line(str(error), 500)
         except GitHubError as error:
-            raise SourcePaused(str(error)) from error
+            raise paused(error) from error
         if words != memory.get("trouble", ""):
             memory["trouble"] = words
             status = "failing" if words else "ok"
