@@ -100,7 +100,7 @@ def why_sensitive(path: str) -> str | None:
 
 
 def plain(path: str) -> str:
-    """A path as the most forgiving file systems see it: without case, look-alikes, invisible characters, `.` and `//`."""
+    """A path as the most forgiving file system sees it: no case, look-alikes, invisible characters, `.` or `//`."""
     text = unicodedata.normalize("NFKC", path)
     text = "".join(c for c in text if unicodedata.category(c) != "Cf").casefold().replace("\\", "/")
     parts: list[str] = []

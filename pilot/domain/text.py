@@ -20,6 +20,16 @@ _HIDDEN = "\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e0
 _CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
 _HIDDEN_ONLY = re.compile(f"[{_HIDDEN}]")
 _HTML_COMMENTS = re.compile(r"<!--(?:-?>|.*?(?:-->|$))", re.DOTALL)  # `<!-->` is a whole one
+_CODE_FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})(.*)")
+_IMAGE_WORDS = re.compile(r"!\[(?:[^\[\]\\]|\\.|\[[^\[\]]{0,500}\]){1,2000}\]")
+_TITLE = r"""(?:"(?:[^"\\]|\\.){0,2000}"|'(?:[^'\\]|\\.){0,2000}'|\((?:[^()\\]|\\.){0,2000}\))"""
+_LINK_TITLES = re.compile(rf"(\]\()([^\s()<>]{{0,2000}}|<[^<>\n]{{0,2000}}>)\s+{_TITLE}\s*\)")
+_LINK_TARGETS = re.compile(rf"^([ \t]{{0,3}}\[[^\[\]\n]{{1,500}}\]:[ \t]*\S{{1,2000}})\s+{_TITLE}[ \t]*$", re.MULTILINE)
+_HTML_WORDS = re.compile(
+    r"""\s(?:alt|title|aria-[a-z]{1,20}|data-[a-z-]{1,40})\s?=\s?"""
+    r"""(?:"[^"<>]{0,2000}"|'[^'<>]{0,2000}'|[^\s>"'<]{1,2000})(?=[^<>]{0,400}>)""",
+    re.IGNORECASE,
+)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SLUG = re.compile(r"[^a-z0-9]+")
 _REF = re.compile(r"[^A-Za-z0-9._/-]+")
@@ -51,6 +61,35 @@ def one_line(text: str, limit: int = 200) -> str:
 def for_prompt(text: str) -> str:
     """Text as its reader saw it: hidden characters and HTML comments of an issue never reach an agent."""
     return _HIDDEN_ONLY.sub("", _HTML_COMMENTS.sub("", clean(text)))
+
+
+def as_page(text: str) -> str:
+    """Markdown as its reader saw it: as `for_prompt`, and without images' words and the titles of links.
+
+    What stands in a block of code is seen, and stays.
+    """
+    parts: list[tuple[bool, list[str]]] = [(False, [])]
+    fence = ""
+    for line in for_prompt(text).split("\n"):
+        found = _CODE_FENCE.match(line)
+        if found and not fence and "`" not in found[2]:
+            fence = found[1]
+            parts.append((True, []))
+            parts[-1][1].append(line)
+        elif found and fence and found[1].startswith(fence) and not found[2].strip():
+            fence = ""
+            parts[-1][1].append(line)
+            parts.append((False, []))
+        else:
+            parts[-1][1].append(line)
+    return "\n".join("\n".join(lines) if code else _unseen("\n".join(lines)) for code, lines in parts if lines)
+
+
+def _unseen(text: str) -> str:
+    text = _IMAGE_WORDS.sub("![]", text)
+    text = _LINK_TITLES.sub(r"\1\2)", text)
+    text = _LINK_TARGETS.sub(r"\1", text)
+    return _HTML_WORDS.sub("", text)
 
 
 def slug(text: str, limit: int = 60) -> str:

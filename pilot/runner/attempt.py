@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from pilot.config.executor import ExecutorSettings
@@ -12,19 +12,24 @@ from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Sandbox
 from pilot.domain.errors import LeaseLost, PilotError, WorkspaceError
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage
+from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Publication, Question, Usage
 from pilot.domain.ports import Journal
-from pilot.domain.text import one_line
+from pilot.domain.redact import Redactor
+from pilot.domain.sensitive import allows
+from pilot.domain.text import one_line, tail
 from pilot.runner import prompt
 from pilot.runner.files import remove_tree
 from pilot.runner.finalise import bounded, in_own_time
 from pilot.runner.gates import Gates, judge
+from pilot.runner.inspection import inspect
 from pilot.runner.record import Recorder, patiently
 from pilot.runner.shell import run_shell
 from pilot.runner.talk import Place, Talk
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
 SETUP_TIMEOUT = 1800.0
+_SAID = 16 << 10
+"""Characters of the agent's last words that are kept while a person is asked: the pull request will have them."""
 _GOES_ON = frozenset(
     {
         FailureClass.RATE_LIMIT,
@@ -44,6 +49,9 @@ _REFUSED = frozenset({FailureClass.RATE_LIMIT, FailureClass.QUOTA, FailureClass.
 Confine = Callable[[Execution, ExecutorSettings, Workspace], Sandbox | None]
 """What keeps an attempt's processes to its workspace; blocking. Raises `ConfigError` when that can't be had."""
 
+Publish = Callable[[Execution, str], Publication | None]
+"""The pull request that an execution's change is to become, from the name of the branch that it started at."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
@@ -56,6 +64,9 @@ class Attempt:
     recorder: Recorder
     talk: Talk
     confine: Confine
+    redact: Redactor
+    publish: Publish
+    live: Collection[str] = ()
     ws: Workspace | None = None
     sandbox: Sandbox | None = None
     gates: tuple[GateResult, ...] = ()
@@ -81,7 +92,7 @@ class Attempt:
         await self.step("workspace", input_hash=prompt.freeze(self.execution))
         try:
             async with asyncio.timeout_at(self.talk.deadline):
-                self.ws = ws = await self.workspaces.prepare(self.project, self.execution)
+                self.ws = ws = await self.workspaces.prepare(self.project, self.execution, self.live)
         except TimeoutError as error:
             words = f"the workspace was not ready within {self.talk.allowed:g} s"
             raise WorkspaceError(FailureClass.INFRA, words) from error
@@ -121,14 +132,55 @@ class Attempt:
             raise WorkspaceError(FailureClass.INFRA, f"set-up {one_line(command)!r} {how}", ran.tail)
 
     async def work(self) -> Outcome:
-        """The agent's run."""
+        """The agent's run; nothing to do for it when a person has let go out what it did before."""
+        record = self.space.record
+        if record.asked is not None and allows(self.execution.feedback):
+            await self.step("publish")
+            record.allowed = record.asked
+            self.space.save()
+            self.talk.take_up()
+            await self.recorder.say("a person has let this change be published as it is")
+            return Outcome(ending=Ending.DONE, text=record.said)
         await self.step("agent")
-        return await self.talk.begin(self._place())
+        asked = record.words if record.asked is not None else ""
+        self._forget_question()
+        return await self.talk.begin(self._place(), asked)
 
     async def repair(self, red: GateResult) -> Outcome:
         """The agent gets a red gate back."""
         await self.step("repair")
+        self._forget_question()
         return await self.talk.repair(self._place(), red)
+
+    async def doubt(self, snapshot: Snapshot, said: str) -> Question | None:
+        """What a person has to be asked before this is published; None when it may go out, or goes nowhere.
+
+        What they answer counts for exactly this tree, and is remembered in the workspace: a lost one asks again.
+        """
+        record = self.space.record
+        if self.publication is None or record.allowed == snapshot.tree:
+            return None
+        await self.step("inspect")
+        question = await in_own_time(inspect(self.space, snapshot, self.redact))
+        if question is not None:
+            record.asked, record.allowed = snapshot.tree, None
+            record.words, record.said = self.redact(question.text), self.redact(tail(said, _SAID))
+            self.space.save()
+        return question
+
+    @property
+    def publication(self) -> Publication | None:
+        """The pull request that the change is to become."""
+        return self.publish(self.execution, self.space.record.base_name)
+
+    @property
+    def goes_on_later(self) -> bool:
+        """Whether an open pull request needs the workspace, whatever becomes of this attempt."""
+        return self.space.branch in self.live
+
+    def adds(self, snapshot: Snapshot) -> bool:
+        """Whether there is a change, and more of it than there was when the execution began."""
+        return snapshot.changed and snapshot.head_sha != self.space.record.since
 
     async def commit(self) -> Snapshot:
         """What is there becomes one commit, in the time that finalisation has of its own."""
@@ -164,7 +216,8 @@ class Attempt:
             lambda: self.workspaces.restore(ws),
             self.sandbox,
         )
-        self.gates = await gates.run(snapshot.tree, self.recorder)
+        results = await gates.run(snapshot.tree, self.recorder)
+        self.gates = tuple(replace(one, tail=self.redact(one.tail)) for one in results)
         return judge(self.gates)
 
     async def keep(self, *, hurried: bool = False) -> None:
@@ -221,23 +274,36 @@ class Attempt:
             self.ws.close()
 
     def ended(self, outcome: Outcome) -> Outcome:
-        """The outcome with all that the attempt learnt."""
+        """The outcome with all that the attempt learnt, and no secret in it."""
         ws, snapshot = self.ws, self.snapshot
         there = ws is not None and snapshot is not None and ws.record.preserved == snapshot.head_sha
-        changed = snapshot is not None and snapshot.changed and there
+        changed = snapshot is not None and snapshot.changed and there and outcome.ending is not Ending.NO_CHANGE
+        redact, asks = self.redact, outcome.question
         return replace(
             outcome,
+            detail=redact(outcome.detail),
+            excerpt=redact(outcome.excerpt),
+            text=redact(outcome.text),
+            question=None if asks is None else _redacted(asks, redact),
             session_id=outcome.session_id or self.talk.session or self.recorder.session_id,
             session_lost=False,
             model=outcome.model or self.talk.model,
             usage=self.recorder.total,
             unspent=self._unspent(outcome.failure),
-            branch=ws.branch if ws is not None and changed and outcome.ending is not Ending.NO_CHANGE else None,
+            branch=ws.branch if ws is not None and changed else None,
             base_sha=ws.base_sha if ws is not None else None,
             head_sha=snapshot.head_sha if snapshot is not None and changed else None,
             tree=snapshot.tree if snapshot is not None and changed else None,
+            publication=self.publication if changed and outcome.ending is Ending.DONE else None,
             gates=self.gates,
         )
+
+    def _forget_question(self) -> None:
+        """The agent goes on: an answer that comes after this one is none to what was asked about its work so far."""
+        record = self.space.record
+        if record.asked is not None:
+            record.asked, record.words, record.said = None, "", ""
+            self.space.save()
 
     def _unspent(self, failure: FailureClass | None) -> bool:
         recorder = self.recorder
@@ -256,6 +322,7 @@ class Attempt:
             branch=ws.branch,
             base=f"{ws.record.base_name} ({ws.base_sha[:12]})",
             checks=[gate.run for gate in self.project.gates if gate.required],
+            worked=ws.record.since is not None,
         )
         return Place(ws, self.sandbox, facts)
 
@@ -273,3 +340,8 @@ class Attempt:
 def _some(paths: tuple[str, ...]) -> str:
     shown = ", ".join(one_line(path, 80) for path in paths[:5])
     return shown if len(paths) <= 5 else f"{shown} and {len(paths) - 5} more"
+
+
+def _redacted(question: Question, redact: Redactor) -> Question:
+    default = None if question.default is None else redact(question.default)
+    return Question(redact(question.text), tuple(redact(option) for option in question.options), default)

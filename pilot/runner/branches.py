@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pilot.config.schema import ProjectSettings
@@ -17,7 +18,10 @@ PREFIX = "pilot/"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`seen`: the branch's commit in the project now, None when there is no such branch yet."""
+    """`seen`: the branch's commit in the project now, None when there is no such branch yet.
+
+    `base` is what changes are counted from, `start` where the work begins: later than it when there is work already.
+    """
 
     branch: str
     base_name: str
@@ -33,6 +37,7 @@ class Choice:
 
     `left`: what pilot remembers of branches. `stands_ok`: the one work tree that may stand on the branch.
     `shared`: agents commit on the project's branch itself, so it need not be where pilot saw it last.
+    `live`: branches that have an open pull request.
     """
 
     source: Source
@@ -43,6 +48,7 @@ class Choice:
     left: Left
     stands_ok: str | None = None
     shared: bool = False
+    live: Collection[str] = ()
 
     async def start(self) -> Start:
         """Branch and start. Raises `WorkspaceError`, class `conflict`, when the branch is not to be had."""
@@ -53,7 +59,20 @@ class Choice:
         if named is not None:
             return await self._named(str(named), base_name, base)
         branch, seen = await self._own()
-        return Start(branch, base_name, base, seen, base)
+        if seen is None or branch not in self.live:
+            return Start(branch, base_name, base, seen, base)
+        # Its pull request is open: what comes now goes on top of what people see there.
+        start = await self._ahead(branch, seen)
+        fork = await self.source.git.run("merge-base", base, start, ok=(0, 1))
+        return Start(branch, base_name, base if fork.code else fork.text, seen, start)
+
+    async def _ahead(self, branch: str, ours: str) -> str:
+        """The remote's branch as far as it is known here, if all of ours is in it; else ours."""
+        theirs = self.branches.remote.get(branch)
+        if theirs is None:
+            return ours
+        done = await self.source.git.run("merge-base", "--is-ancestor", ours, theirs, ok=(0, 1))
+        return ours if done.code else theirs
 
     async def _named(self, branch: str, base_name: str, base: str) -> Start:
         """The task says on which branch: it goes on there, or makes it."""

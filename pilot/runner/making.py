@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,7 +66,10 @@ MODES: Mapping[str, Mode] = {"clone": CloneMode(), "worktree": WorktreeMode(), "
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Opens or makes the workspace of one execution. `home` is its folder, which nobody else works in now."""
+    """Opens or makes the workspace of one execution. `home` is its folder, which nobody else works in now.
+
+    `live`: branches of the project that have an open pull request.
+    """
 
     project: ProjectSettings
     execution: Execution
@@ -74,6 +77,7 @@ class Maker:
     state_dir: Path
     store_id: str
     git: Git
+    live: Collection[str] = ()
 
     async def prepare(self) -> Workspace:
         """The workspace that is there, if it is fit to go on in; else a new one with the work of the old."""
@@ -94,7 +98,7 @@ class Maker:
         source = source or open_source(self._git, self.project, self.state_dir)
         in_place = source.top if record.mode == "in_place" else None
         ws = Workspace(
-            path=in_place or self.home / slug(self.project.name),
+            path=in_place or self.home / (record.folder or slug(self.project.name)),
             branch=record.branch,
             base_sha=record.base,
             mode=record.mode,
@@ -124,6 +128,11 @@ class Maker:
         if branch is not None and branch.sha == ws.record.head:
             ws.record.seen = branch.sha
         ws.scratch.mkdir(exist_ok=True)
+        record = ws.record
+        if (record.owner or record.execution) != self.execution.id:
+            record.owner, record.since = self.execution.id, record.kept
+            record.asked = record.allowed = None
+            ws.save()
         return ws
 
     async def _made(self, source: Source) -> Workspace:
@@ -141,7 +150,7 @@ class Maker:
         branches = await source.branches()
         stands_ok = str(source.top if mode == "in_place" else self.home / slug(self.project.name))
         shared = mode != "clone"
-        choice = Choice(source, pristine, branches, self.project, self.execution, left, stands_ok, shared)
+        choice = Choice(source, pristine, branches, self.project, self.execution, left, stands_ok, shared, self.live)
         start = await choice.start()
         last = await self._last_work(source, pristine, branches)
         if last is not None and shared and start.seen is not None:
@@ -165,6 +174,10 @@ class Maker:
             former=killed.former if killed is not None and mode == killed.mode == "in_place" else None,
             named=start.named,
             refs=_refs_of_clone(branches.packed(), start),
+            task=self.execution.task_id,
+            owner=self.execution.id,
+            since=start.start if start.start != start.base else None,
+            folder=slug(self.project.name),
         )
         ws = self.opened(record, source)
         await asyncio.to_thread(self._clear)
@@ -219,12 +232,43 @@ async def _later(pristine: Pristine, last: tuple[str, str, str], tip: str) -> tu
     return last if done.code else (tip, tip, base)
 
 
-def home_of(state_dir: Path, store_id: str, execution: Execution) -> Path:
-    """The folder of an execution's workspace: the same for all of its attempts."""
+def home_of(state_dir: Path, store_id: str, execution: Execution, live: Collection[str] = ()) -> Path:
+    """The folder of an execution's workspace: the same for all of its attempts.
+
+    It is another execution's when the row says so (a repair), or when the task's pull request is still open and
+    that one's workspace was kept for it.
+    """
+    top = state_dir / "workspaces"
+    named = Path(execution.workspace or "").parent
+    if named.parent == top and _fits(load(named), store_id, execution):
+        return named
     name = f"{execution.id}-{slug(execution.task_id, 40)}"
-    home = state_dir / "workspaces" / name
+    home = top / name
     record = load(home)
-    return home if record is None or record.store == store_id else home.with_name(f"{name}-{slug(store_id)}")
+    if record is not None and record.store != store_id:
+        home = home.with_name(f"{name}-{slug(store_id)}")
+        record = load(home)
+    if record is None and live:
+        kept = {path: load(path) for path in top.glob(f"*-{slug(execution.task_id, 40)}*")}
+        fit = [
+            (record.owner, path)
+            for path, record in kept.items()
+            if record is not None and record.branch in live and _fits(record, store_id, execution)
+        ]
+        return max(fit)[1] if fit else home
+    return home
+
+
+def _fits(record: Record | None, store_id: str, execution: Execution) -> bool:
+    """Whether the task can be gone on with in a workspace. A checkout is nobody's to hand on."""
+    return (
+        record is not None
+        and record.ready
+        and record.store == store_id
+        and record.mode != "in_place"
+        and execution.task_id == (record.task or execution.task_id)
+        and (record.task != "" or record.execution == execution.id)
+    )
 
 
 def _refs_of_clone(packed: Mapping[str, str], start: Start) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Question
-from pilot.domain.text import clean, for_prompt, one_line
+from pilot.domain.text import as_page, clean, for_prompt, one_line
 from pilot.runner.files import read_regular
 
 INSTRUCTIONS = ("AGENTS.md", "CLAUDE.md")
@@ -51,6 +51,8 @@ class Facts:
     branch: str
     base: str
     checks: Sequence[str] = ()
+    worked: bool = False
+    """There is earlier work on the branch, in an open pull request."""
 
 
 def build(execution: Execution, facts: Facts, *, fence: str, feedback: str | None = None) -> str:
@@ -66,6 +68,11 @@ def build(execution: Execution, facts: Facts, *, fence: str, feedback: str | Non
         _fenced("task", _task(execution), fence),
         _RULES,
     ]
+    if facts.worked:
+        parts.append(
+            "The branch has earlier work on this task, of which a pull request is open. Look at it first (git log, "
+            "git diff), and go on from there; don't begin anew."
+        )
     if facts.checks:
         parts.append("Afterwards pilot runs these checks, and they have to pass:\n" + _listed(facts.checks))
     if feedback and feedback.strip():
@@ -82,6 +89,11 @@ def go_on(execution: Execution, *, fence: str) -> str:
     if not feedback:
         return "You were interrupted. Go on with the task where you left off."
     return "Go on with the task. Since your last message there came:\n\n" + _fenced("feedback", feedback, fence) + "\n"
+
+
+def answered(asked: str, answer: str | None) -> str | None:
+    """A person's answer, with what pilot had asked them (empty: nothing): the agent does not know of that."""
+    return f"Pilot asked a person:\n\n{asked}\n\nThey answered:\n\n{answer}" if asked and answer else answer
 
 
 def repair(name: str, command: str, tail: str, *, fence: str) -> str:
@@ -164,7 +176,8 @@ def freeze(execution: Execution) -> str:
 
 def _task(execution: Execution) -> str:
     head = f"{one_line(execution.task_id)}: {for_prompt(execution.title).strip()}"
-    body = for_prompt(execution.body).strip()
+    # What people write on a ticket is read as a page: nobody sees what such a page hides.
+    body = (for_prompt(execution.body) if execution.origin is None else as_page(execution.body)).strip()
     return f"{head}\n\n{body}" if body else head
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Backend
 from pilot.domain.errors import Busy, ConfigError, LeaseLost, StoreError, WorkspaceError
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Publication, Usage, failed
 from pilot.domain.policy import mark_of
 from pilot.domain.ports import Journal
-from pilot.runner.attempt import Attempt, Confine
+from pilot.domain.redact import Redactor
+from pilot.runner.attempt import Attempt, Confine, Publish
 from pilot.runner.gates import first_red
 from pilot.runner.record import Recorder
 from pilot.runner.talk import Talk
@@ -31,11 +32,20 @@ def _nowhere(_execution: Execution, _executor: ExecutorSettings, _ws: Workspace)
     return None
 
 
+def _stays_here(_execution: Execution, _base: str) -> Publication | None:
+    return None
+
+
+async def _no_pulls(_project: int) -> Collection[str]:
+    return ()
+
+
 class AttemptRunner:
     """Implements `ports.Runner`. Settings are looked up for each execution, so that a reload counts at once.
 
     `booked`: what was booked for a session, in all. `budget`: dollars that the execution's attempt may cost.
-    `confine`: its sandbox.
+    `confine`: its sandbox. `redact`: asked once per attempt for what takes secrets out. `publish`: the pull request
+    that a change is to become. `live`: the branches of a project (id) that have an open one.
 
     What is raised: `CancelledError`, the work kept; `LeaseLost` and other errors of the store. All else is an
     outcome.
@@ -55,6 +65,9 @@ class AttemptRunner:
         booked: Callable[[str], Awaitable[Usage]] = _nothing_booked,
         confine: Confine = _nowhere,
         budget: Callable[[Execution], float | None] = lambda _execution: None,
+        redact: Callable[[], Redactor] = Redactor,
+        publish: Publish = _stays_here,
+        live: Callable[[int], Awaitable[Collection[str]]] = _no_pulls,
     ) -> None:
         self._project = project
         self._backend = backend
@@ -66,6 +79,9 @@ class AttemptRunner:
         self._booked = booked
         self._confine = confine
         self._budget = budget
+        self._redact = redact
+        self._publish = publish
+        self._live = live
 
     async def __call__(self, execution: Execution) -> Outcome:
         """See `ports.Runner`."""
@@ -79,9 +95,11 @@ class AttemptRunner:
             executor = self._executor(execution).resolve(execution.backend)
         except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
             words = f"backend {execution.backend} can't be used: {error}"
-            return failed(FailureClass.INVALID_CONFIG, words, unspent=True)
-        async with Recorder(self._journal, execution) as recorder:
-            attempt = self._attempt(execution, project, executor, backend, recorder)
+            return failed(FailureClass.INVALID_CONFIG, self._redact()(words), unspent=True)
+        redact = self._redact()
+        async with Recorder(self._journal, execution, redact=redact) as recorder:
+            attempt = self._attempt(execution, project, executor, backend, recorder, redact)
+            attempt.live = await self._live(execution.project_id)
             try:
                 return await self._carried_out(attempt)
             except asyncio.CancelledError:
@@ -93,11 +111,17 @@ class AttemptRunner:
     async def release_workspace(self, execution: Execution, *, keep: bool) -> bool:
         """Give up an execution's workspace; whether it is gone. One with work that is nowhere else stays.
 
-        Raises `WorkspaceError`, class `infra`, while a run is at work in it.
+        May be asked any number of times. Raises `WorkspaceError`: class `infra` while a run is at work in it, class
+        `conflict` when its project is not served here.
         """
-        ws = await self._workspaces.find(self._project(execution), execution)
+        try:
+            project = self._project(execution)
+        except LookupError as error:
+            words = f"{execution.project} is no project of this pilot's configuration now"
+            raise WorkspaceError(FailureClass.CONFLICT, words) from error
+        ws = await self._workspaces.find(project, execution)
         if ws is None:
-            return False
+            return await self._workspaces.sweep(project, execution)
         try:
             return await self._workspaces.release(ws, keep=keep)
         finally:
@@ -142,12 +166,15 @@ class AttemptRunner:
             await attempt.preserve(snapshot)
             if outcome.ending is Ending.FAILED:
                 return outcome
-            if not snapshot.changed:
+            if not attempt.adds(snapshot):
                 return replace(outcome, ending=Ending.NO_CHANGE)
             if red is not None and before is not None and before.tree == snapshot.tree:
                 return red  # the repair repaired nothing
             last, red = red, await attempt.check(snapshot)
             if red is None:
+                question = await attempt.doubt(snapshot, outcome.text)
+                if question is not None:
+                    return replace(outcome, ending=Ending.QUESTION, question=question)
                 return replace(outcome, ending=Ending.DONE, delivered=True)
             red = replace(red, text=outcome.text)
             if repairs == 0 or attempt.time_is_up or (last is not None and mark_of(last) == mark_of(red)):
@@ -156,11 +183,16 @@ class AttemptRunner:
             outcome = await attempt.repair(first_red(attempt.gates))
 
     async def _released(self, attempt: Attempt, outcome: Outcome) -> None:
-        """What becomes of the workspace, as the project's `keep_workspace` says; whoever goes on needs it."""
+        """What becomes of the workspace, as the project's `keep_workspace` says; whoever goes on needs it.
+
+        That may be a repair: a change that becomes a pull request keeps its workspace until that has ended.
+        """
         policy = attempt.project.keep_workspace
         keep = (
             policy == "always"
             or attempt.goes_on(outcome)
+            or attempt.goes_on_later
+            or outcome.publication is not None
             or (policy == "on_failure" and outcome.ending is Ending.FAILED)
         )
         await attempt.release(keep=keep)
@@ -172,6 +204,7 @@ class AttemptRunner:
         executor: ExecutorSettings,
         backend: Backend,
         recorder: Recorder,
+        redact: Redactor,
     ) -> Attempt:
         wanted = execution.options.get("timeout")
         seconds = executor.timeout if wanted is None else wanted / 1000
@@ -195,4 +228,6 @@ class AttemptRunner:
             recorder=recorder,
             talk=talk,
             confine=self._confine,
+            redact=redact,
+            publish=self._publish,
         )

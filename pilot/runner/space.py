@@ -30,6 +30,11 @@ class Record:
     `preserved`: the commit that the project's branch got. `wip`: what was kept without a branch, `old_wip` when a
     commit has it by now. `former`: what a checkout stood on before (`in_place`), `leaving` that it is being switched
     back to that. `named`: the task itself named its branch. `refs`: what the agent's clone has besides.
+
+    `execution` made it, and `owner` works in it now: while a task's pull request is open, whoever goes on with the
+    task goes on here. `since`: the commit that the owner began on, when there was work before it. `folder`: the name
+    of the agent's directory. `asked`: the tree of which a person was asked whether it may be published, in `words`,
+    after the agent's last words `said`; `allowed`: the tree that may be.
     """
 
     store: str
@@ -53,6 +58,14 @@ class Record:
     ready: bool = False
     set_up: bool = False
     refs: dict[str, str] = field(default_factory=dict)
+    task: str = ""
+    owner: int = 0
+    since: str | None = None
+    folder: str = ""
+    asked: str | None = None
+    words: str = ""
+    said: str = ""
+    allowed: str | None = None
 
     @property
     def kept(self) -> str:

@@ -50,14 +50,22 @@ class Talk:
     model: str | None = None
     _stalled: bool = field(default=False)
 
-    async def begin(self, place: Place) -> Outcome:
-        """The first run: in the session there is, else in a new one that is told everything."""
-        self.session = self.execution.session_id if self.backend.capabilities().resume else None
-        everything = self._whole(place, self.execution.feedback)
+    async def begin(self, place: Place, asked: str = "") -> Outcome:
+        """The first run: in the session there is, else in a new one that is told everything.
+
+        `asked`: what pilot asked a person before, of whom the execution has the answer.
+        """
+        self.take_up()
+        feedback = prompt.answered(asked, self.execution.feedback)
+        everything = self._whole(place, feedback)
         if self.session is None:
             return await self._run(place, everything)
-        words = prompt.go_on(self.execution, fence=fence())
+        words = prompt.go_on(replace(self.execution, feedback=feedback), fence=fence())
         return await self._run(place, words, otherwise=everything)
+
+    def take_up(self) -> None:
+        """Whatever is said next is said in the session there is."""
+        self.session = self.execution.session_id if self.backend.capabilities().resume else None
 
     async def repair(self, place: Place, red: GateResult) -> Outcome:
         """The agent gets a red gate back: in its session, or in a new one that is told everything."""

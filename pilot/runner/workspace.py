@@ -40,15 +40,16 @@ class Workspaces:
     def __post_init__(self) -> None:
         self.state_dir = Path(os.path.realpath(self.state_dir))  # as git will call what is in it
 
-    async def prepare(self, project: ProjectSettings, execution: Execution) -> Workspace:
+    async def prepare(self, project: ProjectSettings, execution: Execution, live: Collection[str] = ()) -> Workspace:
         """The execution's workspace: the one it has, with the work in it, or a new one.
 
-        A new one of an execution that worked before starts from what was preserved of that. The workspace is this
-        process's alone until `close`. The class of what is raised: `conflict` when a person has to put the
-        repository in order, `infra`, `network` or `auth` otherwise.
+        A new one of an execution that worked before starts from what was preserved of that. If the task's branch is
+        one of those with an open pull request (`live`), what is there goes on: in the workspace that was kept for it,
+        else in a new one on top of the branch. The workspace is this process's alone until `close`. The class of what
+        is raised: `conflict` when a person has to put the repository in order, `infra`, `network` or `auth` otherwise.
         """
         with _disk():
-            maker = self._maker(project, execution)
+            maker = self._maker(project, execution, live)
             lock = lock_folder(maker.home)
             try:
                 ws = await maker.prepare()
@@ -78,6 +79,26 @@ class Workspaces:
                 raise
             ws.lock = lock
             return ws
+
+    async def sweep(self, project: ProjectSettings, execution: Execution) -> bool:
+        """Take away what a killed start or end of a workspace left; whether nothing is there any more."""
+        with _disk():
+            maker = self._maker(project, execution)
+            if not maker.home.exists():
+                return True
+            lock = lock_folder(maker.home)
+            try:
+                record = load(maker.home)
+                if (record is not None and record.ready) or any(maker.home.glob("lost-*")):
+                    return False
+                if record is not None and record.mode == "in_place" and record.former is not None:
+                    return False  # the user's checkout is still to be switched back
+                if record is not None and record.mode != "in_place":
+                    await MODES[record.mode].remove(maker.opened(record))
+                await asyncio.to_thread(remove_tree, maker.home)
+                return True
+            finally:
+                os.close(lock)
 
     async def set_up(self, ws: Workspace) -> tuple[str, ...]:
         """Set-up is done: what it made, and git would take for work, is no part of the change from now on."""
@@ -205,9 +226,9 @@ class Workspaces:
             ws.close()
             return True
 
-    def _maker(self, project: ProjectSettings, execution: Execution) -> Maker:
-        home = home_of(self.state_dir, self.store_id, execution)
-        return Maker(project, execution, home, self.state_dir, self.store_id, self.git)
+    def _maker(self, project: ProjectSettings, execution: Execution, live: Collection[str] = ()) -> Maker:
+        home = home_of(self.state_dir, self.store_id, execution, live)
+        return Maker(project, execution, home, self.state_dir, self.store_id, self.git, live)
 
 
 @dataclass(frozen=True, slots=True)

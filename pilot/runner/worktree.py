@@ -103,4 +103,4 @@ class WorktreeMode:
 def admin_of(ws: Workspace) -> Path:
     """The work tree's own part of the shared git directory."""
     name = hashlib.sha256(os.fsencode(ws.path)).hexdigest()[:8]
-    return ws.source.common / "worktrees" / f"pilot-{ws.execution}-{name}"
+    return ws.source.common / "worktrees" / f"pilot-{ws.record.execution}-{name}"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from pilot.domain.agent import AgentRequest, Backend, Capabilities, Check, Emit,
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
+from pilot.domain.redact import Redactor
 from pilot.runner.git import Git
 from pilot.runner.process import running
+from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
 
@@ -180,6 +182,10 @@ class Site:
     notebook: Notebook
     backend: Backend | None = None
     executor: ExecutorSettings = field(default_factory=ExecutorSettings)
+    secrets: tuple[str, ...] = ()
+    live: set[str] = field(default_factory=set)
+    """Branches with an open pull request."""
+    github: bool = False
 
     @property
     def state(self) -> Path:
@@ -202,6 +208,9 @@ class Site:
             assert self.backend is not None
             return self.backend
 
+        async def live(_: int) -> Collection[str]:
+            return self.live
+
         return AttemptRunner(
             project=lambda _: self.project,
             backend=backend,
@@ -211,6 +220,9 @@ class Site:
             state_dir=self.state,
             store_id=STORE,
             environ=ENVIRON,
+            redact=lambda: Redactor(self.secrets),
+            publish=lambda e, base: publication_of(self.project, e, base) if self.github else None,
+            live=live,
         )
 
     async def run(self, *scripts: str, execution: Execution, resume: bool = True) -> Outcome:
