@@ -154,14 +154,13 @@ class Asks:
                 log.warning("linear.acknowledged_late", execution=execution.id, error=str(error))
 
     async def _join(self, issue: Issue, trigger: Trigger, execution: Execution) -> None:
-        """What is asked for is being done already, on another's behalf."""
+        """What is asked for is being done already, on another's behalf; the store has kept the key as that one's."""
         words = f"{issue.identifier} is being worked on already, as execution {execution.id}"
         if trigger.session is not None:
             about = "; its own comment or session tells how it goes" if of_linear(execution) else ""
             await self._teller.say(trigger.session, "refused", Response(f"{words}{about}."))
         else:
             await self._teller.unlabel(issue)
-        await self.turned_down(issue, trigger.key, trigger.actor, words, execution.project_id)
 
     async def _request(self, issue: Issue, trigger: Trigger, story: Story) -> TaskRequest:
         late = [edit for edit in story.edits if edit.at > trigger.at]

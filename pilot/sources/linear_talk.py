@@ -74,7 +74,11 @@ class Talk:
                 await self._prompts(runs, id, prompts, done, (session.issue or "", session.names))
                 return
             for prompt in prompts:
-                words = "Stopped." if prompt.stop else "There is nothing here to go on with: begin a new session."
+                words = (
+                    "Nothing is being done here."
+                    if prompt.stop
+                    else "There is nothing here to go on with: begin a new session."
+                )
                 await self._teller.say(id, f"{prompt.id}:told", Response(words))
                 done.add([prompt.id])
 
