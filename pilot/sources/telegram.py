@@ -66,7 +66,7 @@ class TelegramSource:
         self._lease = lease
         self._inbox = Inbox(bot, settings.allowed_users, chats, poll=poll)
         self._board = Board(desk, bot, every=every)
-        self._commands = Commands(desk, bot)
+        self._commands = Commands(desk, bot, self._board.follow)
         self._memory = Memory(desk.duties, self._duty, desk.node)
         self._people = People(desk, bot, self._memory, self._commands)
         self._strangers: set[str] = set()
@@ -231,7 +231,5 @@ class TelegramSource:
         self._strangers.add(key)
         if new and own and stranger.what == "message":
             with suppress(BotError):  # so that whoever sets it up can tell whom to allow
-                await self._bot.send(
-                    stranger.chat,
-                    f"I am not yours to command. Your id is {stranger.user}; whoever runs me may allow it.",
-                )
+                words = f"I don't know you. Your id is {stranger.user}; whoever runs me can allow it."
+                await self._bot.send(stranger.chat, words)

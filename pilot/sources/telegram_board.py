@@ -107,7 +107,7 @@ class Board:
             found["message"] = await self._bot.send(
                 chat, text, buttons=_stop_button(report), reply_to=origin.get("message")
             )
-            self._follow(execution.id).shown = text
+            self._followed_of(execution.id).shown = text
         return found
 
     async def _update(self, report: Report, chat: int, message: int) -> int:
@@ -131,13 +131,17 @@ class Board:
                 await asyncio.shield(self._bot.edit(chat, message, self._desk.redact(text)))
 
     def _put(self, report: Report, chat: int, message: int, text: str) -> asyncio.Future[None] | None:
-        followed = self._follow(report.execution.id)
+        followed = self._followed_of(report.execution.id)
         if report.event < followed.event:
             return None  # something newer was put there meanwhile
         followed.event, followed.shown = report.event, text
         return self._bot.edit(chat, message, text, buttons=_stop_button(report))
 
-    def _follow(self, execution: int) -> _Followed:
+    def follow(self, execution: int) -> None:
+        """Look after it from now on."""
+        self._followed_of(execution)
+
+    def _followed_of(self, execution: int) -> _Followed:
         if len(self._followed) > 2 * _MOST:  # of a node that does not read the bot's messages
             del self._followed[next(iter(self._followed))]
         return self._followed.setdefault(execution, _Followed())
@@ -172,7 +176,7 @@ class Board:
         status = report.execution.status
         if "message" in known and report.origin is not None:
             text = await self._text(report)
-            if text != self._follow(id).shown:
+            if text != self._followed_of(id).shown:
                 self._put(report, known["chat"], known["message"], text)
                 return True  # and look once more: what was put there may have been older than what another node put
         elif report.origin is None or report.origin.get("source") != "telegram":
@@ -199,7 +203,7 @@ class Board:
         return self._desk.redact(telling.standing(report, now, waits=waits, doing=doing, said=said))
 
     async def _last_line(self, id: int, attempt: int) -> str:
-        followed = self._follow(id)
+        followed = self._followed_of(id)
         if followed.after[0] != attempt:
             followed.after, followed.line = (attempt, 0), ""
         while pieces := await self._desk.history.output(id, attempt=attempt, after=followed.after, limit=_PIECES):

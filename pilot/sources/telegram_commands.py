@@ -62,11 +62,15 @@ def person(name: str, user: int) -> str:
 
 
 class Commands:
-    """Does what is commanded, through the desk. Raises `PilotError` with a line for whoever asked."""
+    """Does what is commanded, through the desk. Raises `PilotError` with a line for whoever asked.
 
-    def __init__(self, desk: Desk, bot: Bot) -> None:
+    `follow` is told of every execution that comes of it.
+    """
+
+    def __init__(self, desk: Desk, bot: Bot, follow: Callable[[int], None]) -> None:
         self._desk = desk
         self._bot = bot
+        self._follow = follow
         self._all: Mapping[str, Callable[[Message, str], Awaitable[Answer]]] = {
             "run": self._run, "status": self._status, "queue": self._queue, "why": self._why, "logs": self._logs,
             "cancel": self._cancel, "answer": self._answer, "retry": self._retry, "pause": self._pause,
@@ -98,7 +102,7 @@ class Commands:
             "source": SOURCE, "url": _link(said), "ref": f"telegram:{said.chat}", "actor": one_line(said.name, 60),
             "at": said.at, "bot": self._bot.id, "chat": said.chat, "message": said.id, "user": said.user,
         }  # fmt: skip
-        return await self._desk.submit(
+        enqueued = await self._desk.submit(
             TaskRequest(
                 prompt=text,
                 source=SOURCE,
@@ -109,6 +113,8 @@ class Commands:
             project,
             own,
         )
+        self._follow(enqueued.id)
+        return enqueued
 
     async def answer(self, id: int, text: str, by: str, question: int | None = None) -> str:
         """Answer what it asks; the first answer counts. `question`: that one, or none. Raises `UsageError`."""
@@ -211,6 +217,7 @@ class Commands:
     async def _retry(self, said: Message, rest: str) -> Answer:
         id, _ = _id_first(rest, "/retry ID")
         new = await self._desk.retry(id, person(said.name, said.user))
+        self._follow(new)
         return f"{new} runs the task of {id} anew"
 
     async def _pause(self, said: Message, rest: str) -> Answer:

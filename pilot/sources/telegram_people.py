@@ -9,7 +9,7 @@ import structlog
 
 from pilot.clients.telegram import Bot, BotError, Button
 from pilot.clients.telegram_inbox import Click, Message
-from pilot.clients.telegram_text import as_command
+from pilot.clients.telegram_text import as_command, sayable
 from pilot.domain import telling
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.task import Project
@@ -185,7 +185,10 @@ class People:
         return await self._commands.answer(execution, asked[0].options[option], by, question)
 
     async def _asked_in(self, chat: int, message: int, quoted: str) -> tuple[int, int] | None:
-        """The execution and question that a message of the bot's is about, by what was kept when it was sent."""
+        """The execution and question that a message of the bot's is about.
+
+        By what was kept when it was sent, else (nothing was, for its answer was lost) by the very words of a question.
+        """
         open = [each.execution_id for each in await self._desk.history.questions()]
         named = telling.named(quoted)
         for id in dict.fromkeys([*([named] if named is not None else []), *open]):
@@ -201,6 +204,11 @@ class People:
                         return id, int(question)
                 if known.get("message") == message and report.question is not None:
                     return id, report.question.id
+            asked = report.question
+            if id == named and asked is not None and asked.answered_at is None:
+                words = self._desk.redact(telling.question(report.execution, asked))
+                if sayable(words).split() == quoted.split():
+                    return id, asked.id
         return None
 
 

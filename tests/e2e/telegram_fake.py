@@ -67,6 +67,7 @@ class _Fault:
     after: bool = True
     seconds: int | None = None
     body: bytes | None = None
+    held: bool = False
 
 
 @dataclass(slots=True)
@@ -75,6 +76,10 @@ class _State:
     messages: dict[tuple[int, int], Json] = field(default_factory=dict)
     files: dict[tuple[int, int], bytes] = field(default_factory=dict)
     updates: list[Json] = field(default_factory=list)
+    brought: list[Json] = field(default_factory=list)
+    past: dict[tuple[int, int], list[str]] = field(default_factory=dict)
+    held: int = 0
+    holding: bool = False
     answered: dict[str, str] = field(default_factory=dict)
     faults: list[_Fault] = field(default_factory=list)
     commands: dict[str, str] = field(default_factory=dict)
@@ -164,6 +169,33 @@ class TelegramFake:
         """The next call is answered with this instead."""
         self._state.faults.append(_Fault(method, after=False, body=body))
 
+    def hold_next(self, method: str) -> None:
+        """The next call of this method takes effect, and is answered, when it is `let_go`; later ones go past it."""
+        self._state.holding = True
+        self._state.faults.append(_Fault(method, held=True))
+
+    def held(self) -> int:
+        """How many calls are held."""
+        return self._state.held
+
+    def let_go(self) -> None:
+        """Go on with what is held."""
+        with self._changed:
+            self._state.holding = False
+            self._changed.notify_all()
+
+    def take_over(self) -> None:
+        """Somebody else polls."""
+        with self._changed:
+            self._state.poller += 1
+            self._changed.notify_all()
+
+    def rewind(self) -> None:
+        """Nothing was confirmed: all that was ever said comes again."""
+        with self._changed:
+            self._state.updates[:] = self._state.brought
+            self._changed.notify_all()
+
     def set_webhook(self) -> None:
         """Somebody gave the bot a webhook: it can't be polled."""
         self._state.webhook = True
@@ -180,6 +212,15 @@ class TelegramFake:
         with self._changed:
             mine = [each for (at, _), each in self._state.messages.items() if at == chat and each["from"] == BOT]
             return [str(each.get("text", each.get("caption", ""))) for each in mine]
+
+    def messages(self) -> list[tuple[tuple[int, int], Json]]:
+        """What the bot has said anywhere, by chat and id, oldest first."""
+        with self._changed:
+            return [(place, each) for place, each in self._state.messages.items() if each["from"] == BOT]
+
+    def past(self, chat: int, message: int) -> list[str]:
+        """All that a message was edited to, in order."""
+        return self._state.past.get((chat, message), [])
 
     def message(self, chat: int, message: int) -> Json:
         """A whole message."""
@@ -234,6 +275,12 @@ class TelegramFake:
             fault = next((fault for fault in self._state.faults if fault.method == method), None)
             if fault is not None:
                 self._state.faults.remove(fault)
+                if fault.held:
+                    self._state.held += 1
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._closing or not self._state.holding)
+                    fault = None
+            if fault is not None:
                 if fault.seconds is not None:
                     words = f"Too Many Requests: retry after {fault.seconds}"
                     raise Refusal(429, words, retry_after=fault.seconds)
@@ -308,6 +355,7 @@ class TelegramFake:
         if (text, markup) == (message["text"], message.get("reply_markup")):
             words = "specified new message content and reply markup are exactly the same as a current content and reply"
             raise Refusal(400, f"Bad Request: message is not modified: {words} markup of the message")
+        self._state.past.setdefault((asked["chat_id"], asked["message_id"]), []).append(text)
         message.pop("reply_markup", None)
         message.update(text=text, edit_date=int(time.time()), **({"reply_markup": markup} if markup else {}))
         return message
@@ -344,7 +392,9 @@ class TelegramFake:
         return message
 
     def _update(self, kind: str, what: Json) -> None:
-        self._state.updates.append({"update_id": 1000 + next(self._numbers), kind: what})
+        update = {"update_id": 1000 + next(self._numbers), kind: what}
+        self._state.updates.append(update)
+        self._state.brought.append(update)
         self._changed.notify_all()
 
     def _markup(self, asked: Json) -> Json | None:
