@@ -83,6 +83,10 @@ class Outbox(Protocol):
         """When (UTC ms) the next of them can be tried, by this node if one is named; None: nothing is owed."""
         ...
 
+    async def owing(self, execution: int, kinds: Collection[EffectKind]) -> str | None:
+        """Why the oldest undelivered one of an execution waits ("": not tried yet); None: it owes nothing."""
+        ...
+
     async def report(self, execution: int) -> Report:
         """How it stands, for whoever tells people. Raises `NotFound`."""
         ...

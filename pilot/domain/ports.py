@@ -78,8 +78,15 @@ class Queue(Protocol):
     Raises `StoreError` when the database could not do it; then nothing was written.
     """
 
-    async def register(self, projects: Sequence[tuple[str, str, str, int | None]]) -> list[Project]:
-        """Make (key, name, path, max_running) known, in order. max_running None: keep what is stored, else 1."""
+    async def register(
+        self,
+        projects: Sequence[tuple[str, str, str, int | None] | tuple[str, str, str, int | None, str, int | None]],
+    ) -> list[Project]:
+        """Make (key, name, path, max_running[, next_after, max_open_prs]) known, in order.
+
+        max_running None: keep what is stored, else 1. next_after: `finish` (the default), `pr_open`, `checks_passed`
+        or `merged`; max_open_prs None: any number.
+        """
         ...
 
     async def enqueue(self, task: Task) -> Enqueued:

@@ -13,9 +13,12 @@ from pilot.store.records import Table, event, events_statement, ids, ids_of
 
 PRUNE_BATCH = 1000
 
-_PROJECTS = Table(n="bigint", key="text", name="text", path="text", max_running="bigint")
+_PROJECTS = Table(
+    n="bigint", key="text", name="text", path="text", max_running="bigint", next_after="text", max_open_prs="bigint"
+)
 
-Registration = tuple[str, str, str, int | None]
+Registration = tuple[str, str, str, int | None] | tuple[str, str, str, int | None, str, int | None]
+"""(key, name, path, max_running) and, where it is not `finish` and any number, (next_after, max_open_prs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,9 @@ class Pause:
     reason: str = ""
 
 
+_OPENLY = ("finish", None)
+
+
 class Admin:
     """The operations."""
 
@@ -34,13 +40,17 @@ class Admin:
         self._dialect = dialect
         source = _PROJECTS.of(dialect, "n")
         self._add = f"""
-            INSERT INTO projects (key, name, path, max_running)
-            SELECT n.key, n.name, n.path, coalesce(n.max_running, 1) FROM {source} WHERE true
-            ORDER BY n.n ON CONFLICT DO NOTHING"""
+            INSERT INTO projects (key, name, path, max_running, next_after, max_open_prs)
+            SELECT n.key, n.name, n.path, coalesce(n.max_running, 1), n.next_after, n.max_open_prs FROM {source}
+            WHERE true ORDER BY n.n ON CONFLICT DO NOTHING"""
         self._update = f"""
-            UPDATE projects SET name = n.name, path = n.path, max_running = n.max_running FROM {source}
+            UPDATE projects SET name = n.name, path = n.path, max_running = n.max_running, next_after = n.next_after,
+              max_open_prs = n.max_open_prs FROM {source}
             WHERE projects.key = n.key AND n.max_running IS NOT NULL AND (projects.name <> n.name
-              OR projects.path <> n.path OR projects.max_running <> n.max_running)"""
+              OR projects.path <> n.path OR projects.max_running <> n.max_running
+              OR projects.next_after <> n.next_after
+              OR coalesce(projects.max_open_prs, -1) <> coalesce(n.max_open_prs, -1))
+            RETURNING projects.id"""
         self._select = f"""
             SELECT p.id, p.key, p.name, p.path, p.max_running FROM {source} JOIN projects p ON p.key = n.key
             ORDER BY n.n"""
@@ -51,9 +61,14 @@ class Admin:
         """Projects in the order given; only a configured one (max_running given) changes what is stored."""
         answers = []
         for batch in batches:
-            items = {"items": _PROJECTS.rows((n, *map(_clean, entry)) for n, entry in enumerate(batch))}
+            items = {
+                "items": _PROJECTS.rows(
+                    (n, *map(_clean, entry), *_OPENLY[len(entry) - 4 :]) for n, entry in enumerate(batch)
+                )
+            }
             yield Statement(self._add, items)
-            yield Statement(self._update, items)
+            changed = yield Statement(self._update, items)
+            yield Notify({str(id) for (id,) in changed})  # what held it up may do so no longer
             rows = yield Statement(self._select, items)
             answers.append([Project(*row) for row in rows])
         return answers

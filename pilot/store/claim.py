@@ -11,6 +11,7 @@ from pilot.domain.budget import Budget, day_of
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
 from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.holding import EXEMPT, HELD
 from pilot.store.parks import Parks, account_of, standing
 from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
@@ -32,16 +33,19 @@ def head(dialect: Dialect, node: str, external: str) -> str:
     """A sub-select: the id of the first row of project `p` that a node may run. `n`: the node's row, if it has one.
 
     Passed over, so that they hold up nobody: rows whose backend is parked, and everyone's in its stead, too; that are
-    left to remote workers; that have used up what one may cost.
+    left to remote workers; that have used up what one may cost; that are new, where pull requests hold up the project.
     """
-    return f"""
-        SELECT e.id FROM executions e
-        WHERE e.project_id = p.id AND e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
+    runnable = f"""
+          e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
           AND (NOT {_closed(node, "p.id", "e.backend")}
             OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")}
               WHERE NOT {_closed(node, "p.id", "f.value")}))
           AND (n.per_execution_usd IS NULL OR coalesce(e.cost_usd, 0) - e.forgiven_usd < n.per_execution_usd)
         ORDER BY e.priority, e.id LIMIT 1"""
+    # Of a project that starts nothing new only what may go on is looked at, not all that stands before it.
+    return f"""
+        CASE WHEN NOT {HELD} THEN (SELECT e.id FROM executions e WHERE e.project_id = p.id AND {runnable})
+          ELSE (SELECT e.id FROM executions e WHERE e.id IN ({EXEMPT}) AND +e.project_id = p.id AND {runnable}) END"""
 
 
 def _closed(node: str, project: str, backend: str) -> str:

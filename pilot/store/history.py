@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pilot.domain.delivery import Refusal
 from pilot.domain.errors import UsageError
 from pilot.domain.events import Event
 from pilot.domain.execution import FINAL, OPEN, Execution, Status
@@ -245,6 +246,21 @@ class History:
             places = ", ".join(project.path for project in found)
             raise UsageError(f"{len(found)} projects are called {wanted!r}; name one by its path: {places}")
         return found[0] if found else None
+
+    async def refused(self, task_id: str) -> list[Refusal]:
+        """The requests for this task that were turned down, oldest first, in whatever project."""
+        rows = await self._database.read(
+            "SELECT key, source, project_id, task_id, actor, reason, url, at FROM refusals WHERE task_id = :task_id "
+            "ORDER BY at, key",
+            {"task_id": task_id},
+        )
+        return [
+            Refusal(
+                key=key, source=source, project_id=project or None, task_id=task, actor=actor, reason=reason, url=url,
+                at=at,
+            )
+            for key, source, project, task, actor, reason, url, at in rows
+        ]  # fmt: skip
 
     async def paused_by(self, project_id: int) -> list[str]:
         """The owners of the pauses of a project (0: of everything)."""

@@ -14,7 +14,7 @@ from pilot.domain.delivery import Effect, EffectKind, Report
 from pilot.domain.events import EventType
 from pilot.domain.text import clean
 from pilot.store.database import Database, Notify, Rows, Statement, Step
-from pilot.store.records import OPEN_STATUSES, OWED, Table, dumps, event, events_statement, short
+from pilot.store.records import LIVE_PULLS, OPEN_STATUSES, OWED, Table, dumps, event, events_statement, short
 from pilot.store.standing import report
 
 _COLUMNS = (
@@ -161,6 +161,15 @@ class SqlOutbox:
         due: int | None = rows[0][0]
         return due
 
+    async def owing(self, execution: int, kinds: Collection[EffectKind]) -> str | None:
+        """See `Outbox.owing`."""
+        rows = await self._database.read(
+            f"SELECT o.error FROM outbox o WHERE o.execution_id = :id AND o.delivered_at IS NULL "
+            f"AND o.kind IN (SELECT k.kind FROM {_KINDS.of(self._database.dialect, 'k', 'kinds')}) ORDER BY o.id LIMIT 1",
+            {"id": execution, "kinds": _kinds(kinds)},
+        )
+        return (rows[0][0] or "") if rows else None
+
     async def report(self, execution: int) -> Report:
         """See `Outbox.report`."""
         return await report(self._database, execution)
@@ -211,6 +220,11 @@ class SqlOutbox:
         )  # fmt: skip
         if rows and over and end.error is not None:
             yield from self._fail(end.effect, end.error, now)
+        elif rows and not over and end.effect.kind is EffectKind.PUBLISH:
+            yield Statement(  # for whoever asks what it waits for
+                f"UPDATE pulls SET error = :error WHERE execution_id = :execution AND state IN {LIVE_PULLS}",
+                {"error": end.error, "execution": end.effect.execution},
+            )
         return bool(rows)
 
     def _fail(self, effect: Effect, error: str, now: int) -> Generator[Step, Rows, None]:
@@ -221,7 +235,7 @@ class SqlOutbox:
             yield Statement(
                 "UPDATE pulls SET error = :error, ended_at = CASE WHEN state = 'owed' THEN :now END, "
                 "state = CASE WHEN state = 'owed' THEN 'failed' ELSE state END WHERE execution_id = :execution "
-                "AND state IN ('owed', 'open')",
+                f"AND state IN {LIVE_PULLS}",
                 {"error": error, "now": now, "execution": effect.execution},
             )
             yield Notify({str(effect.project_id)})

@@ -10,6 +10,7 @@ from pilot.domain.ports import Document
 from pilot.store.allowance import budget_document, parked
 from pilot.store.database import Database
 from pilot.store.documents import rfc3339
+from pilot.store.owing import inbox_document, outbox_document, source_documents
 
 
 async def overview(database: Database, counts: Mapping[Status, int], now: int) -> Document:
@@ -20,9 +21,11 @@ async def overview(database: Database, counts: Mapping[Status, int], now: int) -
         "projects": await _projects(database),
         "parked": [park.document() for park in await parked(database, now)],
         "budget": await budget_document(database, now),
-        "sources": [],
+        "sources": await source_documents(database),
         "nodes": await _nodes(database, now),
         "paused": await _paused(database),
+        "outbox": await outbox_document(database),
+        "inbox": await inbox_document(database),
     }
 
 

@@ -15,10 +15,8 @@ from pilot.domain.task import Task
 from pilot.domain.text import clean
 from pilot.store.database import Database, Notify, Rows, Statement, Step
 from pilot.store.enqueue import Enqueue, check
-from pilot.store.records import OWED, dumps, event, events_statement, ids, ids_of, short
+from pilot.store.records import LIVE_PULLS, OWED, dumps, event, events_statement, ids, ids_of, short
 
-LIVE = "('owed', 'open')"
-"""Literal, as in the partial index."""
 _COLUMNS = {field.name: field.name for field in fields(Pull)} | {"execution": "execution_id"}
 PULL_SELECT = ", ".join(f"pulls.{column}" for column in _COLUMNS.values())
 PULL_WIDTH = len(_COLUMNS)
@@ -72,7 +70,7 @@ class SqlPulls:
 
     async def live(self, projects: Collection[int]) -> list[Pull]:
         """See `Pulls.live`."""
-        sql = f"SELECT {PULL_SELECT} FROM pulls WHERE state IN {LIVE} AND project_id IN {self._among} ORDER BY id"
+        sql = f"SELECT {PULL_SELECT} FROM pulls WHERE state IN {LIVE_PULLS} AND project_id IN {self._among} ORDER BY id"
         return [to_pull(row) for row in await self._database.read(sql, {"ids": ids(projects)})]
 
     async def of(self, execution: int) -> Pull | None:
@@ -123,7 +121,8 @@ class SqlPulls:
     def _pushed(self, pushes: Sequence[tuple[int, str]]) -> Generator[Step, Rows, list[None]]:
         for pull, sha in pushes:
             yield Statement(
-                f"UPDATE pulls SET pushed_sha = :sha WHERE id = :pull AND state IN {LIVE}", {"pull": pull, "sha": sha}
+                f"UPDATE pulls SET pushed_sha = :sha WHERE id = :pull AND state IN {LIVE_PULLS}",
+                {"pull": pull, "sha": sha},
             )
         return [None] * len(pushes)
 
@@ -133,7 +132,7 @@ class SqlPulls:
         for one in opened:
             rows = yield Statement(
                 "UPDATE pulls SET state = 'open', number = :number, url = :url, pushed_sha = :head, error = NULL, "
-                f"opened_at = coalesce(opened_at, :now) WHERE id = :pull AND state IN {LIVE} "
+                f"opened_at = coalesce(opened_at, :now) WHERE id = :pull AND state IN {LIVE_PULLS} "
                 "RETURNING project_id, execution_id, head_sha",
                 {"pull": one.pull, "number": one.number, "url": one.url, "head": one.head_sha, "now": now},
             )

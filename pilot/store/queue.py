@@ -18,6 +18,7 @@ from pilot.store.database import Database, Dialect, Listener, Rows, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
+from pilot.store.holding import GRACE_ENDS
 from pilot.store.nodes import Beat, Loss, Nodes, Serving
 from pilot.store.parks import Parks, Unpark
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
@@ -286,7 +287,7 @@ class SqlQueue:
         now = self._database.clock()
         rows = await self._database.read(
             "SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0 "
-            "UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL "
+            f"UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL {GRACE_ENDS} UNION ALL "
             "SELECT max(:tomorrow) FROM nodes WHERE per_day_usd IS NOT NULL AND lease_until > :now) AS times",
             {"now": now, "tomorrow": day_after(now)},
         )

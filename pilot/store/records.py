@@ -16,6 +16,9 @@ from pilot.store.database import Dialect, Notify, Statement
 OPEN_STATUSES = "('blocked', 'queued', 'running', 'needs_human')"
 """Literal, as in the partial indexes: a bound parameter could not use them."""
 
+LIVE_PULLS = "('owed', 'open')"
+"""Literal, likewise."""
+
 OWED = Notify(("outbox",))
 """The hint that something may be owed to the outside."""
 LARGE = 1 << 53

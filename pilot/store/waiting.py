@@ -12,6 +12,8 @@ from pilot.domain.text import one_line
 from pilot.store.allowance import budget_holds, closed, parked, servers
 from pilot.store.database import Database, Dialect
 from pilot.store.documents import moment
+from pilot.store.holding import passed, pull_holds
+from pilot.store.owing import after_its_end
 from pilot.store.records import Table
 
 _NAMED = 20  # holds of one sort that are named one by one
@@ -58,9 +60,12 @@ async def why(database: Database, execution: Execution, now: int) -> Why:
             )
         case Status.NEEDS_HUMAN:
             return _why(execution, [await _person(database, execution)], _for_a_person(execution))
+        case Status.COMPLETED:
+            return _why(execution, next=await after_its_end(database, execution))
         case _:
-            again = "" if execution.status is Status.COMPLETED else f" `pilot retry {execution.id}` runs it anew."
-            return _why(execution, next=f"Nothing: it is {execution.status}.{again}")
+            return _why(
+                execution, next=f"Nothing: it is {execution.status}. `pilot retry {execution.id}` runs it anew."
+            )
 
 
 def _why(execution: Execution, holds: list[Hold] | None = None, next: str = "", position: int | None = None) -> Why:
@@ -75,6 +80,7 @@ async def _queued(database: Database, execution: Execution, now: int) -> Why:
     local = [
         *_park(execution, shut),
         *await budget_holds(database, execution, nodes, now),
+        *await pull_holds(database, execution, now),
         *_time(execution, due=due),
         *await _nodes(database, execution, now),
     ]
@@ -93,7 +99,10 @@ async def _queued(database: Database, execution: Execution, now: int) -> Why:
                 line.first,
             )
         )
-    return _why(execution, holds, _next(execution, holds), line.before + 1 if due else None)
+    next = _next(execution, holds)
+    if await passed(database, execution, now):
+        next += " What its project waits for, a pull request, does not hold it up."
+    return _why(execution, holds, next, line.before + 1 if due else None)
 
 
 def _next(execution: Execution, holds: list[Hold]) -> str:
@@ -110,6 +119,8 @@ def _next(execution: Execution, holds: list[Hold]) -> str:
             return _next_when_allowed(hold, at)
         case "time":
             return f"It may start at {at}."
+        case "pull_request":
+            return _next_when_reviewed(hold, at)
         case "slot":
             return f"It moves up when {hold.execution} ends."
         case kind if kind in _STARTS:
@@ -138,6 +149,11 @@ def _next_when_allowed(hold: Hold, at: str) -> str:
     return (
         f"It may start at {at}, or after {unpark}." if at else f"It waits for a person: mend the cause, then {unpark}."
     )
+
+
+def _next_when_reviewed(hold: Hold, at: str) -> str:
+    timed = f", or at {at}" if at else ""
+    return f"It starts when that has come so far{timed}: `pilot show {hold.execution}` says how far it is."
 
 
 async def _line(database: Database, execution: Execution, shut: Iterable[str], now: int) -> _Line:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from pilot.domain.execution import TRANSITIONS, Status
+from pilot.domain.execution import TRANSITIONS, Execution, Status
 from pilot.store.database import Database, Row
 
 _OPEN = "('blocked', 'queued', 'running', 'needs_human')"
@@ -145,6 +145,53 @@ _PROMISES: tuple[tuple[str, str], ...] = (
     ),
 )
 
+# What is owed to the outside.
+_PROMISES += (
+    (
+        "event {0} ({1}) of execution {2}, which has a ticket, is owed to nobody",
+        "SELECT v.id, v.type, e.id FROM events v JOIN executions e ON e.id = v.execution_id "
+        "WHERE e.origin IS NOT NULL AND v.type IN ('execution.queued', 'execution.started', 'execution.requeued', "
+        "'execution.asked', 'execution.answered', 'execution.completed', 'execution.failed', 'execution.cancelled') "
+        "AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.kind = 'report' AND o.event_id = v.id)",
+    ),
+    (
+        "a report of execution {0}, which has no ticket, is owed",
+        "SELECT e.id FROM outbox o JOIN executions e ON e.id = o.execution_id "
+        "WHERE o.kind = 'report' AND e.origin IS NULL",
+    ),
+    (
+        "lane {0} is worked on at {1} effects",
+        "SELECT lane, count(*) FROM outbox WHERE delivered_at IS NULL AND claimed_by IS NOT NULL AND kind <> 'report' "
+        "GROUP BY lane HAVING count(*) > 1",
+    ),
+    (
+        "branch {1} of project {0} has {2} live pull requests",
+        "SELECT project_id, branch, count(*) FROM pulls WHERE state IN ('owed', 'open') "
+        "GROUP BY 1, 2 HAVING count(*) > 1",
+    ),
+    (
+        "pull request {0} is {1}, but its end is {2}",
+        "SELECT id, state, ended_at FROM pulls "
+        "WHERE (state IN ('merged', 'closed', 'failed')) <> (ended_at IS NOT NULL)",
+    ),
+    (
+        "pull request {0} is {1}, and the delivery of execution {2} is {3}",
+        "SELECT l.id, l.state, e.id, e.delivery FROM pulls l JOIN pull_executions m ON m.pull_id = l.id "
+        "JOIN executions e ON e.id = m.execution_id WHERE l.state IN ('merged', 'closed') AND e.delivery <> l.state "
+        "AND NOT EXISTS (SELECT 1 FROM pull_executions x WHERE x.execution_id = e.id AND x.pull_id > l.id)",
+    ),
+    (
+        "pull request {0} is of execution {1}, and does not hold its work",
+        "SELECT l.id, l.execution_id FROM pulls l WHERE NOT EXISTS "
+        "(SELECT 1 FROM pull_executions m WHERE m.pull_id = l.id AND m.execution_id = l.execution_id)",
+    ),
+    (
+        "pull request {0} is owed, and nobody is to publish it",
+        "SELECT l.id FROM pulls l WHERE l.state = 'owed' AND NOT EXISTS (SELECT 1 FROM outbox o "
+        "WHERE o.kind = 'publish' AND o.execution_id = l.execution_id)",
+    ),
+)
+
 # Before its first event an execution is nothing; what `cancel` asks and a loss tells change no state.
 _AFTER = {
     "execution.started": Status.RUNNING,
@@ -158,6 +205,10 @@ _AFTER = {
 }
 
 
+# How far an ended one's result comes is seen later; nothing else of it changes.
+_LASTING = ", ".join(f.name for f in fields(Execution) if f.name not in ("delivery", "pr_url", "checks"))
+
+
 @dataclass
 class Past:
     """What earlier audits of the same store saw, and time must not undo."""
@@ -165,6 +216,8 @@ class Past:
     final: dict[int, Row] = field(default_factory=dict)
     attempts: dict[int, int] = field(default_factory=dict)
     fences: dict[int, int] = field(default_factory=dict)
+    pulls: dict[int, Row] = field(default_factory=dict)
+    delivered: dict[int, Row] = field(default_factory=dict)
 
 
 async def audit(database: Database, past: Past | None = None) -> list[str]:
@@ -202,7 +255,7 @@ async def _events(database: Database) -> AsyncIterator[str]:
 
 
 async def _against(database: Database, past: Past) -> AsyncIterator[str]:
-    rows = await database.read("SELECT * FROM executions WHERE finished_at IS NOT NULL")
+    rows = await database.read(f"SELECT {_LASTING} FROM executions WHERE finished_at IS NOT NULL")
     final: dict[int, Row] = {row[0]: row for row in rows}
     for id, row in past.final.items():
         if id in final and final[id] != row:
@@ -212,6 +265,13 @@ async def _against(database: Database, past: Past) -> AsyncIterator[str]:
         if id in past.final:
             yield f"execution {id} had ended and is {status}"
     past.final = final
+    for what, kept, sql in (
+        ("pull request", past.pulls, "SELECT id, state, ended_at, number FROM pulls WHERE ended_at IS NOT NULL"),
+        ("effect", past.delivered, "SELECT id, delivered_at, result FROM outbox WHERE delivered_at IS NOT NULL"),
+    ):
+        for row in await database.read(sql):
+            if kept.setdefault(row[0], row) != row:
+                yield f"{what} {row[0]} had ended and has changed: {_changes(kept[row[0]], row)}"
     for id, attempt in await database.read("SELECT id, attempt FROM executions"):
         if attempt < past.attempts.get(id, 0):
             yield f"execution {id} had {past.attempts[id]} attempts and has {attempt}"
