@@ -21,9 +21,6 @@ log = structlog.get_logger()
 FIRST, LONGEST = 10_000, 300_000
 """ms: the first pause after a failure, doubled each time, and the longest."""
 
-SIGNALS = frozenset({"outbox", "*"})
-"""What the store says when something is owed, or when so much happened that it can't say what."""
-
 Handler = Callable[[Effect], Awaitable[Mapping[str, Any] | None]]
 """Does one effect, however often it is asked to: it looks before it writes. What it returns is kept.
 
@@ -39,9 +36,8 @@ def pause(tries: int, jitter: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """What a direct run could not deliver: how many effects, and why the first of them had to wait."""
+    """That something could not be delivered, and why."""
 
-    count: int
     reason: str
 
 
@@ -51,8 +47,8 @@ class Deliveries:
 
     `handlers`: by kind; other kinds are left to other nodes. `projects` (ids) is asked each time, so that a reload
     counts. `lease` (ms) is renewed as long as a handler is at work; one that has lost it is ended. `timeout` (s) is for
-    one effect, `drain_timeout` (s) for those under way at the end. `listen` brings the store's signals; they are
-    hints, and every wait has a timer of `poll` seconds.
+    one effect, `drain_timeout` (s) for those under way at the end. Whoever hears the
+    store's signals calls `nudge`; that is a hint, and every wait has a timer of `poll` seconds.
     """
 
     outbox: Outbox
@@ -66,21 +62,13 @@ class Deliveries:
     drain_timeout: float = 20.0
     poll: float = 1.0
     jitter: Callable[[], float] = random.random
-    listen: Callable[[Callable[[Collection[str]], None]], Callable[[], None]] = lambda _heard: lambda: None
     _hint: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
     _under_way: dict[int, tuple[Effect, asyncio.Task[None]]] = field(default_factory=dict)
-    _postponed: dict[int, str] = field(default_factory=dict)
+    _postponed: dict[int | None, str] = field(default_factory=dict)  # by execution
 
     async def run(self) -> None:
         """Until `stop`; then what is under way may end within `drain_timeout`. Cancelled, it is broken off."""
-        forget = self.listen(self._heard)
-        try:
-            await self._run()
-        finally:
-            forget()
-
-    async def _run(self) -> None:
         async with self._working():
             while not self._stopping:
                 self._hint.clear()
@@ -92,25 +80,28 @@ class Deliveries:
             await self._ended(self.drain_timeout)
 
     async def drain(self, execution: int, seconds: float) -> Owed | None:
-        """Deliver what one execution owes, for at most that long; None: nothing is owed any more.
+        """Deliver what one execution owes, for at most that long; None: it owes nothing of these kinds any more.
 
-        An effect that has to wait ends it, since nothing may go before it.
+        Something that has to wait ends it, since nothing may go before it. What stands before it in its lane, of an
+        earlier execution, is delivered, too.
         """
         self._postponed.clear()
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         async with self._working():
-            while not self._postponed and loop.time() < end:
+            while execution not in self._postponed and loop.time() < end:
                 started = await self._start(max=self.at_once, execution=execution)
                 if not started and not self._under_way:
-                    return None
+                    waits = await self.outbox.owing(execution, tuple(self.handlers))
+                    if waits is None:
+                        return None
+                    if not await self._start(max=self.at_once):
+                        if waits or self._postponed:
+                            return Owed(waits or "something that is owed before it waits")
+                        await asyncio.sleep(self.poll)  # another node is at it
                 await self._ended(end - loop.time(), first=True)
             await self._ended(max(end - loop.time(), 0.0))
-        return Owed(max(len(self._postponed), 1), next(iter(self._postponed.values()), "it takes longer than that"))
-
-    def _heard(self, tokens: Collection[str]) -> None:
-        if not SIGNALS.isdisjoint(tokens):
-            self.nudge()
+        return Owed(self._postponed.get(execution, "it takes longer"))
 
     def nudge(self) -> None:
         """There may be something to do."""
@@ -225,7 +216,7 @@ class Deliveries:
         return self.clock() + pause(effect.tries, self.jitter())
 
     async def _postpone(self, effect: Effect, until: int, reason: str) -> None:
-        self._postponed[effect.id] = reason
+        self._postponed[effect.execution] = reason
         await self.outbox.postpone(effect, self.node, until, reason)
 
     @contextlib.contextmanager

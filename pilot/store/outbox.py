@@ -164,8 +164,8 @@ class SqlOutbox:
     async def owing(self, execution: int, kinds: Collection[EffectKind]) -> str | None:
         """See `Outbox.owing`."""
         rows = await self._database.read(
-            f"SELECT o.error FROM outbox o WHERE o.execution_id = :id AND o.delivered_at IS NULL "
-            f"AND o.kind IN (SELECT k.kind FROM {_KINDS.of(self._database.dialect, 'k', 'kinds')}) ORDER BY o.id LIMIT 1",
+            "SELECT o.error FROM outbox o WHERE o.execution_id = :id AND o.delivered_at IS NULL AND o.kind IN "
+            f"(SELECT k.kind FROM {_KINDS.of(self._database.dialect, 'k', 'kinds')}) ORDER BY o.id LIMIT 1",
             {"id": execution, "kinds": _kinds(kinds)},
         )
         return (rows[0][0] or "") if rows else None
