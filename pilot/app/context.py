@@ -17,6 +17,7 @@ from pilot.backends import build, known_backends
 from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
 from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
+from pilot.config.secrets import secrets_of
 from pilot.config.uses import uses, what_is_set
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
@@ -24,7 +25,9 @@ from pilot.domain.agent import Backend, Sandbox
 from pilot.domain.budget import Budget
 from pilot.domain.errors import NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
-from pilot.domain.ports import Accounts, Journal, Node, NodeKind, Runner
+from pilot.domain.outcome import Publication
+from pilot.domain.ports import Accounts, Journal, Node, NodeKind
+from pilot.domain.redact import Redactor
 from pilot.domain.task import Project
 from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked
@@ -34,6 +37,7 @@ from pilot.runner.sandbox import make_sandbox
 from pilot.runner.sandbox_machine import Bwrap, Missing, find_sandbox, probe
 from pilot.runner.workspace import Workspace, Workspaces
 from pilot.store import Store, open_store
+from pilot.telemetry.logs import redact_by
 
 
 def new_node(kind: NodeKind, max_running: int) -> Node:
@@ -71,6 +75,8 @@ class Context:
     """Files that no agent may see: the configuration and its variables."""
     _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)  # by project and name
     _machine: Bwrap | Missing | None = None
+    redact: Redactor = field(default_factory=Redactor)
+    """Takes what is secret by these settings out of what is kept, shown or sent."""
 
     async def configure(self, settings: Settings) -> None:
         """Serve the projects of these settings from now on."""
@@ -80,9 +86,12 @@ class Context:
         if twice:  # before anything of it is stored
             raise UsageError(f"these projects are one repository: {twice}. Keep one of them")
         stored = await self.store.queue.register(
-            [(key, own.name, place, own.max_running) for (key, place), own in entries]
+            [
+                (key, own.name, place, own.max_running, own.next_after, own.max_open_prs)
+                for (key, place), own in entries
+            ]
         )
-        self.settings = settings
+        self.settings, self.redact = settings, Redactor(secrets_of(settings))
         self.projects = {row.id: own for row, (_, own) in zip(stored, entries, strict=True)}
         self.stored = {row.id: row for row in stored}
         self._backends = {}
@@ -168,7 +177,19 @@ class Context:
         """The door for tasks."""
         return Intake(self.settings, self.store.queue, known_backends)
 
-    def runner(self, journal: Journal) -> Runner:
+    def publication(self, execution: Execution, base: str) -> Publication | None:
+        """The pull request that a finished change of this execution is to become; `base`: the branch it began at."""
+        own = self.projects[execution.project_id]
+        wanted = execution.options.get("publish") or own.publish
+        if wanted != "pull_request" or own.github is None or self.settings.sources.github is None:
+            return None
+        return Publication(repo=own.github, base=base, draft=own.draft)
+
+    async def open_pulls(self, project: int) -> Collection[str]:
+        """The branches of a project (id) that have an open pull request, or are to get one."""
+        return [pull.branch for pull in await self.store.pulls.live([project])]
+
+    def attempts(self, journal: Journal) -> AttemptRunner:
         """What does an attempt."""
         return AttemptRunner(
             project=lambda execution: self.projects[execution.project_id],
@@ -181,6 +202,9 @@ class Context:
             booked=self.store.history.used,
             confine=self.confine,
             budget=lambda execution: self.budget().left(execution),
+            redact=lambda: self.redact,
+            publish=self.publication,
+            live=self.open_pulls,
         )
 
     def dispatcher(
@@ -194,7 +218,7 @@ class Context:
         """A dispatcher of this process; `asked`: the backend that its one task is to go to."""
         return Dispatcher(
             self.store.queue,
-            self.runner(journal or self.store.journal),
+            self.attempts(journal or self.store.journal),
             node=node,
             projects=projects,
             clock=self.store.database.clock,
@@ -238,6 +262,7 @@ async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     async with open_store(settings.store_url) as store:
         context = Context(settings, store, state_dir, hidden=_secret_files(loaded.path))
         await context.configure(settings)
+        redact_by(lambda: context.redact)
         yield context
 
 

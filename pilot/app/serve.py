@@ -1,4 +1,4 @@
-"""`pilot serve`: the dispatcher and the HTTP server in one loop, and what signals mean to them."""
+"""`pilot serve`: dispatcher, sources, deliveries and HTTP server in one loop, and what signals mean to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import structlog
 
 from pilot.api.server import build, listen, server
+from pilot.api.webhooks import Webhooks
 from pilot.app import agents
 from pilot.app.context import Context, limits_of, new_node, open_context
+from pilot.app.outside import Outside
 from pilot.config.load import Loaded, load
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.domain.errors import PilotError
@@ -37,42 +40,55 @@ async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = N
     with contextlib.closing(sock):
         async with open_context(loaded) as context:
             node = new_node(NodeKind.SERVE, settings.dispatcher.max_running)
-            dispatcher = context.dispatcher(node, limits_of(settings), context.stored.values())
-            with _signals(dispatcher, context, loaded):
-                await _run(dispatcher, sock, node.id, len(context.stored))
+            outside = Outside(context, node.id)
+            try:
+                outside.adopt(await outside.prepare(settings))
+                node = replace(node, notifies=outside.notifies)
+                dispatcher = context.dispatcher(node, limits_of(settings), context.stored.values())
+                with _signals(dispatcher, outside, context, loaded):
+                    await _run(dispatcher, outside, sock, node.id, len(context.stored))
+            finally:
+                await outside.close()
 
 
-async def _run(dispatcher: Dispatcher, sock: socket.socket, node: str, projects: int) -> None:
-    http = server(build(lambda: dispatcher.accepting))
+async def _run(dispatcher: Dispatcher, outside: Outside, sock: socket.socket, node: str, projects: int) -> None:
+    webhooks = Webhooks(outside.inbox, outside.receivers, outside.feed.nudge)
+    http = server(build(lambda: dispatcher.accepting, webhooks))
     serving = asyncio.create_task(http.serve(sockets=[sock]))
     dispatching = asyncio.create_task(dispatcher.run())
+    trading: asyncio.Task[None] | None = None
     try:
         await dispatcher.started(dispatching)
+        trading = asyncio.create_task(outside.run())
         host, port = sock.getsockname()[:2]
         log.info("serve.started", node=node, pid=os.getpid(), url=f"http://{host}:{port}", projects=projects)
         _notify_systemd("READY=1")
-        await asyncio.wait({serving, dispatching}, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            serving.result()  # the server can't go on without having been told: say why
+        await asyncio.wait({serving, dispatching, trading}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (serving, trading):
+            if task.done():
+                task.result()  # it can't go on without having been told: say why
     finally:
         _notify_systemd("STOPPING=1")
+        outside.stop_asking()
         dispatcher.drain()
         try:
             await dispatching
         finally:
+            outside.stop()  # what has just ended may still be told
             http.should_exit = True
-            await asyncio.gather(serving, return_exceptions=True)
+            await asyncio.gather(serving, *filter(None, [trading]), return_exceptions=True)
             log.info("serve.stopped", node=node)
 
 
 @contextlib.contextmanager
-def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> Iterator[None]:
+def _signals(dispatcher: Dispatcher, outside: Outside, context: Context, loaded: Loaded) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
     def stop(name: str) -> None:
         if dispatcher.accepting:
             log.info("serve.draining", signal=name, running=len(dispatcher.worker_status()))
+            outside.stop_asking()
             dispatcher.drain()
         else:
             log.warning("serve.forced", signal=name)
@@ -80,10 +96,11 @@ def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> Iterat
 
     def force() -> None:
         dispatcher.force()
+        outside.force()
         loop.call_later(HURRY, force)
 
     def hangup() -> None:
-        task = asyncio.create_task(_reload(dispatcher, context, loaded))
+        task = asyncio.create_task(_reload(dispatcher, outside, context, loaded))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
@@ -101,16 +118,26 @@ def _signals(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> Iterat
             loop.remove_signal_handler(number)
 
 
-async def _reload(dispatcher: Dispatcher, context: Context, loaded: Loaded) -> None:
-    """Take the new configuration's projects and agents whole, or keep the old ones; the rest counts after a restart."""
+async def _reload(dispatcher: Dispatcher, outside: Outside, context: Context, loaded: Loaded) -> None:
+    """Take the new configuration's projects, agents and sources whole, or keep the old ones.
+
+    The rest counts after a restart.
+    """
     try:
         new = await asyncio.to_thread(load, loaded.path, os.environ)
         await asyncio.to_thread(agents.check, new.settings)
-        await context.configure(new.settings)
+        parts = await outside.prepare(new.settings)
+        try:
+            await context.configure(new.settings)
+        except BaseException:
+            await outside.discard(parts)
+            raise
+        outside.adopt(parts)
     except PilotError as error:
         log.error("config.refused", problems=str(error).splitlines())
         return
-    await dispatcher.reconfigure(context.stored.values(), context.accounts(context.stored), context.budget())
+    accounts = context.accounts(context.stored)
+    await dispatcher.reconfigure(context.stored.values(), accounts, context.budget(), notifies=outside.notifies)
     later = [name for name in _AT_START if getattr(new.settings, name) != getattr(loaded.settings, name)]
     log.info("config.reloaded", projects=len(context.stored), after_restart=later)
 

@@ -157,17 +157,22 @@ class Dispatcher:
             for run in self._attempts.runs.values()
         ]
 
-    async def reconfigure(self, projects: Iterable[Project], accounts: Accounts, budget: Budget) -> None:
-        """Serve these projects from now on, as whom, and for how much; what runs goes on."""
+    async def reconfigure(
+        self, projects: Iterable[Project], accounts: Accounts, budget: Budget, notifies: bool | None = None
+    ) -> None:
+        """Serve these projects from now on, as whom, and for how much; what runs goes on.
+
+        `notifies`: whether this node tells people what needs them; None: as before.
+        """
         self.projects = {project.id: project for project in projects}
         self._accounts, self._budget = accounts, budget
         for worker in self._workers.values():
             worker.project = self.projects.get(worker.project.id, worker.project)
-        await self._serve()
+        await self._serve(notifies)
         self._tell({"*"})
 
-    async def _serve(self) -> None:
-        await self._queue.serve(self._node.id, self.projects, self._accounts, self._budget)
+    async def _serve(self, notifies: bool | None = None) -> None:
+        await self._queue.serve(self._node.id, self.projects, self._accounts, self._budget, notifies)
 
     def drain(self) -> None:
         """Take nothing new; `run` returns when what runs has ended, or its time is over."""
