@@ -72,8 +72,18 @@ class Asks:
             await self._teller.say(session.id, "refused", Failure(words))
             return
         issue = await self._account.client.issue(session.issue)
-        trigger = Trigger(f"linear:session:{session.id}", session.creator, session.created_at, session.id)
+        trigger = Trigger(_session_key(session), session.creator, session.created_at, session.id)
         await self._decide(issue, trigger, await self._account.client.story(issue.id))
+
+    async def stopped(self, session: Session) -> None:
+        """Somebody has thought better of it, before it was heard: it is never begun."""
+        if session.issue is None:
+            return
+        issue = await self._account.client.issue(session.issue)
+        place = route(issue, self._desk.projects())
+        project = None if isinstance(place, str) else place[0].id
+        key = _session_key(session)
+        await self.turned_down(issue, key, session.creator, "it was stopped before it began", project)
 
     async def refuse(self, issue: Issue, trigger: Trigger, reason: str, project_id: int | None = None) -> None:
         """Store a refusal; a session is told as well."""
@@ -204,6 +214,10 @@ def prompt(title: str, description: str | None, comments: Sequence[Comment]) -> 
         parts.append("Comments, oldest first:")
         parts += [f"{_name(c.author)}, {moment(c.created_at)}:\n{_indented(for_prompt(c.body))}" for c in comments]
     return "\n\n".join(parts) or title
+
+
+def _session_key(session: Session) -> str:
+    return f"linear:session:{session.id}"
 
 
 def _indented(text: str) -> str:

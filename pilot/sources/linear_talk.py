@@ -20,7 +20,7 @@ from pilot.domain.markdown import in_line
 from pilot.domain.text import one_line
 from pilot.sources.desk import Desk
 from pilot.sources.linear_account import CLOSED, Account
-from pilot.sources.linear_asks import Asks, Trigger
+from pilot.sources.linear_asks import Asks
 from pilot.sources.linear_runs import Done, Runs
 from pilot.sources.linear_tell import Teller, comment_id
 from pilot.sources.linear_words import is_signed
@@ -66,10 +66,8 @@ class Talk:
             if not runs and stopped is None:
                 await self._asks.session(session)
                 runs = await self._of_session(id, session.issue, session.names)
-            elif not runs and stopped is not None and session.issue is not None:
-                issue = await client.issue(session.issue)
-                trigger = Trigger(f"linear:session:{id}", session.creator, session.created_at)
-                await self._asks.refuse(issue, trigger, "it was stopped before it began")
+            elif not runs:
+                await self._asks.stopped(session)
             if runs:
                 await self._prompts(runs, id, prompts, done, (session.issue or "", session.names))
                 return

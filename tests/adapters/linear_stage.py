@@ -112,6 +112,16 @@ class Stage:
                     await self.store.outbox.delivered(effect, "n1", result)
         raise AssertionError(f"it never came to an end: {self.troubles}")
 
+    async def publish(self, number: int = 7) -> None:
+        """The pull request that is owed is opened."""
+        for effect in await self.store.outbox.take("n1", [EffectKind.PUBLISH], lease=HOUR):
+            pull = await self.store.pulls.of(effect.execution or 0)
+            assert pull is not None
+            url = f"https://github.com/acme/api/pull/{number}"
+            assert await self.store.pulls.opened(pull.id, number=number, url=url, head_sha=pull.head_sha)
+            await self.store.outbox.delivered(effect, "n1")
+        await self.settle()
+
     async def take(self, number: int = 0) -> Execution:
         """The project's next execution, claimed."""
         (execution,) = await self.store.queue.claim("n1", projects=(self.projects[number][0].id,), lease=HOUR)

@@ -20,6 +20,7 @@ from pilot.domain.execution import Status
 from pilot.domain.outside import Later, SourcePaused
 from pilot.sources.linear import LinearSource
 from pilot.sources.linear_account import REMEDY
+from pilot.store.database import Statement
 from tests.adapters.linear_stage import MINUTE, PERSONAL, Stage, stage
 from tests.store.bed import asked, done
 
@@ -377,7 +378,7 @@ async def test_a_question_is_answered_below_its_comment_or_by_a_command(here: St
         await here.deliver()
         execution = await here.one()
         assert (execution.status, execution.feedback) == (Status.QUEUED, expected)
-    (first, second) = await here.store.history.questions(execution.id)
+    (first, second) = await here.store.history.questions((await here.one()).id)
     assert (first.answered_by, second.answered_by) == ("Ann", "Ann")
 
 
@@ -450,8 +451,6 @@ async def test_cancel_and_retry_by_comment_each_once(here: Stage, way: str) -> N
 
 
 def _forget(items: Any) -> Any:
-    from pilot.store.database import Statement
-
     yield Statement("UPDATE duties SET state = '{}'", {})
     return [None] * len(items)
 
