@@ -90,7 +90,7 @@ class Words:
 
     def _running(self, execution: Execution) -> str:
         since = "" if execution.started_at is None else f" since {_when(execution.started_at)}"
-        agent = self._line(execution.backend, 60) or "an agent"
+        agent = self._code(execution.backend, 60) or "an agent"
         attempt = f", attempt {execution.attempt} of {execution.max_attempts}" if execution.attempt > 1 else ""
         end = " It is being cancelled." if execution.cancel_requested else ""
         return f"**Running**{since}, done by {agent}{attempt}.{end}"
@@ -187,8 +187,7 @@ class Words:
         if execution.attempt:
             parts.append(_count(execution.attempt, "attempt"))
         if execution.status.final and execution.started_at is not None:
-            agent = self._line(execution.backend, 60)
-            parts.append(f"{agent} {self._line(execution.model, 60)}" if execution.model else agent)
+            parts.append(self._code(f"{execution.backend} {execution.model or ''}".strip(), 120))
             tokens_in, tokens_out = execution.input_tokens, execution.output_tokens
             known = tokens_in is not None and tokens_out is not None
             parts.append(f"{(tokens_in or 0) + (tokens_out or 0):,} tokens" if known else "tokens unknown")

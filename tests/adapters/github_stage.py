@@ -101,8 +101,16 @@ class Stage:
         question = None
         if asked:
             last = asked[-1]
-            given = (last.answer, last.answered_by, last.answered_at)
-            question = Asked(last.id, last.text, last.options, last.preset, last.asked_at, *given)
+            question = Asked(
+                id=last.id,
+                text=last.text,
+                options=last.options,
+                default=last.preset,
+                asked_at=last.asked_at,
+                answer=last.answer,
+                answered_by=last.answered_by,
+                answered_at=last.answered_at,
+            )
         report = Report(
             execution=execution,
             origin=execution.origin,

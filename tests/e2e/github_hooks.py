@@ -57,6 +57,10 @@ class Hooks:
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 
+    def keep(self) -> None:
+        """From now on every change is kept in `deliveries`, and sent by whoever likes."""
+        self._target = ("", "")
+
     @property
     def wanted(self) -> bool:
         return self._target is not None
