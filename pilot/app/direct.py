@@ -12,14 +12,17 @@ from enum import StrEnum
 from pilot.app.agents import check_direct
 from pilot.app.context import Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded
+from pilot.dispatch.deliveries import Deliveries
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.dispatch.intake import TaskRequest
 from pilot.domain.agent import OutputKind
-from pilot.domain.errors import Busy, StoreError
+from pilot.domain.delivery import PullState
+from pilot.domain.errors import Busy, PilotError, StoreError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Usage
 from pilot.domain.ports import Journal, NodeKind
 from pilot.domain.task import DIRECT_PRIORITY
+from pilot.domain.text import one_line
 from pilot.runner.proctree import become_subreaper
 
 
@@ -52,6 +55,8 @@ class DirectRequest:
 
 Show = Callable[[Progress], None]
 
+DELIVERY = 300.0
+"""Seconds for push and pull request, after which they are left to others."""
 _FOR_A_PERSON = ("parked", "paused")
 """What a person may end, by a command that has to be said: it does not pass by itself."""
 
@@ -109,10 +114,52 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
                     ended = await dispatcher.wait_for_execution(new.id)
                     if ended.status is Status.CANCELLED and not request.wait:
                         await narrator  # it may be what has cancelled it, and says why
-                    return ended
                 finally:
                     narrator.cancel()
                     await asyncio.gather(narrator, return_exceptions=True)
+            return await _delivered(context, node.id, ended, show)
+
+
+async def _delivered(context: Context, node: str, ended: Execution, show: Show) -> Execution:
+    """Push what it has made and open its pull request; the execution as it stands then.
+
+    What does not work now stays owed: the task is done all the same. An interrupt leaves it to others at once.
+    """
+    pull = await context.store.pulls.of(ended.id) if ended.status is Status.COMPLETED else None
+    if pull is None or pull.execution != ended.id or pull.state not in (PullState.OWED, PullState.OPEN):
+        return ended
+    from pilot.app.outside import make_deliveries  # only here: it loads the client for GitHub
+
+    def say(words: str) -> None:
+        show(Progress(ProgressKind.PHASE, one_line(words, 600)))
+
+    say(f"pushing {pull.branch} to {pull.repo}")
+    async with make_deliveries(context, node) as deliveries:
+        reason = "there is no sources.github" if deliveries is None else await _drained(deliveries, ended.id)
+    pull = await context.store.pulls.of(ended.id) or pull
+    if pull.state is PullState.FAILED:
+        say(f"no pull request: {pull.error}")
+    elif reason:
+        say(f"not delivered yet: {reason}; `pilot serve`, or `pilot sync {ended.id}`, goes on with it")
+    elif pull.url is not None:
+        say(f"pull request: {pull.url}")
+    return await context.store.queue.get(ended.id)
+
+
+async def _drained(deliveries: Deliveries, id: int) -> str:
+    """Why not all of it could be delivered; empty when it could."""
+    task = asyncio.create_task(deliveries.drain(id, DELIVERY))
+    try:
+        with _on_interrupt(task.cancel):
+            await asyncio.wait({task})
+        if task.cancelled():
+            return "it was broken off"
+        left = task.result()
+    except PilotError as error:
+        return str(error)
+    finally:
+        task.cancel()
+    return "" if left is None else left.reason
 
 
 async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None:
@@ -143,7 +190,6 @@ async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None
 
 @contextlib.contextmanager
 def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[None]] = []
 
     async def cancel() -> None:
@@ -160,15 +206,25 @@ def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[N
             dispatcher.force()
         tasks.append(asyncio.create_task(cancel()))
 
+    try:
+        with _on_interrupt(interrupt):
+            yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+@contextlib.contextmanager
+def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
+    """Call it at every signal that asks for the end."""
+    loop = asyncio.get_running_loop()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
         numbers.append(signal.SIGHUP)
     for number in numbers:
-        loop.add_signal_handler(number, interrupt)
+        loop.add_signal_handler(number, act)
     try:
         yield
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-        for task in tasks:
-            task.cancel()
