@@ -86,10 +86,7 @@ class Context:
         if twice:  # before anything of it is stored
             raise UsageError(f"these projects are one repository: {twice}. Keep one of them")
         stored = await self.store.queue.register(
-            [
-                (key, own.name, place, own.max_running, own.next_after, own.max_open_prs)
-                for (key, place), own in entries
-            ]
+            [(key, own.name, place, own.max_running, own.next_after, own.max_open_prs) for (key, place), own in entries]
         )
         self.settings, self.redact = settings, Redactor(secrets_of(settings))
         self.projects = {row.id: own for row, (_, own) in zip(stored, entries, strict=True)}
