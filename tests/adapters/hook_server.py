@@ -7,7 +7,7 @@ import hmac
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -62,10 +62,6 @@ class HookServer:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
-
-    def wait_for(self, condition: Callable[[], object], timeout: float = 30) -> None:
-        with self._changed:
-            assert self._changed.wait_for(condition, timeout), self.posts
 
     def _take(self, posted: Posted) -> tuple[int, Mapping[str, str]]:
         with self._changed:
