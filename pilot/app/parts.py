@@ -192,7 +192,8 @@ class Parts:
         except BotError as error:
             raise UsageError(f"sources.telegram: {error}") from error
         self._open.push_async_callback(bot.close)
-        self.sources.append(TelegramSource(desk, bot, own))
+        groups = [chat for chat in settings.notify.telegram if chat < 0]  # as Telegram numbers them
+        self.sources.append(TelegramSource(desk, bot, own, chats=groups))
         return bot
 
     def _notify(self, settings: Settings, context: Context, desk: Desk, bot: Bot | None) -> None:
