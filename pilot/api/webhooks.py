@@ -23,6 +23,8 @@ PATIENCE = 10.0
 """Seconds that a body may take to arrive; the vendors themselves wait no longer for the answer."""
 AT_ONCE = 64 << 20
 """Bytes of bodies that are held at a time, of everybody: who sends one is known only when all of it is here."""
+LISTENED = 32 << 20
+"""Bytes after which a body is not listened to any more; GitHub's have 25 MiB at most."""
 
 Verify = Callable[[Mapping[str, str], bytes], Delivery]
 
@@ -74,19 +76,26 @@ class Webhooks:
         return receive
 
     async def _read(self, request: Request, body: bytearray) -> Response | None:
-        """Fill `body`, never beyond the limit, whatever its announced length."""
+        """Fill `body`, never beyond the limit, whatever its announced length.
+
+        What is too long is read on for a while and thrown away: who is cut off while sending may never see why.
+        """
         too_large = problem(413, f"the body is longer than {LIMIT >> 20} MiB")
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > LIMIT:
+        if announced.isdecimal() and int(announced[:20]) > LISTENED:
             return too_large
+        came = 0
         async for chunk in request.stream():
-            if len(body) + len(chunk) > LIMIT:
+            came += len(chunk)
+            if came > LISTENED:
                 return too_large
+            if came > LIMIT:
+                continue
             if self._held + len(chunk) > AT_ONCE:
                 return problem(503, "too much arrives at once; send it again")
             self._held += len(chunk)
             body += chunk
-        return None
+        return too_large if came > LIMIT else None
 
     async def _take(self, source: str, receiver: Receiver, request: Request, body: bytes) -> Response:
         try:
