@@ -20,17 +20,19 @@ _LINE = 20
 """Characters from which a single line of a secret with several is one of its own: a key is printed line by line."""
 
 _OWN = "a configured secret"
-_KEY = r"(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----"
+_BEGIN = r"(?:(?<![A-Za-z0-9_-])|(?<=\\[nrt]))"
+"""Where a word begins, in text and in JSON. Without it each letter of a long word could be the beginning of one."""
+_KEY = r"(?:[A-Z0-9]{1,20} ){0,4}PRIVATE KEY(?: BLOCK)?-----"
 _HEADER = r"(?:Proc-Type|DEK-Info|Version|Comment|Hash):[^\n\\]*+"
 _SHAPES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("a GitHub token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{20,}"),
     ("a GitHub token", ("github_pat_",), r"github_pat_[A-Za-z0-9_]{20,}"),
     ("a Linear key", ("lin_api_", "lin_oauth_"), r"lin_(?:api|oauth)_[A-Za-z0-9_]{16,}"),
-    ("an API key", ("sk-",), r"(?<![A-Za-z0-9])sk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}"),
+    ("an API key", ("sk-",), rf"{_BEGIN}sk-(?=[A-Za-z_-]*+[0-9])[A-Za-z0-9_-]{{20,}}"),
     ("a Slack token", ("xox",), r"xox[a-z]-[A-Za-z0-9-]{10,}"),
-    ("an AWS key", ("AKIA", "ASIA"), r"(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"),
-    ("a JSON web token", ("eyJ",), r"eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),
-    ("a Telegram bot's token", (":A",), r"(?<![A-Za-z0-9])\d{6,12}:A[A-Za-z0-9_-]{34}(?![A-Za-z0-9_-])"),
+    ("an AWS key", ("AKIA", "ASIA"), rf"{_BEGIN}A[KS]IA[A-Z0-9]{{16}}(?![A-Za-z0-9])"),
+    ("a JSON web token", ("eyJ",), rf"{_BEGIN}eyJ[A-Za-z0-9_-]{{8,}}+\.eyJ[A-Za-z0-9_-]{{8,}}+\.[A-Za-z0-9_-]*"),
+    ("a Telegram bot's token", (":A",), rf"{_BEGIN}\d{{6,12}}:A[A-Za-z0-9_-]{{34}}(?![A-Za-z0-9_-])"),
     ("a Telegram bot's token", ("bot",), r"(?<=bot)\d{3,}:[A-Za-z0-9_-]{10,}"),
     (
         "a private key",
@@ -40,6 +42,11 @@ _SHAPES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 """What it is, what a text with it has for certain, and how it looks. The middle is there for speed alone."""
 
+_OPEN_BLOCK = re.compile(rf"-----BEGIN (?:{_KEY}|[A-Z0-9 ]{{0,60}}-{{0,4}}\Z)".encode())
+_END = re.compile(rb"-----END [A-Z0-9 ]{1,60}-----")
+_NUMBER = re.compile(rb"\d{1,12}:?\Z")
+"""A Telegram token begins as any number does."""
+
 
 class Redactor:
     """Takes secrets out of text or bytes; callable, pure, cheap where there is nothing to take out. Idempotent.
@@ -47,10 +54,11 @@ class Redactor:
     Configured values are found as they are, and as JSON, URLs and base64 (at any offset) have them.
     """
 
-    __slots__ = ("_begun", "_bytes", "_literals", "_longest", "_marks", "_text")
+    __slots__ = ("_begun", "_bytes", "_literals", "_longest", "_marks", "_secrets", "_text")
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = sorted({form for secret in secrets for form in _forms(secret)}, key=len, reverse=True)
+        self._secrets = frozenset(secrets)
+        forms = sorted({form for secret in self._secrets for form in _forms(secret)}, key=len, reverse=True)
         own = [(_OWN, tuple(forms), "|".join(map(re.escape, forms)))] if forms else []
         shapes = [*own, *_SHAPES]
         self._text = [(literals, re.compile(pattern)) for _, literals, pattern in shapes]
@@ -81,6 +89,11 @@ class Redactor:
                 data = looks.sub(REPLACEMENT.encode(), data)
         return data
 
+    def plus(self, secrets: Iterable[str]) -> Redactor:
+        """One that takes these out, too."""
+        more = frozenset(secrets) - self._secrets
+        return Redactor(self._secrets | more) if more else self
+
     def suspects(self, data: bytes) -> bool:
         """Whether there may be anything to take out: the quick look alone, for much data at once."""
         return any(literal in data for literal in self._literals)
@@ -88,7 +101,7 @@ class Redactor:
     def unfinished(self, data: bytes) -> int:
         """Where the end of a piece begins that may be the beginning of a secret; its length when there is none."""
         block = data.rfind(b"-----BEGIN ", max(len(data) - _BLOCK, 0))
-        if block >= 0 and b"PRIVATE KEY" in data[block : block + 60] and b"-----END" not in data[block:]:
+        if block >= 0 and _OPEN_BLOCK.match(data, block) and not _END.search(data, block):
             return block
         if data[-1:] in (b"\n", b"\r"):
             return len(data)
@@ -98,7 +111,13 @@ class Redactor:
             return len(data) - len(token)
         longest = min(self._longest, len(line))
         begun = next((n for n in range(longest, 0, -1) if line[-n:] in self._begun), 0)
-        return len(data) - begun
+        number = _NUMBER.search(line[-14:])
+        cut = len(data) - max(begun, len(number[0]) if number else 0)
+        near = max(len(data) - _BLOCK, 0)
+        for _, parts, looks in self._bytes if cut < len(data) else ():
+            if any(data.find(part, near) >= 0 for part in parts):  # not through the middle of a whole one
+                cut = min([cut, *(m.start() for m in looks.finditer(data, near) if m.start() < cut < m.end())])
+        return cut
 
     def found(self, data: bytes) -> Mapping[bytes, str]:
         """The secrets in it, and what each of them is, in words."""

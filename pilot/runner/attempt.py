@@ -217,7 +217,8 @@ class Attempt:
             self.sandbox,
         )
         results = await gates.run(snapshot.tree, self.recorder)
-        self.gates = tuple(replace(one, tail=self.redact(one.tail)) for one in results)
+        redact = self.redact
+        self.gates = tuple(replace(one, command=redact(one.command), tail=redact(one.tail)) for one in results)
         return judge(self.gates)
 
     async def keep(self, *, hurried: bool = False) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pilot.config.executor import ExecutorSettings
+from pilot.config.fields import SECRET_NAME
 from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Backend
 from pilot.domain.errors import Busy, ConfigError, LeaseLost, StoreError, WorkspaceError
@@ -96,7 +97,7 @@ class AttemptRunner:
         except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
             words = f"backend {execution.backend} can't be used: {error}"
             return failed(FailureClass.INVALID_CONFIG, self._redact()(words), unspent=True)
-        redact = self._redact()
+        redact = self._redact().plus(self._handed_on(executor))
         async with Recorder(self._journal, execution, redact=redact) as recorder:
             attempt = self._attempt(execution, project, executor, backend, recorder, redact)
             attempt.live = await self._live(execution.project_id)
@@ -196,6 +197,11 @@ class AttemptRunner:
             or (policy == "on_failure" and outcome.ending is Ending.FAILED)
         )
         await attempt.release(keep=keep)
+
+    def _handed_on(self, executor: ExecutorSettings) -> list[str]:
+        """The secrets of pilot's own environment that agents are given: one that they print is not kept."""
+        given = executor.environment.variables(self._environ)
+        return [value for name, value in given.items() if SECRET_NAME.search(name)]
 
     def _attempt(
         self,

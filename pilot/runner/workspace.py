@@ -19,7 +19,7 @@ from pilot.runner import beside
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
 from pilot.runner.making import MODES, Maker, home_of
-from pilot.runner.source import Source
+from pilot.runner.safety import is_safe
 from pilot.runner.space import Snapshot, Workspace, keep_old, load, lock_folder
 from pilot.runner.tree import Tree, pattern
 
@@ -214,7 +214,7 @@ class Workspaces:
             mode = MODES[ws.mode]
             if ws.mode == "in_place":
                 await mode.remove(ws)
-            if keep or not await _is_safe(ws):
+            if keep or not await is_safe(ws):
                 return False
             # From here on a kill leaves nothing that is precious: whoever goes on makes it anew.
             ws.record.ready = False
@@ -314,32 +314,6 @@ async def _forget_wip(ws: Workspace) -> None:
     await ws.pristine.put(dict.fromkeys(known))
     ws.record.old_wip = None
     ws.save()
-
-
-async def _is_safe(ws: Workspace) -> bool:
-    """Whether all that is in a workspace is somewhere else, too."""
-    record = ws.record
-    if any(entry.name.startswith("lost-") for entry in ws.home.iterdir()):
-        return False
-    if record.changed and record.preserved != record.head and record.wip is None:
-        return False
-    if ws.mode == "in_place":
-        return record.former is None
-    mode = MODES[ws.mode]
-    if not mode.intact(ws):
-        return not ws.path.exists()
-    head, _ = await mode.head(ws)
-    if record.kept != record.index:
-        await ws.tree.stand_on(record.kept)
-    everywhere, changes = await asyncio.gather(_has_all(ws.source, record.refs.values()), ws.tree.changes())
-    return everywhere and head == record.head and not changes.any
-
-
-async def _has_all(source: Source, commits: Collection[str]) -> bool:
-    """Whether the project has all of these: what else an agent committed or stashed may be nowhere but here."""
-    asked = "\n".join(sorted(commits)).encode()
-    done = await source.git.run("cat-file", "--batch-check", stdin=asked)
-    return "missing" not in done.text
 
 
 @contextlib.contextmanager
