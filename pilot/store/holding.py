@@ -34,7 +34,7 @@ EXEMPT = f"""
     SELECT b.id FROM executions b
       WHERE b.project_id = p.id AND b.status = 'queued' AND b.due = 1 AND b.attempt > 0
     UNION ALL SELECT r.id FROM executions r
-      WHERE r.reserved_for IS NOT NULL AND r.status IN {OPEN_STATUSES} AND r.project_id = p.id
+      WHERE r.reserved_for IS NOT NULL AND r.status IN {OPEN_STATUSES} AND +r.project_id = p.id
     UNION ALL SELECT t.id FROM pulls l JOIN executions t
       ON t.project_id = l.project_id AND t.task_id = l.task_id AND t.status IN {OPEN_STATUSES}
       WHERE l.project_id = p.id AND l.state IN {LIVE_PULLS}"""

@@ -25,7 +25,8 @@ _TYPES = ", ".join(f"'{type}'" for type in REPORTED)
 # Who goes first: what runs in its project, and what is due and stands before it.
 _AHEAD = """
     CASE WHEN executions.status = 'queued' THEN
-      (SELECT count(*) FROM executions e WHERE e.project_id = executions.project_id AND e.status = 'running')
+      (SELECT count(*) FROM executions e WHERE e.project_id = executions.project_id AND e.status = 'running'
+         AND e.slot >= 0)
       + (SELECT count(*) FROM executions e WHERE e.project_id = executions.project_id AND e.status = 'queued'
          AND e.due = 1 AND (e.priority, e.id) < (executions.priority, executions.id)) END"""
 _OTHERS = "v.id, v.type, v.data, a.summary, a.gates, a.tree"

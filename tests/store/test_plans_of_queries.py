@@ -15,12 +15,18 @@ import pytest
 
 from pilot.domain.agent import OutputKind
 from pilot.domain.budget import Budget
+from pilot.domain.delivery import EffectKind, PullState, Refusal
+from pilot.domain.outcome import Publication
 from pilot.store import open_store
-from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, task, used
+from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, node, task, used
 
-LARGE = ("executions", "attempts", "events", "output", "dependencies", "questions", "outbox", "idempotency_keys")
+LARGE = (
+    *("executions", "attempts", "events", "output", "dependencies", "questions", "outbox", "idempotency_keys"),
+    *("refusals", "inbox", "pulls", "pull_executions"),
+)
 # Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
 SMALL = ("executions_node", "executions_lease", "executions_later", "executions_slot", "executions_reserved")
+SMALL += ("outbox_owed", "outbox_due", "inbox_owed", "pulls_live", "executions_begun")
 
 
 async def life(bed: Bed) -> None:
@@ -78,6 +84,60 @@ async def life(bed: Bed) -> None:
     await queue.prune(clock.now)
 
 
+async def outside(bed: Bed) -> None:
+    """Each operation on what is owed to the outside and comes from it."""
+    store, queue, clock = bed.store, bed.queue, bed.clock
+    outbox, inbox, pulls = store.outbox, store.inbox, store.pulls
+    key = ("host:/src/api/.git", "api", "/src/api", 1, "checks_passed", 3)
+    (api,) = await queue.register([key])
+    await queue.start_node(node("out", notifies=True), HOUR)
+    first = await bed.put(api, "out", origin={"source": "github"})
+    execution = await bed.take(api, "out")
+    await bed.journal.note(execution, workspace="/w")
+    publication = Publication(repo="acme/api", base="main")
+    await queue.finish(done(execution, publication=publication, head_sha="a" * 40))
+    await bed.put(api, "next", held="look at it", idempotency_key="x")
+    pull = await pulls.of(first)
+    assert pull is not None
+    await queue.ready(node="out")
+    await bed.claimed(api, "out")
+    await store.history.why(first, clock.now)
+    for which in ({}, {"execution": first}, {"projects": [api.id]}):
+        for effect in await outbox.take("out", list(EffectKind), lease=HOUR, **which):
+            await outbox.renew([effect], "out", HOUR)
+            report = await outbox.report(first)
+            await outbox.supersede(effect, report.event)
+            await outbox.add([(EffectKind.TELL, f"{effect.key}:x", "tell:x", {})], of=effect)
+            await outbox.postpone(effect, "out", clock.now, "later")
+    await outbox.next_due(list(EffectKind), "out")
+    await pulls.pushed(pull.id, "a" * 40)
+    await pulls.opened(pull.id, number=7, url="u", head_sha="a" * 40)
+    await pulls.live([api.id])
+    await pulls.by_number(api.id, 7)
+    await pulls.saw(pull.id, checks="failed", seen={"etag": "x"})
+    await pulls.repair(pull.id, task(api, "out", idempotency_key="ci"), limit=1)
+    await queue.finish(done(await bed.take(api, "out"), publication=publication, head_sha="b" * 40))
+    await pulls.saw(pull.id, stuck="x")
+    await pulls.saw(pull.id, state=PullState.MERGED)
+    while effects := await outbox.take("out", list(EffectKind), lease=HOUR):
+        for effect in effects:
+            await outbox.give_up(effect, "out", "never")
+    await store.refusals.refuse(
+        Refusal(key="no", source="github", project_id=api.id, task_id="out", actor="m", reason="no")
+    )
+    await store.refusals.known(api.id, ["x", "no"])
+    await store.history.refused("out")
+    await inbox.store("github", "d", "h", "issues", "labeled", "{}")
+    for arrival in await inbox.take("out", "github", lease=HOUR):
+        await inbox.postpone(arrival, "out", clock.now, "later")
+    for arrival in await inbox.take("out", "github", lease=HOUR):
+        await inbox.handled(arrival, "out")
+    await store.duties.hold("poll", "out", HOUR)
+    await queue.recover(["out"], "gone")
+    clock.tick(HOUR)
+    await queue.prune(clock.now)
+
+
 def statements(trace: Iterable[str]) -> list[str]:
     """What was executed, each once, with its values left in."""
     found: dict[str, str] = {}
@@ -103,6 +163,7 @@ async def executed(tmp_path: Path) -> tuple[list[str], Path]:
         for connection in (store.database._writer, store.database._reader):  # type: ignore[attr-defined]
             await connection.call(listen)
         await life(bed)
+        await outside(bed)
     return statements(trace), path
 
 
@@ -174,6 +235,28 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
         (r"SELECT g\.project_id", "SEARCH x USING INTEGER PRIMARY KEY (rowid=?)"),
         (r"UPDATE questions", "questions_open (execution_id=?)"),
         (r"DELETE FROM events", "events_execution (execution_id=?)"),
+        (r"SELECT g\.project_id", "executions_begun (project_id=?)"),
+        (r"SELECT g\.project_id", "pulls_live (project_id=?)"),
+        (r"SELECT g\.project_id", "executions_reserved (reserved_for>?)"),
+        (r"SELECT g\.project_id", "SEARCH x USING INDEX executions_slot (project_id=? AND slot>?)"),
+        (r"SELECT g\.project_id", "executions_open_task (project_id=? AND task_id=?)"),
+        (r"SELECT g\.project_id", "SEARCH e USING INTEGER PRIMARY KEY (rowid=?)"),
+        (r"SELECT o\.id FROM outbox o WHERE o\.delivered_at", "outbox_due (available_at<?)"),
+        (r"SELECT o\.id FROM outbox o WHERE o\.delivered_at", "outbox_owed (lane=? AND id<?)"),
+        (r"SELECT o\.id FROM outbox o WHERE o\.execution_id", "outbox_execution (execution_id=?)"),
+        (r"UPDATE outbox AS o", "INTEGER PRIMARY KEY (rowid=?)"),
+        (r"UPDATE outbox SET claimed_by = NULL, claimed_until = 0 WHERE", "outbox_claimed (claimed_by=?)"),
+        (r"UPDATE outbox SET delivered_at", "outbox_execution (execution_id=?)"),
+        (r"UPDATE inbox SET claimed_by = NULL, claimed_until = 0 WHERE", "inbox_claimed (claimed_by=?)"),
+        (r"SELECT 1 FROM inbox", "inbox_owed (source=? AND available_at<?)"),
+        (r"DELETE FROM inbox", "inbox_old (handled_at<?)"),
+        (r"UPDATE inbox SET claimed_by = '", "inbox_owed (source=? AND available_at<?)"),
+        (r"SELECT pulls\..*execution_id = ", "pull_executions_execution (execution_id=?)"),
+        (r"SELECT pulls\..*number = ", "pulls_number (project_id=? AND number=?)"),
+        (r"UPDATE pulls SET error", "pulls_execution (execution_id=?)"),
+        (r"SELECT executions\.id.*LEFT JOIN pulls", "events_execution (execution_id=?)"),
+        (r"SELECT kind, payload, result", "outbox_execution (execution_id=?)"),
+        (r"SELECT idempotency_key, 'accepted'", "executions_idempotency (project_id=? AND idempotency_key=?)"),
     ],
 )
 async def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], what: str, index: str) -> None:

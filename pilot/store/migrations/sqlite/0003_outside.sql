@@ -107,7 +107,8 @@ CREATE TABLE pulls (                       -- our pull requests, as last seen
 );
 CREATE UNIQUE INDEX pulls_live ON pulls (project_id, branch) WHERE state IN ('owed', 'open');
 CREATE INDEX pulls_execution ON pulls (execution_id);
-CREATE INDEX pulls_number ON pulls (project_id, number);
+-- partial, so that nobody goes by it to the live ones
+CREATE INDEX pulls_number ON pulls (project_id, number) WHERE number IS NOT NULL;
 
 CREATE TABLE pull_executions (             -- whose work a pull request holds, oldest first
   pull_id       INTEGER NOT NULL REFERENCES pulls (id) ON DELETE CASCADE,
