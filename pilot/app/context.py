@@ -29,6 +29,8 @@ from pilot.domain.outcome import Publication
 from pilot.domain.ports import Accounts, Journal, Node, NodeKind
 from pilot.domain.redact import Redactor
 from pilot.domain.task import Project
+from pilot.runner.git import Git
+from pilot.runner.git_login import Login
 from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked
 from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
@@ -186,13 +188,20 @@ class Context:
         """The branches of a project (id) that have an open pull request, or are to get one."""
         return [pull.branch for pull in await self.store.pulls.live([project])]
 
+    async def _login(self, url: str) -> Login | None:
+        if (own := self.settings.sources.github) is None:
+            return None
+        from pilot.app.git_logins import login_for
+
+        return await login_for(own, url)
+
     def attempts(self, journal: Journal) -> AttemptRunner:
         """What does an attempt."""
         return AttemptRunner(
             project=lambda execution: self.projects[execution.project_id],
             backend=self.backend,
             executor=self.executor,
-            workspaces=Workspaces(self.state_dir),
+            workspaces=Workspaces(self.state_dir, git=Git(logins=self._login)),
             journal=journal,
             state_dir=self.state_dir,
             store_id=self.store.id,

@@ -9,6 +9,7 @@ Everything is looked at before it is done, since pilot may have been killed, or 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,12 +115,12 @@ class Publisher:
         return {"number": found.number, "url": found.url, "nothing": f"the pull request is {state}"}
 
     async def _push(self, pull: Pull, report: Report) -> change.Change:
-        own = self._settings(pull)
-        source = open_source(self.git, own, self.state_dir)
+        own, state_dir = self._settings(pull), _real(self.state_dir)
+        source = open_source(self.git, own, state_dir)
         old = await source.kept("old")
         push = prepare(
             source,
-            self.state_dir,
+            state_dir,
             root=git_root(self.base_url),
             repo=pull.repo,
             branch=pull.branch,
@@ -132,7 +133,7 @@ class Publisher:
             await self.pulls.pushed(pull.id, pushed.sha)
         log.info("branch.pushed", execution=pull.execution, branch=pull.branch, sha=pushed.sha, adopted=pushed.adopted)
         base = report.execution.base_sha or pull.head_sha
-        return await change.read(workshop_of(source, self.state_dir), base, pull.head_sha)
+        return await change.read(workshop_of(source, state_dir), base, pull.head_sha)
 
     async def _show(self, pull: Pull, found: Found | None, title: str, body: str) -> Found:
         """Open it, or bring our part of the text of the one that is open up to date; people's words stay."""
@@ -154,6 +155,11 @@ class Publisher:
         if own is None:
             raise Later("its project is not in this node's configuration now")
         return own
+
+
+def _real(state_dir: Path) -> Path:
+    """As the runner names it: locks go by name."""
+    return Path(os.path.realpath(state_dir))
 
 
 def _in_words(error: GitHubError) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -144,6 +144,7 @@ class Git:
     network: bool = False
     config: tuple[str, ...] = ()
     login: Login | None = None
+    logins: Callable[[str], Awaitable[Login | None]] | None = None
 
     def at(
         self,
@@ -171,6 +172,10 @@ class Git:
     def over_network(self, login: Login | None = None) -> Git:
         """The same git, that may talk to other machines: with that login, else with the user's keys."""
         return replace(self, network=True, login=login)
+
+    async def reaching(self, url: str) -> Git:
+        """The same git, that may talk to that server: with the login that pilot has for it, else the user's keys."""
+        return self.over_network(None if self.logins is None else await self.logins(url))
 
     async def run(
         self, *args: str, stdin: bytes = b"", ok: Collection[int] = (0,), timeout: float | None = None

@@ -89,7 +89,7 @@ class Source:
         """Fetch a mirror's branches and tags; nothing for a repository of this machine."""
         if self.url is None:
             return
-        git = self.git.over_network()
+        git = await self.git.reaching(self.url)
         async with _alone(self.common / "pilot-fetch.lock"):
             # What its history has is checked by nobody who clones it, and old ones have what fsck dislikes.
             await replace(git, config=_TRANSFER).run(

@@ -90,7 +90,10 @@ def _branch(home: Home, path: Path, task_id: str, branch: str, head: str) -> Ite
 def _workspaces(home: Home) -> Iterator[str]:
     folder = home.state / "workspaces"
     # a pull request that may still need repairs keeps its own
-    live = "SELECT m.execution_id FROM pull_executions m JOIN pulls p ON p.id = m.pull_id WHERE p.state IN ('owed', 'open')"
+    live = (
+        "SELECT m.execution_id FROM pull_executions m JOIN pulls p ON p.id = m.pull_id "
+        "WHERE p.state IN ('owed', 'open')"
+    )
     done = {
         str(id) for (id,) in home.rows(f"SELECT id FROM executions WHERE status = 'completed' AND id NOT IN ({live})")
     }

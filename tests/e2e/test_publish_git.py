@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from pilot.config.schema import ProjectSettings
-from pilot.domain.errors import UsageError
+from pilot.app.git_logins import login_for
+from pilot.config.schema import GithubSettings, ProjectSettings
+from pilot.domain.errors import UsageError, WorkspaceError
+from pilot.domain.outcome import FailureClass
 from pilot.domain.outside import GiveUp, Later
 from pilot.publish.push import Push, git_root, prepare
 from pilot.runner.git import Git
+from pilot.runner.git_login import Login
 from pilot.runner.source import Source, open_source
 from tests.core.worksite import ENVIRON, git, repository
 from tests.e2e.git_host import GitHost
@@ -317,7 +320,7 @@ async def test_a_redirect_is_not_followed_with_the_token(bench: Bench) -> None:
         finally:
             server.shutdown()
             thread.join()
-    assert [said for said in heard if said] == []
+    assert heard == []
 
 
 async def test_another_host_that_asks_is_told_nothing(bench: Bench) -> None:
@@ -382,3 +385,52 @@ async def test_a_cancelled_push_leaves_no_git_behind(bench: Bench) -> None:
     for process in descendants(os.getpid()):
         with contextlib.suppress(OSError):
             assert b"--force-with-lease" not in (process / "cmdline").read_bytes()
+
+
+class TestFetch:
+    """A project that is given by its address is read with the same token, from the same server only."""
+
+    def settings(self, bench: Bench) -> GithubSettings:
+        return GithubSettings.model_validate({"token": bench.token, "base_url": bench.fake.url})
+
+    def source(self, bench: Bench, url: str, settings: GithubSettings | None) -> Source:
+        async def logins(url: str) -> Login | None:
+            return await login_for(settings, url)
+
+        own = ProjectSettings.model_validate({"name": "api", "url": url})
+        return open_source(Git(environ=ENVIRON, logins=logins), own, bench.state)
+
+    async def test_a_private_repository_is_cloned_and_nothing_keeps_the_token(self, bench: Bench) -> None:
+        source = self.source(bench, f"{git_root(bench.fake.url)}/acme/api.git", self.settings(bench))
+
+        await source.update()
+
+        assert (await source.branches()).remote["main"] == bench.repo.head("main")
+        for path in bench.state.rglob("*"):
+            assert not path.is_file() or bench.token.encode() not in path.read_bytes(), path
+
+    async def test_without_it_a_private_repository_is_none_of_ours(self, bench: Bench) -> None:
+        source = self.source(bench, f"{git_root(bench.fake.url)}/acme/api.git", None)
+        with pytest.raises(WorkspaceError) as error:
+            await source.update()
+        assert error.value.failure is FailureClass.AUTH
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://evil.example/acme/api.git",
+            "git@github.com:acme/api.git",
+            "https://me:pw@github.com/acme/api.git",
+            "https://github.com.evil.example/acme/api.git",
+            "http://github.com/acme/api.git",
+            "https://github.com:8443/acme/api.git",
+            "/srv/api.git",
+        ],
+        ids=["elsewhere", "ssh", "own", "suffix", "plain", "port", "local"],
+    )
+    async def test_no_other_server_gets_it(self, url: str) -> None:
+        settings = GithubSettings.model_validate({"token": "ghp_secret"})
+        assert await login_for(settings, url) is None
+        found = await login_for(settings, "https://github.com/acme/api.git")
+        assert found == Login("https://github.com", "ghp_secret")
+        assert "ghp_secret" not in repr(found)
