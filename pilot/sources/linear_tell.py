@@ -55,7 +55,7 @@ class Teller:
 
     async def acknowledge(self, session: str, execution: Execution) -> None:
         """The first word into a session, at once; the outbox says the same, should this be lost."""
-        thought = Thought(f"I have it, as execution {execution.id}.")
+        thought = Thought(self.words.accepted(await self._desk.outbox.report(execution.id)))
         await self._account.client.act(token(*seed(execution), "queued"), session, thought)
 
     async def say(self, session: str, about: str, activity: Activity) -> None:

@@ -150,7 +150,7 @@ class Words:
         execution, question = report.execution, report.question
         match execution.status:
             case Status.QUEUED | Status.BLOCKED if not execution.attempt:
-                yield "queued", Thought(self._accepted(report))
+                yield "queued", Thought(self.accepted(report))
             case Status.QUEUED | Status.BLOCKED if report.type == EventType.ANSWERED and question is not None:
                 by = self._plain(question.answered_by or "somebody")
                 yield f"answered:{question.id}", Thought(f"Answered by {by}; it goes on.")
@@ -171,7 +171,8 @@ class Words:
             case _:
                 yield from self._results(report)
 
-    def _accepted(self, report: Report) -> str:
+    def accepted(self, report: Report) -> str:
+        """The first word to whoever asked."""
         words = f"I have it, as execution {report.execution.id}{_ahead(report.ahead)}."
         return words if report.execution.source != "failing_ci" else f"Checks are red: a repair is queued. {words}"
 

@@ -15,7 +15,7 @@ from pilot.config.schema import LinearSettings, ProjectLinearSettings, ProjectSe
 from pilot.dispatch.reports import Reports
 from pilot.domain.delivery import Arrival, EffectKind
 from pilot.domain.execution import Execution
-from pilot.domain.outside import GiveUp, Later
+from pilot.domain.outside import GiveUp, Later, SourcePaused
 from pilot.domain.ports import Finish, Node, NodeKind
 from pilot.sources.desk import Desk, Served
 from pilot.sources.linear import DUTY, LinearSource
@@ -79,9 +79,16 @@ class Stage:
         return found
 
     async def deliver(self) -> None:
-        """Everything that the webhook has sent so far arrives, in order."""
+        """Everything that the webhook has sent so far arrives, in order; what pauses the source comes again."""
         for delivery in self.waiting():
-            await self.arrive(delivery)
+            for tries in range(10):
+                try:
+                    await self.arrive(delivery, tries=tries)
+                    break
+                except SourcePaused as error:
+                    self.troubles.append(error)
+            else:
+                raise self.troubles[-1]
 
     async def lose(self) -> None:
         """Nothing of it arrives."""

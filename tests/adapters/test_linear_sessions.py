@@ -38,7 +38,7 @@ async def test_a_session_is_heard_before_the_outbox_is_asked(here: Stage) -> Non
     session = await begin(here)
 
     execution = await here.one()
-    assert here.said(session) == [("thought", f"I have it, as execution {execution.id}.")]
+    assert here.said(session) == [("thought", f"I have it, as execution {execution.id}; it is next.")]
     assert (execution.task_id, execution.body, execution.source) == ("ENG-1", "the login", "linear")
     assert execution.origin is not None
     assert execution.origin["session"] == session["id"]

@@ -47,6 +47,8 @@ class Call:
 @dataclass(slots=True)
 class _Faults:
     losses: list[_Loss] = field(default_factory=list)
+    each: dict[str, _Loss] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
     limit: Row | None = None
 
 
@@ -87,6 +89,14 @@ class LinearFake:
     def lose_next(self, name: str, *, after: bool, how: str = "502") -> None:
         """Lose the next call of this field, before or after it took effect. `how`: 502, cut, garbage."""
         self._faults.losses.append(_Loss(name, after, how))
+
+    def lose_each(self, *names: str, after: bool, how: str = "502") -> None:
+        """Lose every different call of these fields once, as `lose_next` does."""
+        self._faults.each = {name: _Loss(name, after, how) for name in names}
+
+    def lost(self) -> int:
+        """How many different calls `lose_each` has lost."""
+        return len(self._faults.met)
 
     def limit(self, *, until: int | None = None, retry_after: int | None = None) -> None:
         """From now on every call is over the limit, which says that it ends at `until` (UTC ms), or nothing."""
@@ -173,16 +183,25 @@ class LinearFake:
         (root,) = (part for part in operation.selection_set.selections if isinstance(part, FieldNode))
         call = Call(root.name.value, asked.get("variables") or {})
         self.calls.append(call)
-        loss = next((loss for loss in self._faults.losses if loss.name == call.name), None)
-        if loss is not None:
-            self._faults.losses.remove(loss)
-            if not loss.after:
-                return loss
+        loss = self._loss(call)
+        if loss is not None and not loss.after:
+            return loss
         done = execute_sync(schema(), document, Api(self.world, me).root(), variable_values=call.variables)
         call.status, said = self._checked(done.formatted)
         if loss is not None:
             return loss
         return call.status, said, {}
+
+    def _loss(self, call: Call) -> _Loss | None:
+        loss = next((loss for loss in self._faults.losses if loss.name == call.name), None)
+        if loss is not None:
+            self._faults.losses.remove(loss)
+            return loss
+        what = f"{call.name} {json.dumps(call.variables, sort_keys=True)}"
+        if call.name not in self._faults.each or what in self._faults.met:
+            return None
+        self._faults.met.add(what)
+        return self._faults.each[call.name]
 
     def _checked(self, said: Any) -> tuple[int, Row]:
         """Linear's own errors are answers; any other is a mistake, the client's (variables) or the fake's."""
