@@ -31,6 +31,7 @@ _COMMANDS = {
     "cancel": "act:cancel",
     "retry": "act:retry",
     "answer": "act:answer",
+    "sync": "sync:sync",
     "pause": "act:pause",
     "resume": "act:resume",
     "backend": "backends:backend",

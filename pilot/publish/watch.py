@@ -71,7 +71,6 @@ class PullWatch:
         repairs = Repairs(github=github, pulls=pulls, history=history, task=task, redact=redact, clock=clock)
         self._reader = PullReader(github=github, pulls=pulls, repairs=repairs, clock=clock)
         self._due: dict[int, int] = {}  # by pull: not before then (UTC ms)
-        self._trouble: dict[str, str] | None = None  # by repository, as it was told
         self._nudged: set[tuple[str, int | str]] = set()
 
     @property
@@ -93,10 +92,11 @@ class PullWatch:
         """Look at what is due, and at what this node was nudged about. Raises `SourcePaused`."""
         nudged, self._nudged = self._nudged, set()
         try:
-            await self.look(nudged=nudged)
+            looked = await self.look(nudged=nudged)
         except SourcePaused:
             self._nudged |= nudged
             raise
+        await self._tell(looked)
 
     async def look(
         self, wanted: Collection[Pull] | None = None, *, nudged: Collection[tuple[str, int | str]] = ()
@@ -116,7 +116,6 @@ class PullWatch:
         for pull in sorted(wanted, key=lambda pull: self._due.get(pull.id, 0)):
             if pull.state is PullState.OPEN and pull.number is not None and pull.project_id in served:
                 looked.append(await self._look_at(pull, *served[pull.project_id]))
-        await self._tell(looked)
         return looked
 
     async def _look_at(self, pull: Pull, project: Project, own: ProjectSettings) -> Looked:
@@ -138,18 +137,17 @@ class PullWatch:
 
     async def _tell(self, looked: Sequence[Looked]) -> None:
         """Which repositories can't be read, and which can again."""
-        if self._trouble is None:
-            self._trouble = dict((await self._duties.recall(DUTY)).get("trouble", {}))
-        before = dict(self._trouble)
+        before = dict((await self._duties.recall(DUTY)).get("trouble", {})) if looked else {}
+        trouble = dict(before)
         for repo in sorted({each.pull.repo for each in looked}):
             words = next((each.trouble for each in looked if each.pull.repo == repo and each.trouble), "")
             said = one_line(f"{words}; does the token see it?", 500) if words else ""
-            if said != self._trouble.get(repo, ""):
+            if said != before.get(repo, ""):
                 await self._health.saw(f"{NAME} {repo}", "failing" if said else "ok", reason=said)
-                self._trouble[repo] = said
-        self._trouble = {repo: said for repo, said in self._trouble.items() if said}
-        if self._trouble != before:
-            await self._duties.remember(DUTY, self._node, {"trouble": self._trouble})
+                trouble[repo] = said
+        trouble = {repo: said for repo, said in trouble.items() if said}
+        if trouble != before:
+            await self._duties.remember(DUTY, self._node, {"trouble": trouble})
 
 
 def _names(pull: Pull) -> set[tuple[str, int | str]]:

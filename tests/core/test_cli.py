@@ -239,7 +239,7 @@ def test_why(pilot: Pilot, stage: Path) -> None:
     assert document["holds"][0]["execution"] == 3
 
 
-@pytest.mark.parametrize("command", ["show", "why", "logs", "retry", "cancel"])
+@pytest.mark.parametrize("command", ["show", "logs", "retry", "cancel"])
 @pytest.mark.parametrize(
     ("id", "code", "words"),
     [
@@ -571,7 +571,7 @@ def test_a_bug_is_one_line_and_a_hint(pilot: Pilot, stage: Path, monkeypatch: py
 
 COMMANDS = {
     "init", "doctor", "config", "serve", "run", "enqueue", "list", "show", "why", "logs", "events", "status", "cancel",
-    "retry", "answer", "pause", "resume", "backend", "db", "version", "help",
+    "retry", "answer", "sync", "pause", "resume", "backend", "db", "version", "help",
 }  # fmt: skip
 
 
