@@ -199,12 +199,32 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
                 for p in busy
             ],
         )
+    _show_outside(session, document)
     ui.line()
     nodes = [node for node in document["nodes"] if node["state"] != "lost"]
     if not nodes:
         ui.line("no node is up: `pilot serve` runs one", "yellow")
     for node in nodes:
         ui.line(f"node {node['id']}: {node['kind']}, {node['state']} since {node['started_at']}, pid {node['pid']}")
+
+
+def _show_outside(session: Session, document: Mapping[str, Any]) -> None:
+    """How the sources do, and what waits on the way in and out."""
+    ui = session.ui
+    if document["sources"]:
+        ui.line()
+    for source in document["sources"]:
+        name, reason = one_line(source["name"], 80), one_line(source["reason"] or "", 300)
+        seen = f", last looked at {source['last_poll']}" if source["last_poll"] else ""
+        if source["status"] == "ok":
+            ui.line(f"source {name}: ok{seen}")
+        else:
+            until = f" until {source['until']}" if source["until"] else ""
+            style = "red" if source["status"] == "failing" else "yellow"
+            ui.line(f"source {name}: {source['status']}{until}: {reason}{seen}", style)
+    for box, what in (("inbox", "webhooks wait to be dealt with"), ("outbox", "words and changes wait to go out")):
+        if document[box]["owed"]:
+            ui.line(f"{document[box]['owed']} {what}, the oldest since {document[box]['oldest']}")
 
 
 @click.command()
@@ -279,6 +299,15 @@ def event_document(event: Event) -> dict[str, Any]:
 def _event_line(event: Event) -> str:
     from pilot.store.documents import rfc3339
 
+    if event.type == "trigger.refused":
+        data = _refused(event.data)
+        return f"{event.id}\t{rfc3339(event.at)}\t{event.type}\t{one_line(str(event.data.get('task_id')), 80)}\t{data}"
     data = " ".join(f"{name}={one_line(str(value), 120)}" for name, value in event.data.items() if value is not None)
     about = "-" if event.execution_id is None else str(event.execution_id)
     return f"{event.id}\t{rfc3339(event.at)}\t{event.type}\t{about}\t{data}"
+
+
+def _refused(data: Mapping[str, Any]) -> str:
+    said = {name: one_line(str(data.get(name) or ""), 300) for name in ("source", "actor", "reason", "url")}
+    where = f" ({said['url']})" if said["url"] else ""
+    return f"{said['source']}: {said['actor'] or 'somebody'}: {said['reason']}{where}"

@@ -11,12 +11,14 @@ import click
 from pilot.cli.arguments import id_argument, json_option
 from pilot.cli.session import Session, known
 from pilot.cli.ui import ago, lasted
+from pilot.domain.errors import NotFound
 from pilot.domain.text import for_terminal, one_line, tail
 
 if TYPE_CHECKING:
+    from pilot.domain.delivery import Refusal
     from pilot.domain.execution import Execution
     from pilot.domain.ports import Why
-    from pilot.store.history import Asked, Attempt
+    from pilot.store.history import Asked, Attempt, History
 
 
 @click.command()
@@ -197,23 +199,74 @@ def _hints(session: Session, execution: Execution, questions: Sequence[Asked]) -
 
 
 @click.command()
-@id_argument
+@click.argument("id", metavar="ID|TASK")
 @json_option
 @click.pass_obj
-def why(session: Session, id: int, json: bool) -> None:
-    """Why an execution is not running, and what happens next."""
+def why(session: Session, id: str, json: bool) -> None:
+    """Why an execution is not running, and what happens next.
+
+    TASK: a task id such as GH-46; of that the newest execution, or why there is none.
+    """
     from pilot.store.documents import why_document
     from pilot.store.glance import answer
 
     with session.history() as history:
-        execution = known(answer(history.execution(id)), id)
-        reasons = answer(history.why(id, session.now()))
-    if reasons is None:  # pruned in between
-        known(None, id)
+        execution = _meant(history, id)
+        refusals = answer(history.refused(id if execution is None else execution.task_id))
+        reasons = None if execution is None else answer(history.why(execution.id, session.now()))
+    if execution is None or reasons is None:
+        _refused_only(session, id, refusals, json=json)
         return
+    later = [refusal for refusal in refusals if refusal.at >= execution.created_at]
     if json:
-        session.ui.document(why_document(reasons))
+        session.ui.document(why_document(reasons) | ({"refused": list(map(_refusal, later))} if later else {}))
         return
-    session.ui.line(f"{id}  {one_line(execution.task_id)}  {execution.status}", "bold")
+    session.ui.line(f"{execution.id}  {one_line(execution.task_id)}  {execution.status}", "bold")
     session.ui.line(f"agent {_agent(execution)}")
     _reasons(session, reasons)
+    for refusal in later:
+        session.ui.line(f"refused since then: {_refusal(refusal)['detail']}", "yellow")
+
+
+def _meant(history: History, named: str) -> Execution | None:
+    """By its id, else the newest of the task of that name. Raises `NotFound` for an id that there is not."""
+    from pilot.store.glance import answer
+
+    number = int(named) if named.isascii() and named.isdecimal() and len(named) < 19 else None
+    if number is not None and (found := answer(history.execution(number))) is not None:
+        return found
+    executions, _ = answer(history.executions(task_id=named, limit=100))
+    if executions:
+        return max(executions, key=lambda execution: execution.id)
+    if number is not None:
+        known(None, number)
+    return None
+
+
+def _refused_only(session: Session, named: str, refusals: Sequence[Refusal], *, json: bool) -> None:
+    """Nothing was made of a request; raises `NotFound` where there was none."""
+    if not refusals:
+        raise NotFound(
+            f"no execution of a task {one_line(named, 80)!r}, and no request for it that was refused; "
+            "`pilot list --all` shows what there is, `pilot status` how the sources do"
+        )
+    following = "Nothing: who may has to ask for it (again), by the same label, command or message."
+    if json:
+        session.ui.document(
+            {"id": None, "status": None, "position": None, "holds": list(map(_refusal, refusals)), "next": following}
+        )
+        return
+    session.ui.line(f"{one_line(named)}  was asked for, and refused", "bold")
+    for refusal in refusals:
+        session.ui.line(f"refused: {_refusal(refusal)['detail']}", "yellow")
+    session.ui.line(following)
+
+
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    """As a hold."""
+    from pilot.store.documents import moment
+
+    where = f" ({one_line(refusal.url)})" if refusal.url else ""
+    who = one_line(refusal.actor, 80) or "somebody"
+    detail = f"{one_line(refusal.source, 40)}, {who} at {moment(refusal.at)}: {one_line(refusal.reason, 300)}{where}"
+    return {"kind": "refused", "detail": detail, "execution": None, "until": None}
