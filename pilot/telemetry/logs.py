@@ -88,12 +88,12 @@ class _Bridge(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """One line."""
         try:
-            log = structlog.get_logger()
-            error = record.exc_info[1] if record.exc_info else None
-            more = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
-            log.log(record.levelno, "library.said", logger=record.name, message=record.getMessage(), **more)
-        except Exception:  # noqa: BLE001  the border to what libraries put into their records
-            self.handleError(record)
+            message = record.getMessage()
+        except Exception as error:  # noqa: BLE001  the border to what libraries put into their records
+            message = f"{record.msg} ({type(error).__name__})"
+        met = record.exc_info[1] if record.exc_info else None
+        more = {} if met is None else {"error": f"{type(met).__name__}: {met}"}
+        structlog.get_logger().log(record.levelno, "library.said", logger=record.name, message=message, **more)
 
 
 def _take_over() -> None:
