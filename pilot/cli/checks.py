@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilot.cli.agent_checks import agents, sandboxes
+from pilot.cli.outside_checks import outside
 from pilot.cli.session import Session
 from pilot.domain.agent import Check
 from pilot.domain.errors import ConfigError, PilotError
@@ -40,6 +41,7 @@ async def examine(session: Session) -> list[Check]:
     checks += _projects(settings)
     checks += await agents(settings, session.environ)
     checks += _parks(session)
+    checks += await outside(settings)
     checks += await asyncio.to_thread(sandboxes, settings, session.environ)
     return checks
 
