@@ -29,7 +29,7 @@ async def opened(root: Path, **settings: Any) -> tuple[Site, Execution, Outcome]
 
 def repair(of: Execution, id: int = 8, **more: Any) -> Execution:
     """What the watch enqueues after red CI."""
-    fields = {
+    fields: dict[str, Any] = {
         "source": "failing_ci", "parent": of.id, "session_id": of.session_id, "workspace": of.workspace,
         "feedback": "The check `build` failed:\nboom in page", "fence": of.fence + 1, "origin": None,
     }  # fmt: skip
