@@ -91,7 +91,7 @@ class Rig:
             history=store.history,
             refusals=store.refusals,
             outbox=store.outbox,
-            inbox=getattr(store, "inbox", None),  # type: ignore[arg-type]
+            inbox=store.inbox,
             pulls=store.pulls,
             duties=store.duties,
             health=store.health,

@@ -12,6 +12,7 @@ import pytest
 from pilot.clients.github import GitHub
 from pilot.clients.github_login import Token
 from pilot.domain.outside import SourcePaused
+from pilot.sources.feed import Feed
 from tests.adapters.pull_rig import REPO, SECRET, Rig, rig, settings
 from tests.store.bed import MINUTE, SECOND
 
@@ -619,3 +620,27 @@ class TestReviews:
 
         assert len(await here.executions()) == 1
         assert not any("reviews" in request.path for request in here.fake.requests)
+
+
+async def test_the_feed_polls_it_and_a_nudge_makes_that_now(here: Rig) -> None:
+    pull = await here.opened()
+    feed = Feed((), here.desk())
+    watch = here.watch(every=3600.0, hurry=feed.hurry)
+    feed.reconfigure((), [watch])
+    running = asyncio.create_task(feed.run())
+
+    async def until(checks: str) -> None:
+        async with asyncio.timeout(20):
+            while (await here.pull(pull.execution)).checks != checks:
+                await asyncio.sleep(0.02)
+
+    try:
+        here.fake.check_run(here.repo, "a" * 40, "test")
+        watch.nudge(REPO, pull.number or 0)
+        await until("pending")
+        here.fake.check_run(here.repo, "a" * 40, "test", "success")
+        watch.nudge(REPO, "a" * 40)
+        await until("passed")
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
