@@ -92,6 +92,8 @@ class Notify:
                 if report is None or type == EventType.DELIVERY_FAILED or not _follows(report, chat):
                     targets[f"telegram:{chat}"] = None
             targets |= dict.fromkeys(self.webhooks)
+        else:  # what was told is taken back, also where it is being told just now: its lane is in order
+            targets = dict.fromkeys(f"telegram:{chat}" for chat in self.telegram)
         targets |= dict.fromkeys(target for target, known in told.items() if known.get("asked"))
         await self._outbox.add(
             [

@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 LEASE = 30.0
 """Seconds after which another node reads the bot when the one that did went silent."""
+ASK = 5.0
+"""Seconds after which a node that does not read asks again whether it is to."""
 _STRANGERS = 1000
 
 
@@ -104,7 +106,7 @@ class TelegramSource:
                 if await self._desk.duties.hold(self._duty, self._desk.node, self._lease_ms):
                     with suppress(LeaseLost):
                         await self._read()
-                await asyncio.sleep(self._lease / 3)
+                await asyncio.sleep(min(self._lease / 3, ASK))
         finally:
             with suppress(PilotError):
                 await asyncio.shield(self._desk.duties.release(self._duty, self._desk.node))

@@ -148,6 +148,21 @@ async def test_what_is_answered_before_it_could_be_told_is_not_told(fake: Telegr
         assert not bot.shows("what colour?", chat=BOB_ID)
 
 
+async def test_what_is_answered_while_it_is_being_told_is_taken_back(bot: Stage) -> None:
+    bot.fake.hold_next("sendMessage")
+    await bot.store.queue.finish(asked(await begun(bot), "what colour?", options=("red",)))
+    await until(bot.fake.held)
+    await bot.store.queue.answer(1, "green", "cli")
+
+    async def noticed() -> bool:
+        rows = await bot.store.database.read("SELECT count(*) FROM outbox WHERE kind = 'notify' AND delivered_at > 0")
+        return bool(rows == [(2,)])
+
+    await until(noticed)
+    bot.fake.let_go()
+    await bot.shown("Answered by cli: green", chat=BOB_ID)
+
+
 async def test_groups_are_told_too(fake: TelegramFake, tmp_path: Path) -> None:
     fake.says(BOB, "hello", chat=group(TEAM))
     async with stage(tmp_path, fake, told=[TEAM], groups=[TEAM]) as bot:
