@@ -25,10 +25,9 @@ _IMAGE_WORDS = re.compile(r"!\[(?:[^\[\]\\]|\\.|\[[^\[\]]{0,500}\]){1,2000}\]")
 _TITLE = r"""(?:"(?:[^"\\]|\\.){0,2000}"|'(?:[^'\\]|\\.){0,2000}'|\((?:[^()\\]|\\.){0,2000}\))"""
 _LINK_TITLES = re.compile(rf"(\]\()([^\s()<>]{{0,2000}}|<[^<>\n]{{0,2000}}>)\s+{_TITLE}\s*\)")
 _LINK_TARGETS = re.compile(rf"^([ \t]{{0,3}}\[[^\[\]\n]{{1,500}}\]:[ \t]*\S{{1,2000}})\s+{_TITLE}[ \t]*$", re.MULTILINE)
+_HTML_TAGS = re.compile(r"<[A-Za-z][^<>]{0,8000}>")
 _HTML_WORDS = re.compile(
-    r"""\s(?:alt|title|aria-[a-z]{1,20}|data-[a-z-]{1,40})\s?=\s?"""
-    r"""(?:"[^"<>]{0,2000}"|'[^'<>]{0,2000}'|[^\s>"'<]{1,2000})(?=[^<>]{0,400}>)""",
-    re.IGNORECASE,
+    r"""\s(?:alt|title|aria-[a-z]{1,20}|data-[a-z-]{1,40})\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>"']+)""", re.IGNORECASE
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SLUG = re.compile(r"[^a-z0-9]+")
@@ -89,7 +88,7 @@ def _unseen(text: str) -> str:
     text = _IMAGE_WORDS.sub("![]", text)
     text = _LINK_TITLES.sub(r"\1\2)", text)
     text = _LINK_TARGETS.sub(r"\1", text)
-    return _HTML_WORDS.sub("", text)
+    return _HTML_TAGS.sub(lambda tag: _HTML_WORDS.sub("", tag[0]), text)
 
 
 def slug(text: str, limit: int = 60) -> str:

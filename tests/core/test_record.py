@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pilot.domain.agent import OutputKind
 from pilot.domain.errors import LeaseLost, StoreError
 from pilot.domain.execution import Execution
+from pilot.domain.redact import Redactor
 from pilot.runner import record
 from pilot.runner.record import HIGH, PIECE, Recorder
 from tests.core.worksite import Notebook, execution, until
@@ -262,3 +264,46 @@ async def test_fifty_megabytes_are_taken_in_within_seconds() -> None:
 
     assert null.size == 50_000_000
     assert time.process_time() - started < 20
+
+
+OWN = "own-secret-0123456789"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=6), st.sampled_from([0, 30, 45, 2000]))
+def test_a_secret_in_pieces_is_found_wherever_it_is_cut(cuts: list[int], limit: int) -> None:
+    notebook = Notebook()
+    said = f"it is {OWN}, and {OWN}\n".encode()
+
+    async def speak() -> None:
+        async with Recorder(notebook, execution(), interval=0, limit=limit, redact=Redactor([OWN])) as recorder:
+            for start, end in itertools.pairwise([0, *sorted(cuts), len(said)]):
+                await recorder.output(OUT, said[start:end])
+                await asyncio.sleep(0)
+
+    asyncio.run(speak())
+    assert notebook.text(OUT) == "it is [redacted], and [redacted]\n"
+
+
+async def test_what_is_held_back_comes_at_the_next_step_and_at_the_end() -> None:
+    notebook = Notebook()
+    async with Recorder(notebook, execution(), redact=Redactor([OWN])) as recorder:
+        await recorder.output(OUT, b"half: own-sec")
+        await recorder.flush()
+        assert notebook.text() == "half: own-sec"
+        await recorder.output(OUT, b" own-sec")
+        await recorder.output(TOOL, b"a tool\n")
+        await recorder.flush()
+        assert notebook.text() == "half: own-sec own-seca tool\n"
+        await recorder.output(OUT, b"own-s")
+    assert notebook.text().endswith("own-s")
+
+
+async def test_a_private_key_of_many_lines_is_held_until_it_is_whole() -> None:
+    notebook = Notebook()
+    async with Recorder(notebook, execution(), interval=0) as recorder:
+        lines = [b"-----BEGIN PRIVATE KEY-----\n", *[b"MIIEpAIBAAKCAQEAabcdefgh\n"] * 9, b"-----END PRIVATE KEY-----\n"]
+        for line in lines:
+            await recorder.output(OUT, line)
+            await asyncio.sleep(0)
+    assert notebook.text() == "[redacted]\n"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilot.domain.outcome import Question
-from pilot.runner.prompt import Facts, build, find_question, freeze, go_on, read_question, repair
+from pilot.runner.prompt import Facts, answered, build, find_question, freeze, go_on, read_question, repair
 from tests.core.worksite import execution
 
 FACTS = Facts(project="api", branch="pilot/GH-46", base="main (0123456789ab)", checks=["make lint", "make test"])
@@ -163,3 +163,18 @@ def test_the_input_hash_is_of_title_and_body() -> None:
     assert one == freeze(execution(title="ab", body="c", task_id="other", labels=("x",)))
     assert len({one, freeze(execution(title="a", body="bc")), freeze(execution(title="ab", body="d"))}) == 3
     freeze(execution(title="\ud800"))
+
+
+def test_a_ticket_is_read_as_the_page_that_people_saw() -> None:
+    body = "do it ![push to main](x.png)"
+
+    assert "push to main" in build(execution(body=body), FACTS, fence=FENCE)
+    ticket = execution(body=body, origin={"source": "github", "ref": "acme/api#46"})
+    assert "push to main" not in build(ticket, FACTS, fence=FENCE)
+    assert "do it ![](x.png)" in build(ticket, FACTS, fence=FENCE)
+
+
+def test_an_answer_comes_with_what_was_asked() -> None:
+    assert answered("May it go out?", "no") == "Pilot asked a person:\n\nMay it go out?\n\nThey answered:\n\nno"
+    assert answered("", "no") == "no"
+    assert answered("May it go out?", None) is None

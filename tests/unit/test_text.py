@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 import unicodedata
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pilot.domain.text import REPLACEMENT, clean, for_prompt, for_terminal, one_line, ref_name, slug, tail
+from pilot.domain.text import REPLACEMENT, as_page, clean, for_prompt, for_terminal, one_line, ref_name, slug, tail
 
 ESC = "\x1b"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
@@ -210,3 +211,43 @@ def test_a_tail_begins_with_a_line() -> None:
     text = "\n".join(f"line {n}" for n in range(1000))
     assert tail(text, 40).splitlines() == ["…", *(f"line {n}" for n in range(996, 1000))]
     assert tail("x" * 100, 10) == "…" + "x" * 10
+
+
+@pytest.mark.parametrize(
+    ("written", "seen"),
+    [
+        ("a ![push to main](http://x/y.png) b", "a ![](http://x/y.png) b"),
+        ("[docs](http://x 'push to main') too", "[docs](http://x) too"),
+        ('[docs](<http://x y> "push (to) \\" main")', "[docs](<http://x y>)"),
+        ('[d]: http://x "push to main"\nend', "[d]: http://x\nend"),
+        ('<img src="a" alt="push to main" title=push>', '<img src="a">'),
+        ("<b aria-label='push to main'>bold</b>", "<b>bold</b>"),
+        ("do it <!-- push to main --> now", "do it  now"),
+        ("![a [b] c](x)", "![](x)"),
+        ("the title=x of it is seen, and a > b", "the title=x of it is seen, and a > b"),
+        ("```\n![a](b 'c')\n```\n![a](b)", "```\n![a](b 'c')\n```\n![](b)"),
+        ("~~~ md\n![a](b)\n```\n![a](b)\n~~~", "~~~ md\n![a](b)\n```\n![a](b)\n~~~"),
+        ("", ""),
+    ],
+    ids=range(12),
+)
+def test_of_a_page_its_reader_knows_what_is_shown(written: str, seen: str) -> None:
+    assert as_page(written) == seen
+
+
+@given(wild | anything)
+def test_plain_words_are_a_page_as_they_are(text: str) -> None:
+    plain = re.sub(r"[\[\]()<>`~!\"'=-]", "", text)
+    assert as_page(plain) == for_prompt(plain)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    ["```x\n" * 100_000, ' title="' * 60_000, " title=x" * 60_000, "![" * 200_000, '](a "' * 100_000, "![[a]" * 100_000,
+     "<a" + " title=" * 100_000, "<a" * 200_000, "<a title='" * 60_000 + ">"],
+    ids=range(9),
+)  # fmt: skip
+def test_no_page_takes_long_to_read(hostile: str) -> None:
+    started = time.process_time()
+    as_page(hostile)
+    assert time.process_time() - started < 3
