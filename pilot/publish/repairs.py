@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Any
 
 import structlog
@@ -33,6 +34,14 @@ LOG_PATIENCE = 600_000
 """Milliseconds that it waits for a log while GitHub does not give it."""
 DEBOUNCE = 60_000
 """Milliseconds after a review in which another may follow."""
+
+
+class _Answer(StrEnum):
+    """What became of asking for a repair."""
+
+    MADE = "made"
+    USED_UP = "used up"
+    NOT_NOW = "not now"  #: another execution of the task, or another change of the branch, got in between
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +92,7 @@ class Repairs:
             feedback=_after_red(pull, checks.sha, found, theirs, self.redact),
             limit=own.ci_repairs + int(seen.get("by_review", 0)),
         )
-        if not asked:
+        if asked is _Answer.NOT_NOW:
             return False
         seen["mark"] = fingerprint
         return await self._decided(pull, checks, seen)
@@ -107,8 +116,10 @@ class Repairs:
                 feedback=reviews.told(new, remarks, pull.url or "", self.redact),
                 limit=own.review_repairs + pull.repairs - by_review,
             )
-            if asked:
-                seen |= {"review_due": False, "reviewed": newest, "by_review": by_review + 1}
+            if asked is not _Answer.NOT_NOW:
+                seen |= {"review_due": False, "reviewed": newest}
+            if asked is _Answer.MADE:
+                seen["by_review"] = by_review + 1
         if seen != before:
             await self.pulls.saw(pull.id, seen=seen)
 
@@ -129,12 +140,12 @@ class Repairs:
         source: str,
         feedback: str,
         limit: int,
-    ) -> bool:
-        """Enqueue it, if there is one left. False: another execution of the task got in between."""
+    ) -> _Answer:
+        """Enqueue it, if there is one left."""
         parent = await self.history.execution(pull.execution)
         current = await self.pulls.of(pull.execution)
         if parent is None or current is None or current.head_sha != pull.head_sha:
-            return False
+            return _Answer.NOT_NOW
         request = _request(parent, pull, key=key, source=source, feedback=feedback)
         try:
             task = self.task(request, project, own)
@@ -143,12 +154,12 @@ class Repairs:
         asked = await self.pulls.repair(pull.id, task, limit=limit)
         if asked is None:
             log.info("pull.repairs_used_up", pull=pull.number, repo=pull.repo, limit=limit)
-            return True
+            return _Answer.USED_UP
         one = await self.history.execution(asked.id)
         if one is None or one.idempotency_key != key:
-            return False
+            return _Answer.NOT_NOW
         log.info("pull.repair_queued", pull=pull.number, repo=pull.repo, execution=asked.id, source=source)
-        return True
+        return _Answer.MADE
 
     async def _at_work(self, pull: Pull) -> bool:
         """An execution of the task is open, and will change the branch or say why not."""

@@ -544,7 +544,7 @@ class TestRepair:
 class TestReviews:
     @pytest.fixture
     async def here(self, tmp_path: Path) -> AsyncIterator[Rig]:
-        async with rig(tmp_path, review_repairs=1) as made:
+        async with rig(tmp_path, review_repairs=1, ci_repairs=1) as made:
             yield made
 
     async def test_changes_that_are_asked_for(self, here: Rig) -> None:
@@ -599,6 +599,11 @@ class TestReviews:
 
         assert len(await here.executions()) == 3
         assert len(await here.events("pull.repairs_used_up")) == 1
+
+        red(here, "c" * 40, log="another failure " * 20)  # what was not made for a review is not CI's to use
+        later(here)
+        await watch.poll()
+        assert len(await here.executions()) == 3
 
     async def test_taken_back_before_it_was_read(self, here: Rig) -> None:
         pull = await here.opened()
