@@ -143,6 +143,11 @@ class GitHubSource:
             raise errors.NotFound("sources.github.webhook_secret is not set")
         return self._webhook.delivery(headers, body)
 
+    def wants(self, delivery: Delivery) -> bool:
+        """It is of a repository that is served here; else nobody need keep it."""
+        repo = _at(delivery.payload, "repository", "full_name")
+        return isinstance(repo, str) and repo.casefold() in self._served()
+
     async def handle(self, arrival: Arrival) -> None:
         """See `Source.handle`. What it says is only where to look; other repositories' and events are left alone."""
         payload = arrival.payload

@@ -14,6 +14,8 @@ BEHIND = 5 * 60_000
 """Milliseconds that GitHub's clock may be behind."""
 HEEDED = 7 * 24 * 60 * 60_000
 """Milliseconds after its last execution's end for which a repository's comments are read: somebody may say retry."""
+SELDOM = 5 * 60_000
+"""Milliseconds between two looks where nothing is open: then only a retry can be asked for."""
 
 Memory = dict[str, Any]
 
@@ -36,6 +38,9 @@ class Sweep:
             memory.pop("comments", None)
             memory.pop("closed", None)
             return
+        if not opened and self._desk.clock() < memory.get("swept", 0) + SELDOM:
+            return
+        memory["swept"] = self._desk.clock()
         start = min(self._desk.clock(), *(each.created_at for each in latest)) - BEHIND
         await self._comments(served, memory, start)
         if opened:

@@ -69,7 +69,7 @@ class Stage:
 
     async def health(self) -> dict[str, str]:
         """Status of each source that said how it does."""
-        return dict(await self.store.database.read("SELECT name, status FROM sources"))  # type: ignore[arg-type]
+        return dict(await self.store.database.read("SELECT name, status FROM sources"))
 
     async def deliver(self) -> None:
         """Everything that the webhook has sent so far arrives, in order."""
