@@ -57,8 +57,8 @@ class LinearSource:
         self._account = Account(client, settings)
         self._runs = Runs(desk)
         self._teller = Teller(desk, self._account, self._runs)
-        self._asks = Asks(desk, self._account, self._teller)
-        self._talk = Talk(desk, self._account, self._asks, self._teller, self._runs)
+        self._intake = Asks(desk, self._account, self._teller)
+        self._talk = Talk(desk, self._account, self._intake, self._teller, self._runs)
         secrets = [secret.get_secret_value() for secret in settings.webhook_secret or ()]
         self._webhook = LinearWebhook(secrets, clock=desk.clock) if secrets else None
 
@@ -67,6 +67,17 @@ class LinearSource:
         if self._webhook is None:
             raise errors.NotFound("sources.linear.webhook_secret is not set: webhooks of Linear are not taken")
         return self._webhook.delivery(headers, body)
+
+    def wants(self, delivery: Delivery) -> bool:
+        """Whether anything could follow from it: Linear tells of every edit of every issue."""
+        match delivery.event:
+            case "Issue":
+                return self._asks(delivery.action, delivery.payload) or _closes(delivery.action, delivery.payload)
+            case "AgentSessionEvent":
+                return True
+            case "Comment":
+                return delivery.action == "create"
+        return False
 
     async def handle(self, arrival: Arrival) -> None:
         """See `Source.handle`."""
@@ -114,25 +125,26 @@ class LinearSource:
         return sent
 
     async def _issue(self, arrival: Arrival) -> None:
-        data, before = arrival.payload.get("data"), arrival.payload.get("updatedFrom")
-        if not isinstance(data, Mapping) or not isinstance(id := data.get("id"), str):
+        id = _text(arrival.payload, "data", "id")
+        if id is None:
             return
-        had = before.get("labelIds") if isinstance(before, Mapping) else None
-        created = arrival.action == "create"
-        if (created or (arrival.action == "update" and had is not None)) and self._asks_by_label(data, had):
-            await self._asks.labelled(id, sure=created or arrival.tries >= PATIENCE)
-        closing = arrival.action == "remove" or _text(data, "state", "type") in CLOSED or data.get("trashed") is True
-        if closing and await self._is_open(id, data):
+        if self._asks(arrival.action, arrival.payload):
+            await self._intake.labelled(id, sure=arrival.action == "create" or arrival.tries >= PATIENCE)
+        if _closes(arrival.action, arrival.payload) and await self._is_open(id, arrival.payload["data"]):
             await self._close(id, arrival)
 
-    def _asks_by_label(self, data: Mapping[str, Any], had: object) -> bool:
-        labels = data.get("labels")
+    def _asks(self, action: str, payload: Mapping[str, Any]) -> bool:
+        """Whether it tells of the label that asks, newly there."""
+        data, before = payload.get("data"), payload.get("updatedFrom")
+        had = before.get("labelIds") if isinstance(before, Mapping) else None
+        if not isinstance(data, Mapping) or not (action == "create" or (action == "update" and had is not None)):
+            return False
         known = had if isinstance(had, list) else []
         return any(
             isinstance(label, Mapping)
             and self._account.is_trigger(str(label.get("name", "")))
             and label.get("id") not in known
-            for label in (labels if isinstance(labels, list) else [])
+            for label in _list(data, "labels")
         )
 
     async def _is_open(self, id: str, data: Mapping[str, Any]) -> bool:
@@ -158,7 +170,7 @@ class LinearSource:
             if issue.state.type in CLOSED:
                 continue
             try:
-                await self._asks.labelled(issue.id, sure=issue.updated_at < now - SETTLED)
+                await self._intake.labelled(issue.id, sure=issue.updated_at < now - SETTLED)
             except Later:
                 whole = False
             except (NotFound, Refused) as error:
@@ -186,6 +198,13 @@ class LinearSource:
             log.info("linear.left_to_another", execution=run.id, reason=str(error))
         except (NotFound, Refused) as error:
             log.warning("linear.issue_not_read", execution=run.id, error=str(error))
+
+
+def _closes(action: str, payload: Mapping[str, Any]) -> bool:
+    """Whether it tells of an issue that nobody waits for any more."""
+    data = payload.get("data")
+    trashed = isinstance(data, Mapping) and data.get("trashed") is True
+    return action == "remove" or trashed or _text(data, "state", "type") in CLOSED
 
 
 def _text(value: Any, *path: str) -> str | None:

@@ -60,6 +60,8 @@ class Stage:
     async def arrive(self, delivery: Delivery, *, tries: int = 0) -> None:
         """One webhook: verified, stored, handled."""
         verified = self.source.verify({name.lower(): value for name, value in delivery.headers.items()}, delivery.body)
+        if not self.source.wants(verified):
+            return
         await self.source.handle(
             Arrival(
                 id=1,
