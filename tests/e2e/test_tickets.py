@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,76 @@ def test_from_a_label_to_a_merged_pull_request(github: Forge) -> None:
         assert daemon.wait() == 0
     assert len(github.pulls()) == 1
     github.home.audit(completed=1)
+
+
+def at_once(github: Forge) -> None:
+    """Whatever waits for its next try is tried now."""
+    with closing(sqlite3.connect(github.home.state / "pilot.db", timeout=30)) as database, database:
+        database.execute("UPDATE outbox SET available_at = 0 WHERE delivered_at IS NULL")
+
+
+def owed(github: Forge, kind: str) -> int:
+    """How many of them have been tried and are owed still."""
+    ((count,),) = github.home.rows(
+        "SELECT count(*) FROM outbox WHERE delivered_at IS NULL AND tries > 0 AND kind = ?", kind
+    )
+    return int(count)
+
+
+def opened(github: Forge) -> int:
+    """How often a pull request was asked for."""
+    return sum(one.method == "POST" and one.path.endswith("/pulls") for one in github.fake.requests)
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_each_point_between_the_claim_and_the_merge(github: Forge) -> None:
+    home, fake = github.home, github.fake
+    with github.serve():  # killed while the agent works
+        number = github.ask("Fix the login", "wait go")
+        home.began("GH-1")
+    home.go("go")
+    github.host.lose_next("git-receive-pack", after=False)
+    with github.serve():  # killed before the branch is pushed
+        github.reach(status="completed")
+        home.until(lambda: owed(github, "publish"), "a push that was lost")
+    assert github.repo.head("pilot/GH-1") is None
+
+    at_once(github)
+    github.host.lose_next("git-receive-pack", after=True)
+    with github.serve():  # killed when it is pushed, and pilot does not know
+        home.until(lambda: github.repo.head("pilot/GH-1"), "the branch there")
+    at_once(github)
+    fake.lose_next("POST", r"/pulls$", after=False)
+    with github.serve():  # killed before the pull request is opened
+        home.until(lambda: opened(github) == 1, "a request that was lost")
+    at_once(github)
+    fake.lose_next("POST", r"/pulls$", after=True)
+    with github.serve():  # killed when it is opened, and pilot does not know
+        home.until(github.pulls, "a pull request whose answer was lost")
+    assert len(github.pulls()) == 1
+    assert github.row("delivery") == ("branch",)
+
+    at_once(github)
+    with github.serve():  # killed with the checks under way
+        github.reach(delivery="pr_open")
+        head = github.repo.head("pilot/GH-1")
+        assert head is not None
+        fake.check_run(github.repo, head, "ci")
+        github.reach(checks="pending")
+    fake.check_run(github.repo, head, "ci", "success")
+    with github.serve():
+        github.reach(checks="passed")
+    fake.merge(github.repo, github.pull().number)  # merged while pilot was dead
+    at_once(github)
+    with github.serve() as daemon:
+        github.reach(delivery="merged", status="completed", checks="passed")
+        home.until(lambda: github.labels(number) == ["pilot:done"], "the label of what is done")
+        at_once(github)
+        home.until(lambda: home.rows("SELECT 1 FROM outbox WHERE delivered_at IS NULL") == [], "nothing owed")
+        daemon.term()
+        assert daemon.wait() == 0
+
+    assert len(github.pulls()) == 1
+    assert len(github.ours(number)) == 1
+    assert not list(home.state.glob("workspaces/*/*"))
+    home.audit(completed=1)
