@@ -109,6 +109,7 @@ class PullWatch:
         if wanted is None:
             now = self._clock()
             live = await self._pulls.live(list(served))
+            self._reader.keep([pull.id for pull in live])
             self._due = {pull.id: at for pull in live if (at := self._due.get(pull.id)) is not None}
             wanted = [pull for pull in live if self._due.get(pull.id, 0) <= now or _names(pull) & set(nudged)]
         looked = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,11 @@ class PullReader:
     clock: Clock
     last: dict[int, Checks] = field(default_factory=dict)
 
+    def keep(self, pulls: Collection[int]) -> None:
+        """Forget what CI said of others."""
+        for gone in self.last.keys() - set(pulls):
+            del self.last[gone]
+
     async def look(self, pull: Pull, project: Project, own: ProjectSettings) -> bool:
         """Look once at an open one; True: something has changed. Raises `GitHubError`."""
         assert pull.number is not None  # noqa: S101  only what is open is looked at
@@ -50,7 +55,6 @@ class PullReader:
         if got is not None:
             found, seen["etag"] = got
             if (ended := _ended(found)) is not None:
-                self.last.pop(pull.id, None)
                 return await self.pulls.saw(pull.id, state=ended, seen=seen)
             if found.sha != seen.get("head"):
                 seen |= {"head": found.sha, "head_at": self.clock(), "checks": {}, "summary": ""}

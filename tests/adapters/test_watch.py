@@ -494,6 +494,7 @@ class TestRepair:
         watch = here.watch()
         await watch.poll()
         await here.finished(sha="b" * 40)  # the repair, not yet pushed
+        red(here, "a" * 40, "lint")
         later(here)
 
         await watch.poll()
