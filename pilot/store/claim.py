@@ -111,7 +111,8 @@ class Claim:
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
                    SELECT 0 AS slot UNION ALL
-                   SELECT x.slot + 1 FROM executions x WHERE x.project_id = p.id AND x.status = 'running' AND x.slot >= 0) c
+                   SELECT x.slot + 1 FROM executions x
+                   WHERE x.project_id = p.id AND x.status = 'running' AND x.slot >= 0) c
                  WHERE NOT EXISTS (SELECT 1 FROM executions y
                    WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
             FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pilot.domain.errors import StoreError, UsageError
 from pilot.store.migrate import inspect, migrate
-from pilot.store.records import OPEN_STATUSES
+from pilot.store.records import LIVE_PULLS, OPEN_STATUSES
 from pilot.store.sqlite_dialect import BUSY_TIMEOUT, NO_DATABASE, configure, translate
 
 SHOWN = 20
@@ -99,6 +99,24 @@ AUDITS = {
     "ended executions have an end": """
         SELECT id || ' is ' || status || ', and has no end' FROM executions
         WHERE status IN ('completed', 'failed', 'cancelled') AND finished_at IS NULL""",
+    "one live pull request per branch": f"""
+        SELECT 'branch ' || branch || ' of project ' || project_id || ' has ' || count(*) || ' live pull requests'
+        FROM pulls WHERE state IN {LIVE_PULLS} GROUP BY project_id, branch HAVING count(*) > 1""",
+    "owed pull requests are to be published": """
+        SELECT 'pull request ' || l.id || ' of ' || l.execution_id || ' is owed, and nothing publishes it'
+        FROM pulls l WHERE l.state = 'owed' AND NOT EXISTS (SELECT 1 FROM outbox o
+          WHERE o.execution_id = l.execution_id AND o.kind = 'publish')""",
+    "ended pull requests are seen on their executions": """
+        SELECT 'pull request ' || l.id || ' is ' || l.state || ', and the delivery of ' || e.id || ' is ' || e.delivery
+        FROM pulls l JOIN pull_executions m ON m.pull_id = l.id JOIN executions e ON e.id = m.execution_id
+        WHERE l.state IN ('merged', 'closed') AND e.delivery <> l.state
+          AND NOT EXISTS (SELECT 1 FROM pull_executions x WHERE x.execution_id = e.id AND x.pull_id > l.id)""",
+    "what happens to a ticket is owed to it": """
+        SELECT 'event ' || v.id || ' (' || v.type || ') of ' || e.id || ' is owed to nobody'
+        FROM executions e JOIN events v ON v.execution_id = e.id WHERE e.origin IS NOT NULL
+          AND v.type IN ('execution.queued', 'execution.started', 'execution.requeued', 'execution.asked',
+            'execution.answered', 'execution.completed', 'execution.failed', 'execution.cancelled')
+          AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.key = 'report:' || v.id)""",
 }
 
 

@@ -112,6 +112,38 @@ async def test_kill_9_at_any_moment_loses_nothing_acknowledged(path: Path) -> No
         assert await bed.value("SELECT count(DISTINCT task_id) = count(*) FROM executions") == 1
 
 
+async def test_kill_9_at_any_moment_loses_no_webhook_and_no_effect(path: Path) -> None:
+    number = random.randrange(1 << 32)
+    print(f"to repeat the moments: number = {number}")
+    dice = random.Random(number)
+    said: dict[str, set[str]] = {word: set() for word in ("stored", "handled", "done", "opened", "delivered")}
+    for _ in range(6):
+        writer = Writer(f"sqlite:///{path}", "deliver")
+        name = writer.next().removeprefix("ready ")
+        for _ in range(dice.choice([1, 5, 50, 400]) + dice.randrange(50)):
+            writer.next()
+        writer.kill()
+        for word, found in said.items():
+            found |= set(writer.said(word))
+        async with reopened(path) as bed:
+            await bed.queue.recover([name], "killed")
+            stored = await bed.rows("SELECT delivery, handled_at IS NOT NULL FROM inbox")
+            assert said["stored"] <= {key for key, _ in stored}
+            assert said["handled"] <= {key for key, handled in stored if handled}
+            delivered = await bed.rows("SELECT id FROM outbox WHERE delivered_at IS NOT NULL")
+            assert {int(id) for id in said["delivered"]} <= {id for (id,) in delivered}
+            opened = await bed.rows("SELECT id FROM executions WHERE delivery = 'pr_open'")
+            assert {int(id) for id in said["opened"]} <= {id for (id,) in opened}
+            assert await bed.rows("SELECT 1 FROM inbox WHERE handled_at IS NULL AND claimed_by IS NOT NULL") == []
+            assert await bed.rows("SELECT 1 FROM outbox WHERE delivered_at IS NULL AND claimed_by IS NOT NULL") == []
+            # whoever had asked for a pull request still does, and every handled webhook is a task, once
+            ended = {id for (id,) in await bed.rows("SELECT execution_id FROM pull_executions")}
+            assert {int(id) for id in said["done"]} <= ended
+            tasks = [key for (key,) in await bed.rows("SELECT idempotency_key FROM executions")]
+            assert said["handled"] <= set(tasks)
+            assert len(set(tasks)) == len(tasks)
+
+
 async def test_twelve_processes_that_ask_for_one_task_on_a_new_store_get_one(path: Path) -> None:
     writers = [Writer(f"sqlite:///{path}", "ask-once") for _ in range(12)]
     for writer in writers:

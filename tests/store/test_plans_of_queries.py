@@ -25,7 +25,13 @@ LARGE = (
     *("refusals", "inbox", "pulls", "pull_executions"),
 )
 # Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
-SMALL = ("executions_node", "executions_lease", "executions_later", "executions_slot", "executions_reserved")
+SMALL: tuple[str, ...] = (
+    "executions_node",
+    "executions_lease",
+    "executions_later",
+    "executions_slot",
+    "executions_reserved",
+)
 SMALL += ("outbox_owed", "outbox_due", "inbox_owed", "pulls_live", "executions_begun")
 
 

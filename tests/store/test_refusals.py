@@ -8,9 +8,10 @@ from pilot.domain.delivery import Refusal
 from tests.store.bed import Bed, task
 
 
-def refusal(key: str = "k", project: int | None = 1, **more: str) -> Refusal:
-    given = {"source": "github", "task_id": "GH-1", "actor": "mallory", "reason": "may not", "url": "https://x/1"}
-    return Refusal(key=key, project_id=project, **given | more)
+def refusal(key: str = "k", project: int | None = 1, reason: str = "may not") -> Refusal:
+    return Refusal(
+        key=key, project_id=project, source="github", task_id="GH-1", actor="mallory", reason=reason, url="https://x/1"
+    )
 
 
 async def test_a_request_is_refused_once_by_whoever_it_is(store: Bed, other: Bed) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from pilot.domain.delivery import PullState
 from pilot.domain.errors import StoreError, StoreRefused, UsageError
+from pilot.domain.outcome import Publication
 from pilot.store import open_store
 from pilot.store.upkeep import AUDITS, backup, check, quick_check
-from tests.store.bed import Bed, Clock, asked, broken
+from tests.store.bed import Bed, Clock, asked, broken, done
 
 
 @pytest.fixture
@@ -33,6 +35,13 @@ def file(tmp_path: Path) -> Path:
             running = await bed.take(api)
             await bed.put(api, after=(running.id,))
             await bed.put(api)
+            tickets = await bed.project("tickets")
+            for _ in range(2):
+                await bed.put(tickets, origin={"source": "github"})
+                publication = Publication(repo="acme/api", base="main")
+                await store.queue.finish(done(await bed.take(tickets), publication=publication, head_sha="a" * 40))
+            await store.pulls.opened(1, number=7, url="u", head_sha="a" * 40)
+            await store.pulls.saw(1, state=PullState.MERGED)
 
     asyncio.run(fill())
     return tmp_path / "pilot.db"
@@ -60,7 +69,10 @@ RUNNING = "UPDATE executions SET status = 'running', node = 'n1', lease_until = 
     [
         (
             "one running per slot",
-            ["DROP INDEX executions_slot", f"{RUNNING}, slot = 0 WHERE id = (SELECT max(id) FROM executions)"],
+            [
+                "DROP INDEX executions_slot",
+                f"{RUNNING}, slot = 0 WHERE id = (SELECT max(id) FROM executions WHERE status = 'queued')",
+            ],
         ),
         ("projects count what they run", ["UPDATE projects SET running = 5 WHERE name = 'web'"]),
         (
@@ -104,6 +116,16 @@ RUNNING = "UPDATE executions SET status = 'running', node = 'n1', lease_until = 
             "ended executions have an end",
             ["UPDATE executions SET finished_at = NULL WHERE status = 'failed'"],
         ),
+        (
+            "one live pull request per branch",
+            ["DROP INDEX pulls_live", "UPDATE pulls SET state = 'open', ended_at = NULL, branch = 'b'"],
+        ),
+        ("owed pull requests are to be published", ["DELETE FROM outbox WHERE kind = 'publish'"]),
+        (
+            "ended pull requests are seen on their executions",
+            ["UPDATE executions SET delivery = 'pr_open' WHERE delivery = 'merged'"],
+        ),
+        ("what happens to a ticket is owed to it", ["DELETE FROM outbox WHERE kind = 'report'"]),
         ("keys", ["UPDATE attempts SET execution_id = 77 WHERE execution_id = 1"]),
     ],
 )
@@ -148,7 +170,7 @@ def test_a_backup_is_whole_private_and_in_the_same_mode(file: Path, tmp_path: Pa
         async with open_store(f"sqlite:///{target}", create=False) as store:
             return len((await store.history.executions(everything=True))[0])
 
-    assert asyncio.run(count()) == 6
+    assert asyncio.run(count()) == 8
 
 
 def test_a_backup_is_taken_while_somebody_writes(file: Path, tmp_path: Path) -> None:

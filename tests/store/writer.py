@@ -13,7 +13,9 @@ import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 
+from pilot.domain.delivery import EffectKind
 from pilot.domain.errors import StoreError
+from pilot.domain.outcome import Publication
 from pilot.domain.task import Project
 from pilot.store import Store, open_store
 from tests.store.bed import HOUR, done, node, task
@@ -43,7 +45,8 @@ async def work(store: Store) -> None:
             await queued.acquire()
             count += 1
             place = places[(number + count) % 3]
-            answer = await store.queue.enqueue(task(place, f"{name}.{number}.{count}", body="x" * 500))
+            ticket = {"source": "x"} if count % 2 else None
+            answer = await store.queue.enqueue(task(place, f"{name}.{number}.{count}", body="x" * 500, origin=ticket))
             say("queued", answer.id)
 
     async def consume(place: Project) -> None:
@@ -58,6 +61,58 @@ async def work(store: Store) -> None:
             await asyncio.sleep(0.001)
 
     await asyncio.gather(*(produce(n) for n in range(4)), *(consume(place) for place in places))
+
+
+async def send(store: Store, name: str) -> None:
+    """Deliver what is owed."""
+    while True:
+        for effect in await store.outbox.take(name, tuple(EffectKind), lease=HOUR):
+            pull = await store.pulls.of(effect.execution or 0)
+            if effect.kind is EffectKind.PUBLISH and pull is not None:
+                await store.pulls.opened(pull.id, number=pull.id, url="u", head_sha=pull.head_sha)
+                say("opened", effect.execution)
+            assert await store.outbox.delivered(effect, name)
+            say("delivered", effect.id)
+        await asyncio.sleep(0)
+
+
+async def deliver(store: Store) -> None:
+    """Take webhooks in and deal with them, finish tickets, deliver what is owed: without an end."""
+    places = await projects(store, 2)
+    name = f"writer-{os.getpid()}"
+    await store.queue.start_node(node(name, notifies=True), HOUR)
+    say("ready", name)
+
+    async def receive(number: int) -> None:
+        count = 0
+        while True:
+            count += 1
+            key = f"{name}.{number}.{count}"
+            assert await store.inbox.store("github", key, key, "issues", "labeled", f'{{"key": "{key}"}}')
+            say("stored", key)
+
+    async def handle() -> None:
+        while True:
+            for arrival in await store.inbox.take(name, "github", lease=HOUR):
+                key = arrival.payload["key"]
+                place = places[arrival.id % 2]
+                wanted = task(place, key, origin={"source": "x"}, idempotency_key=key)
+                say("queued", (await store.queue.enqueue(wanted)).id)
+                await store.inbox.handled(arrival, name)
+                say("handled", key)
+            await asyncio.sleep(0)
+
+    async def finish(place: Project) -> None:
+        publication = Publication(repo="acme/api", base="main")
+        while True:
+            for execution in await store.queue.claim(name, lease=HOUR, projects=(place.id,)):
+                await store.queue.finish(done(execution, publication=publication, head_sha="a" * 40))
+                say("done", execution.id)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(
+        *(receive(n) for n in range(2)), handle(), *(finish(place) for place in places), send(store, name)
+    )
 
 
 async def ask_once(store: Store) -> None:
@@ -109,6 +164,7 @@ async def small_disk(store: Store) -> None:
 
 MODES: dict[str, Callable[..., Awaitable[None]]] = {
     "work": work,
+    "deliver": deliver,
     "ask-once": ask_once,
     "bad-disk": bad_disk,
     "small-disk": small_disk,
