@@ -21,6 +21,9 @@ log = structlog.get_logger()
 FIRST, LONGEST = 10_000, 300_000
 """ms: the first pause after a failure, doubled each time, and the longest."""
 
+SELF_FENCE = 0.6
+"""Part of the lease after which work is broken off if it could not be renewed."""
+
 Handler = Callable[[Effect], Awaitable[Mapping[str, Any] | None]]
 """Does one effect, however often it is asked to: it looks before it writes. What it returns is kept.
 
@@ -42,13 +45,23 @@ class Owed:
 
 
 @dataclass(slots=True)
+class _Work:
+    """One effect under way; `held` is when (loop time) its lease was last known to begin."""
+
+    effect: Effect
+    task: asyncio.Task[None]
+    held: float
+
+
+@dataclass(slots=True)
 class Deliveries:
     """Lanes go on side by side, `at_once` of them; within one everything is in order, which the outbox sees to.
 
     `handlers`: by kind; other kinds are left to other nodes. `projects` (ids) is asked each time, so that a reload
-    counts. `lease` (ms) is renewed as long as a handler is at work; one that has lost it is ended. `timeout` (s) is for
-    one effect, `drain_timeout` (s) for those under way at the end. Whoever hears the
-    store's signals calls `nudge`; that is a hint, and every wait has a timer of `poll` seconds.
+    counts. `lease` (ms) is renewed as long as a handler is at work; one that has lost it, or can't renew it before it
+    ends, is broken off: another node may be at it then. `timeout` (s) is for one effect, `drain_timeout` (s) for those
+    under way at the end. Whoever hears the store's signals calls `nudge`; that is a hint, and every wait has a timer of
+    `poll` seconds.
     """
 
     outbox: Outbox
@@ -64,7 +77,7 @@ class Deliveries:
     jitter: Callable[[], float] = random.random
     _hint: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: bool = False
-    _under_way: dict[int, tuple[Effect, asyncio.Task[None]]] = field(default_factory=dict)
+    _under_way: dict[int, _Work] = field(default_factory=dict)
     _postponed: dict[int | None, str] = field(default_factory=dict)  # by execution
 
     async def run(self) -> None:
@@ -120,7 +133,7 @@ class Deliveries:
             yield
         finally:
             keeping.cancel()
-            tasks = [task for _, task in self._under_way.values()]
+            tasks = [work.task for work in self._under_way.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(keeping, *tasks, return_exceptions=True)
@@ -128,6 +141,7 @@ class Deliveries:
     async def _start(self, *, max: int, execution: int | None = None) -> int:
         if max <= 0:
             return 0
+        asked = asyncio.get_running_loop().time()
         effects = await self.outbox.take(
             self.node,
             tuple(self.handlers),
@@ -138,7 +152,7 @@ class Deliveries:
         )
         for effect in effects:
             task = asyncio.create_task(self._deliver(effect))
-            self._under_way[effect.id] = effect, task
+            self._under_way[effect.id] = _Work(effect, task, asked)
             task.add_done_callback(lambda _, id=effect.id: self._done(id))  # type: ignore[misc]
         return len(effects)
 
@@ -148,7 +162,7 @@ class Deliveries:
 
     async def _ended(self, seconds: float, *, first: bool = False) -> None:
         """Wait for what is under way, or for the first of it."""
-        tasks = [task for _, task in self._under_way.values()]
+        tasks = [work.task for work in self._under_way.values()]
         if tasks:
             when = asyncio.FIRST_COMPLETED if first else asyncio.ALL_COMPLETED
             await asyncio.wait(tasks, timeout=max(seconds, 0.0), return_when=when)
@@ -166,16 +180,22 @@ class Deliveries:
 
     async def _keep(self) -> None:
         """Renew the leases of what is under way, and end what has lost its own."""
+        loop, seconds = asyncio.get_running_loop(), self.lease / 1000
         while True:
-            await asyncio.sleep(self.lease / 3000)
-            working = {id: (effect, task) for id, (effect, task) in self._under_way.items() if not task.done()}
+            await asyncio.sleep(seconds / 3)
+            working = {id: work for id, work in self._under_way.items() if not work.task.done()}
             if not working:
                 continue
-            with self._watched():
-                held = await self.outbox.renew([effect for effect, _ in working.values()], self.node, self.lease)
-                for id in working.keys() - held:
-                    log.warning("delivery.lease_lost", effect=working[id][0].key, node=self.node)
-                    working[id][1].cancel()
+            asked, held = loop.time(), None
+            with self._watched(), contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds / 3):
+                    held = await self.outbox.renew([work.effect for work in working.values()], self.node, self.lease)
+            for id, work in working.items():
+                if held is not None and id in held:
+                    work.held = asked
+                elif held is not None or loop.time() - work.held > seconds * SELF_FENCE:
+                    log.warning("delivery.lease_lost", effect=work.effect.key, node=self.node)
+                    work.task.cancel()
 
     async def _deliver(self, effect: Effect) -> None:
         try:

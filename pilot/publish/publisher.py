@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Publisher:
             return {"nothing": "its pull request has ended"}
         if pull.execution != effect.execution:
             return {"nothing": f"execution {pull.execution} has gone on from there"}
+        # by the name of today: git is not led from an old one to the new, for that would be a redirect
+        pull = replace(pull, repo=(await self.github.repository(pull.repo)).name)
         found = await self._find(pull)
         if found is not None and not found.open:
             return await self._ended(pull, found)

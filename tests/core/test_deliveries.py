@@ -176,6 +176,10 @@ async def tried(stage: Stage, times: int) -> bool:
     return [tries for tries, _, _ in await open_effects(stage)] == [times]
 
 
+async def leased_until(stage: Stage, at: int) -> bool:
+    return [(at,)] == await stage.store.database.read("SELECT claimed_until FROM outbox WHERE delivered_at IS NULL")
+
+
 async def until_async(condition: Callable[[], Awaitable[bool]]) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + 10
@@ -222,13 +226,13 @@ async def test_a_long_handler_keeps_its_lease(stage: Stage) -> None:
         await go.wait()
 
     first, second = Post(waits), Post()
-    mine = await deliveries(stage, first, lease=150)
+    mine = await deliveries(stage, first, lease=1500)
     async with running(mine):
         await until(lambda: len(first.seen) == 1)
         async with running(await deliveries(stage, second)):
-            for _ in range(4):
-                stage.clock.advance(100)
-                await asyncio.sleep(0.11)
+            for _ in range(3):
+                stage.clock.advance(1000)
+                await until_async(lambda: leased_until(stage, stage.clock.now + 1500))
         go.set()
         await settled(stage)
     assert (len(first.seen), len(second.seen)) == (1, 0)
@@ -245,7 +249,7 @@ async def test_whoever_lost_the_lease_is_ended_and_writes_nothing(stage: Stage) 
             ended.set()
 
     first, second = Post(hangs), Post()
-    async with running(await deliveries(stage, first, lease=300)):
+    async with running(await deliveries(stage, first, lease=900)):
         await until(lambda: len(first.seen) == 1)
         stage.clock.advance(MINUTE)
         (effect,) = await stage.store.outbox.take(await node_of(stage), [EffectKind.REPORT], lease=60 * MINUTE)
@@ -255,6 +259,30 @@ async def test_whoever_lost_the_lease_is_ended_and_writes_nothing(stage: Stage) 
         ((tries, _, error),) = await open_effects(stage)
         assert (tries, error) == (0, None)
     assert not second.seen
+
+
+async def test_whoever_can_not_renew_ends_its_work_before_the_lease_does(stage: Stage) -> None:
+    class Cut:
+        def __getattr__(self, name: str) -> Any:
+            async def fails(*_args: Any, **_more: Any) -> Any:
+                raise StoreError("the database is gone")
+
+            return fails if name == "renew" else getattr(stage.store.outbox, name)
+
+    await owed(stage, await stage.project("api"))
+    ended = asyncio.Event()
+
+    async def hangs(_: Effect) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    loop = await deliveries(stage, Post(hangs, None), lease=300)
+    loop.outbox = Cut()
+    async with running(loop):
+        await ended.wait()
+        await settled(stage)
 
 
 async def test_at_the_end_what_is_under_way_is_finished_and_nothing_is_begun(stage: Stage) -> None:

@@ -128,7 +128,9 @@ class GitHost:
             self._losses.remove(loss)
             if not loss[1]:
                 return said(loss[2])
-        code, headers, data = self._served(handler, f"/{repo.full_name}.git{found['rest']}", parts.query, who, body)
+        code, headers, data = self._served(
+            handler, f"/{repo.git.relative_to(self.root)}{found['rest']}", parts.query, who, body
+        )
         return said(code, headers, data) if loss is None else said(loss[2])
 
     def _who(self, given: str) -> str | None:

@@ -456,6 +456,23 @@ async def test_a_base_that_is_not_there_is_said(world: World) -> None:
         assert re.search("base", (await pilot.pull(id)).error or "")
 
 
+async def test_a_renamed_repository_is_found_under_its_new_name(world: World) -> None:
+    async with world.process() as pilot:
+        first = await pilot.finished()
+        await pilot.until_delivered(first)
+        world.fake.rename(world.repo, "service")
+        head = (await pilot.row(first)).head_sha
+        assert head is not None
+
+        second = await pilot.finished("b = 3\n", on=head)
+        other = await pilot.finished("c = 3\n", task_id="GH-2")
+        assert await pilot.deliver(second) is None
+        assert await pilot.deliver(other) is None
+
+        assert world.repo.head("pilot/GH-1") == (await pilot.row(second)).head_sha
+    assert [item.head for item in world.pulls] == ["pilot/GH-1", "pilot/GH-2"]
+
+
 async def test_a_repository_without_drafts_gets_an_ordinary_one(world: World) -> None:
     world.repo.drafts = False
     async with world.process() as pilot:
