@@ -1,4 +1,4 @@
-"""`make bench [ONLY=queue,daemon,ingest,overhead,events,agents]`."""
+"""`make bench [ONLY=queue,daemon,ingest,overhead,events,agents,webhooks]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import agents, daemon, events, figures, ingest, overhead, queue
+from benchmarks import agents, daemon, events, figures, ingest, overhead, queue, webhooks
 from benchmarks.figures import Figure
 
 
@@ -23,6 +23,7 @@ def main() -> None:
         "overhead": overhead.run,
         "events": events.run,
         "agents": agents.run,
+        "webhooks": webhooks.run,
     }
     wanted = [name for name in os.environ.get("ONLY", "").split(",") if name] or list(parts)
     found: list[Figure] = []
