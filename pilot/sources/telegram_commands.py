@@ -118,22 +118,15 @@ class Commands:
 
     async def answer(self, id: int, text: str, by: str, question: int | None = None) -> str:
         """Answer what it asks; the first answer counts. `question`: that one, or none. Raises `UsageError`."""
-        asked = await self._desk.history.questions(id)
-        wanted = (
-            asked[-1] if asked and question is None else next((each for each in asked if each.id == question), None)
-        )
-        if question is not None and wanted is None:
-            raise UsageError("that question is gone")
-        if wanted is not None and wanted is not asked[-1]:
-            raise UsageError(f"that question is not open any more. {who_settled(wanted)}")
         try:
-            await self._desk.queue.answer(id, text, by)
+            await self._desk.queue.answer(id, text, by, question)
         except UsageError:
-            answered = (await self._desk.history.questions(id))[-1:]
-            if not answered or answered[0].answered_at is None:
+            asked = await self._desk.history.questions(id)
+            wanted = [each for each in asked if each.id == question] if question is not None else asked[-1:]
+            if not wanted or wanted[0].answered_at is None:
                 raise
-            if (answered[0].answered_by, answered[0].answer) != (by, text.strip()):  # else it was read twice
-                raise UsageError(f"that question is not open any more. {who_settled(answered[0])}") from None
+            if (wanted[0].answered_by, wanted[0].answer) != (by, text.strip()):  # else this very answer was read twice
+                raise UsageError(f"that question is not open any more. {who_settled(wanted[0])}") from None
         return f"{id} goes on with your answer: {one_line(text, 200)}"
 
     async def cancel(self, id: int, by: str) -> str:

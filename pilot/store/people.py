@@ -32,11 +32,12 @@ class CancelRequest:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """What a person says to an execution that is held."""
+    """What a person says to an execution that is held. `question`: only while it asks that one (id)."""
 
     id: int
     text: str
     by: str
+    question: int | None = None
 
 
 class Cancel:
@@ -116,14 +117,17 @@ class Answer:
             "failures = 0, streak = 0, mark = NULL, losses = 0, "
             "forgiven_usd = coalesce(cost_usd, 0), "
             "failure_class = CASE WHEN failure_class <> 'budget' THEN failure_class END "
-            "WHERE id = :id AND status = 'needs_human' "
+            "WHERE id = :id AND status = 'needs_human' AND (:question IS NULL OR EXISTS (SELECT 1 FROM questions q "
+            "  WHERE q.id = :question AND q.execution_id = executions.id AND q.answered_at IS NULL)) "
             "RETURNING executions.project_id",
-            {"id": request.id, "text": text, "now": now},
+            {"id": request.id, "text": text, "now": now, "question": request.question},
         )
         if not rows:
             state = yield Statement("SELECT status FROM executions WHERE id = :id", {"id": request.id})
             if not state:
                 return NotFound(f"no execution {request.id}")
+            if state[0][0] == "needs_human":
+                return UsageError("that question is not open any more")
             return UsageError(f"execution {request.id} is {state[0][0]}; it asks nothing")
         yield Statement(
             "UPDATE questions SET answer = :text, answered_by = :by, answered_at = :now "

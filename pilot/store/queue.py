@@ -245,9 +245,12 @@ class SqlQueue:
         """End it, or ask its node to. `cancelled`, `running` (asked) or the final state it had."""
         return await self._database.write(self._cancels, CancelRequest(id, by, reason))
 
-    async def answer(self, id: int, text: str, by: str) -> None:
-        """Send a held execution back with a person's words. Raises `UsageError` when it asks nothing (any more)."""
-        await self._database.write(self._answers, AnswerRequest(id, text, by))
+    async def answer(self, id: int, text: str, by: str, question: int | None = None) -> None:
+        """Send a held execution back with a person's words. Raises `UsageError` when it asks nothing (any more).
+
+        `question`: the id of the one that is answered; None: whichever is open.
+        """
+        await self._database.write(self._answers, AnswerRequest(id, text, by, question))
 
     async def retry(self, id: int) -> Enqueued:
         """A new execution of the same task, linked to the ended one."""

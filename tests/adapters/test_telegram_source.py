@@ -473,6 +473,7 @@ async def test_groups_are_heard_where_they_are_named_and_only_their_known_people
         assert execution.origin["url"].startswith("https://t.me/c/1/") or execution.origin["url"] == ""
         await bot.shown("good", chat=TEAM)
         assert await bot.click(BOB, message, "api", chat=TEAM) == "only Ann can say that"
+        assert len([text for text in fake.texts(TEAM) if "In which project?" in text]) == 1
         refused = await bot.store.history.events(types=["trigger.refused"])
         assert sorted(each.data["actor"] for each in refused) == [
             "Ann (Telegram 11) in chat -1002", "Eve (Telegram 99) in chat -1001",
@@ -595,6 +596,30 @@ async def test_one_of_two_nodes_reads_and_the_other_takes_over(fake: TelegramFak
         fake.says(BOB, "/projects")
         await other.shown("api · 2 queued", chat=BOB_ID)
         assert len(await other.executions()) == 2
+
+
+async def test_a_node_that_lost_the_bot_to_another_reads_no_more(fake: TelegramFake, tmp_path: Path) -> None:
+    """It was asleep for longer than its lease, and another has taken over."""
+    async with stage(tmp_path, fake, lease=0.6) as bot:
+        bot.start()
+        await until(lambda: fake.of("getUpdates"))
+        await bot.store.database.write(_give_away, "another")
+        await asyncio.sleep(0.5)  # it asks for its lease each 0.2 s
+        before = len(fake.of("getUpdates"))
+        fake.says(ANN, "/projects")
+        await asyncio.sleep(0.5)  # for it to read that, which it must not
+        assert len(fake.of("getUpdates")) == before
+        assert not fake.texts(ANN_ID)
+        await bot.store.database.write(_give_away, None)
+        await bot.shown("api\nweb")
+
+
+def _give_away(items: Any) -> Any:
+    from pilot.store.database import Statement
+
+    for node in items:
+        yield Statement("UPDATE duties SET node = :node, until = :until", {"node": node, "until": 1 << 52})
+    return [None] * len(items)
 
 
 async def _kill(here: Stage) -> None:

@@ -107,6 +107,27 @@ async def test_nothing_ends_twice(store: Bed, status: Status) -> None:
     assert await store.dump() == before
 
 
+async def test_an_answer_to_a_question_is_none_to_the_next(store: Bed) -> None:
+    project = await store.project()
+    await store.node()
+    id = await store.put(project)
+    await store.queue.finish(asked(await store.take(project), "what colour?"))
+    (first,) = await store.store.history.questions(id)
+    await store.queue.answer(id, "red", "ann", first.id)
+    await store.queue.finish(asked(await store.take(project), "how dark?"))
+    _, second = await store.store.history.questions(id)
+
+    with pytest.raises(UsageError, match="not open any more"):
+        await store.queue.answer(id, "blue", "bob", first.id)
+    other = await store.put(project)
+    with pytest.raises(UsageError):
+        await store.queue.answer(other, "blue", "bob", second.id)
+
+    assert await store.status(id) is Status.NEEDS_HUMAN
+    await store.queue.answer(id, "very", "bob", second.id)
+    assert (await store.queue.get(id)).feedback == "very"
+
+
 async def test_many_are_cancelled_in_one_commit_also_with_what_depends_on_them(store: Bed) -> None:
     api = await store.project()
     parents = [await store.put(api) for _ in range(5)]
