@@ -357,14 +357,15 @@ async def test_an_open_pull_request_of_somebody_elses_is_adopted_and_keeps_its_w
         world.fake.lose_next("POST", r"/pulls$", after=False)
         with pytest.raises(Exception, match="502"):
             await pilot.publisher(effect)
-        number = world.fake.pull(world.repo, "pilot/GH-1", "Mine", "My words")
+        words = "My words <!-- pilot:begin -->also mine<!-- pilot:execution=1 -->"
+        number = world.fake.pull(world.repo, "pilot/GH-1", "Mine", words)
         world.clock.advance(2 * MINUTE)
 
         await pilot.until_delivered(id)
 
         assert (await pilot.pull(id)).number == number
     (item,) = world.pulls
-    assert (item.title, item.body) == ("Mine", "My words")
+    assert (item.title, item.body) == ("Mine", words)
 
 
 @pytest.mark.parametrize("end", ["merged", "closed"])
