@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCK := requirements.lock
 # most tests wait for programs; so more than there are processors
 WORKERS := 3
-NPM := tests/e2e/node_modules/.package-lock.json tests/adapters/node_modules/.package-lock.json
+NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-lock.json)
 
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
 
@@ -63,4 +63,4 @@ schema: setup ## write config/pilot.schema.json from the settings' classes
 	$(BIN)/pilot config schema > config/pilot.schema.json
 
 clean: ## remove what setup made
-	rm -rf $(VENV) .uv tests/e2e/node_modules tests/adapters/node_modules
+	rm -rf $(VENV) .uv tests/e2e/node_modules tests/adapters/node_modules tests/emulate/node_modules

@@ -120,6 +120,17 @@ class TestWebhooks:
             with pytest.raises(NotFound):
                 on.source.verify({}, b"")
 
+    async def test_what_is_gone_before_it_is_looked_at_holds_up_nothing(self, on: Stage) -> None:
+        id = await begun(on)
+        on.clock.tick(MINUTE)
+        on.fake.comment(on.repo, 1, "/pilot cancel")
+        on.repo.comments.clear()
+        on.fake.issue(on.repo, "Deleted", labels=["pilot"])
+        del on.repo.items[2]
+        await on.deliver()
+
+        assert (await on.store.queue.get(id)).status is Status.QUEUED
+
     async def test_while_github_is_away_they_wait(self, on: Stage) -> None:
         on.fake.issue(on.repo, "Do it", labels=["pilot"])
         deliveries = list(on.fake.hooks.deliveries)
