@@ -134,7 +134,7 @@ class Attempt:
     async def work(self) -> Outcome:
         """The agent's run; nothing to do for it when a person has let go out what it did before."""
         record = self.space.record
-        if record.asked is not None and allows(self.execution.feedback):
+        if record.asked is not None and (allows(self.execution.feedback) or record.allowed == record.asked):
             await self.step("publish")
             record.allowed = record.asked
             self.space.save()
@@ -219,7 +219,10 @@ class Attempt:
         results = await gates.run(snapshot.tree, self.recorder)
         redact = self.redact
         self.gates = tuple(replace(one, command=redact(one.command), tail=redact(one.tail)) for one in results)
-        return judge(self.gates)
+        red = judge(self.gates)
+        if red is not None:
+            self._forget_question()
+        return red
 
     async def keep(self, *, hurried: bool = False) -> None:
         """Keep the work as it is, for an attempt that will go on with it. `hurried`: one cancel breaks it off.
@@ -343,6 +346,6 @@ def _some(paths: tuple[str, ...]) -> str:
     return shown if len(paths) <= 5 else f"{shown} and {len(paths) - 5} more"
 
 
-def _redacted(question: Question, redact: Redactor) -> Question:
-    default = None if question.default is None else redact(question.default)
-    return Question(redact(question.text), tuple(redact(option) for option in question.options), default)
+def _redacted(asks: Question, redact: Redactor) -> Question:
+    options = tuple(redact(option) for option in asks.options)
+    return Question(redact(asks.text), options, asks.default and redact(asks.default))

@@ -239,6 +239,39 @@ async def test_leave_survives_an_attempt_that_was_cut_off(tmp_path: Path) -> Non
     assert s.requests == []
 
 
+async def test_leave_outlives_a_failure_that_is_not_the_works(tmp_path: Path) -> None:
+    s = github(tmp_path, gates=({"name": "test", "run": "true"},))
+    first = execution()
+    asked = await s.run("echo x > .mcp.json", execution=first)
+
+    def full(phase: str) -> None:
+        if phase == "gates":
+            raise OSError("no space left")
+
+    s.notebook.on_phase = full
+    second = answer(s, first, asked, "publish")
+    failed = await s.run("echo never > ran", execution=second)
+    assert failed.failure == "infra"
+    s.notebook.on_phase = lambda _: None
+    done = await s.run("echo never > ran", execution=again(second, s.notebook, feedback="OSError: no space left"))
+
+    assert (done.ending, done.head_sha, s.requests) == (Ending.DONE, asked.head_sha, [])
+
+
+async def test_a_red_gate_after_leave_is_the_agents_again(tmp_path: Path) -> None:
+    s = github(tmp_path, gate_repairs=0)
+    first = execution()
+    asked = await s.run("echo x > .mcp.json", execution=first)
+    s.set(gates=({"name": "test", "run": "test -e more"},))
+    second = answer(s, first, asked, "publish")
+    red = await s.run("echo never > ran", execution=second)
+    assert (red.failure, s.requests) == ("test", [])
+
+    last = await s.run("touch more", execution=again(second, s.notebook, feedback=red.excerpt or red.detail))
+    assert len(s.requests) == 1
+    assert last.ending is Ending.QUESTION
+
+
 async def test_a_lost_workspace_asks_again(tmp_path: Path) -> None:
     s = github(tmp_path)
     first = execution()
@@ -263,6 +296,15 @@ async def test_no_secret_reaches_journal_or_outcome(tmp_path: Path) -> None:
     assert "[redacted]" in s.notebook.text(OutputKind.STDOUT)
     assert OWN not in everything
     assert TOKEN not in everything
+
+
+async def test_no_secret_is_in_why_a_workspace_could_not_be_made(tmp_path: Path) -> None:
+    s = github(tmp_path, setup=(f"echo {OWN}; false",))
+    outcome = await s.run("true", execution=execution())
+
+    assert outcome.failure == "infra"
+    assert "[redacted]" in outcome.excerpt
+    assert OWN not in str(outcome) + s.notebook.text()
 
 
 async def test_a_handed_on_variable_with_a_secrets_name_is_one(tmp_path: Path) -> None:
