@@ -32,7 +32,8 @@ class Sweep:
     async def look(self, served: Served, memory: Memory) -> None:
         """`memory`: of this repository; changed in place, after what it stands for was dealt with."""
         project, _ = served
-        opened, _ = await self._desk.history.executions(project_id=project.id, source=SOURCE, statuses=OPEN, limit=1000)
+        going, _ = await self._desk.history.executions(project_id=project.id, statuses=OPEN, limit=1000)
+        opened = [run for run in going if (run.origin or {}).get("source") == SOURCE]  # repairs, too
         latest = opened or (await self._desk.history.executions(project_id=project.id, source=SOURCE, limit=1))[0]
         if not latest or (latest[0].finished_at or self._desk.clock()) < self._desk.clock() - HEEDED:
             memory.pop("comments", None)

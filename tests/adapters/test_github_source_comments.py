@@ -14,7 +14,7 @@ from pilot.domain.outside import Later, SourcePaused
 from pilot.sources.github_commands import Command, command
 from tests.adapters.github_stage import MINUTE, SECOND, Stage, stage
 from tests.e2e.github_hooks import headers
-from tests.store.bed import asked, broken, task
+from tests.store.bed import asked, broken, done, task
 
 
 @pytest.fixture
@@ -221,6 +221,21 @@ class TestComments:
         assert (await on.store.queue.get(id)).status is Status.QUEUED
         assert await answer(on, id) == ("Blue, please.", "github:will")
         assert await on.refusals() == []
+
+    async def test_a_repairs_question_is_answered_at_its_issue(self, on: Stage, by: str) -> None:
+        id = await begun(on)
+        await on.store.queue.finish(done(await on.take()))
+        first = await on.store.queue.get(id)
+        more = {"source": "failing_ci", "parent": id, "origin": first.origin}
+        repair = (await on.store.queue.enqueue(task(on.project, "GH-1", **more))).id
+        await on.store.queue.finish(asked(await on.take(), "Which colour?"))
+        on.clock.tick(MINUTE)
+        await on.source.poll()
+        on.clock.tick(SECOND)
+        on.fake.comment(on.repo, 1, "Blue.", actor="will")
+        await hear(on, by)
+
+        assert await answer(on, repair) == ("Blue.", "github:will")
 
     async def test_a_command_answers_too_and_a_number_is_an_option(self, on: Stage, by: str) -> None:
         id = await questioned(on, options=("red", "blue"))
