@@ -12,7 +12,7 @@ from pilot.domain.execution import FINAL, Status
 
 @pytest.mark.parametrize("type", EventType)
 def test_an_event_is_named_by_what_happened_to_what(type: EventType) -> None:
-    assert re.fullmatch(r"(execution|backend|project|node|trigger)\.[a-z_]+", type)
+    assert re.fullmatch(r"(execution|backend|project|node|trigger|pull|delivery)\.[a-z_]+", type)
 
 
 def test_no_two_facts_share_a_name() -> None:
