@@ -26,15 +26,16 @@ from pilot.store.records import (
 Answer = Enqueued | Exception
 _LARGE = 1 << 62
 
-_NEW = Table(
+_PLAIN = Table(
     n="bigint", project_id="bigint", task_id="text", title="text", body="text", source="text", kind="text",
     labels="text", priority="bigint", lane="bigint", status="text", due="bigint", available_at="bigint",
     deps_left="bigint", reserved_for="text", max_attempts="bigint", backend="text", fallback="text",
     external="bigint", model="text", payload="text", options="text", plan="text", callback_url="text",
-    parent="bigint", idempotency_key="text", origin="text", reason="text", session_id="text", workspace="text",
-    feedback="text",
+    parent="bigint", idempotency_key="text",
 )  # fmt: skip
-_COPIED = ", ".join(c for c in _NEW.columns if c not in ("n", "project_id"))
+_MORE = dict.fromkeys(("origin", "reason", "session_id", "workspace", "feedback"), "text")
+"""What few have; it costs those that have not a twentieth of their time."""
+_WHOLE = Table(**_PLAIN.columns, **_MORE)
 _KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
 _ANSWERED = Table(project_id="bigint", key="text", execution_id="bigint")
 _HELD = Table(execution_id="bigint", text="text")
@@ -46,13 +47,7 @@ class Enqueue:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        selected = ", ".join(f"n.{c}" for c in _NEW.columns if c not in ("n", "project_id"))
-        self._insert = (
-            f"INSERT INTO executions (project_id, project, project_path, created_at, {_COPIED}) "
-            f"SELECT p.id, p.name, p.path, :now, {selected} "
-            f"FROM {_NEW.of(dialect, 'n')} JOIN projects p ON p.id = n.project_id ORDER BY n.n "
-            "ON CONFLICT DO NOTHING RETURNING executions.id, executions.project_id, executions.task_id"
-        )
+        self._insert, self._insert_whole = _insert(dialect, _PLAIN), _insert(dialect, _WHOLE)
         by_key = (
             "SELECT k.n, e.id, e.status, 0 AS rank "
             f"FROM {_KEYS.of(dialect, 'k')} JOIN executions e "
@@ -84,10 +79,7 @@ class Enqueue:
         fresh = [n for n in range(len(tasks)) if n not in answers]
         created: dict[int, Enqueued] = {}
         if fresh:
-            rows = yield Statement(
-                self._insert,
-                {"now": now, "items": _NEW.rows(_row(n, tasks[n], parents, now) for n in fresh)},
-            )
+            rows = yield self._new([(n, tasks[n]) for n in fresh], parents, now)
             by_task = {(project, task_id): id for id, project, task_id in rows}
             for n in fresh:
                 id = by_task.pop((tasks[n].project_id, clean(tasks[n].task_id)), None)
@@ -103,6 +95,14 @@ class Enqueue:
         if created:
             yield from self._follow_up(tasks, created, now)
         return [answers[n] for n in range(len(tasks))]
+
+    def _new(self, tasks: Sequence[tuple[int, Task]], parents: dict[int, str], now: int) -> Statement:
+        rows = [_row(n, task, parents, now) for n, task in tasks]
+        more = [_more(task) for _, task in tasks]
+        if any(map(any, more)):
+            whole = ([*row, *rest] for row, rest in zip(rows, more, strict=True))
+            return Statement(self._insert_whole, {"now": now, "items": _WHOLE.rows(whole)})
+        return Statement(self._insert, {"now": now, "items": _PLAIN.rows(rows)})
 
     def standing(self, task: Task) -> Generator[Step, Rows, Answer | None]:
         """What its idempotency key stands for already; None: nothing."""
@@ -178,6 +178,16 @@ class Enqueue:
             yield OWED
 
 
+def _insert(dialect: Dialect, new: Table) -> str:
+    columns = [column for column in new.columns if column not in ("n", "project_id")]
+    return (
+        f"INSERT INTO executions (project_id, project, project_path, created_at, {', '.join(columns)}) "
+        f"SELECT p.id, p.name, p.path, :now, {', '.join(f'n.{column}' for column in columns)} "
+        f"FROM {new.of(dialect, 'n')} JOIN projects p ON p.id = n.project_id ORDER BY n.n "
+        "ON CONFLICT DO NOTHING RETURNING executions.id, executions.project_id, executions.task_id"
+    )
+
+
 def _left(task: Task, parents: dict[int, str]) -> int:
     return sum(parents[parent] != "completed" for parent in set(task.after))
 
@@ -221,9 +231,14 @@ def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
         task.reserved_for, task.max_attempts, task.backend, dumps(list(task.fallback)), int(task.external), task.model,
         None if task.payload is None else _json("payload", task.payload), _json("options", dict(task.options)),
         task.plan, task.callback_url, task.parent, task.idempotency_key or None,
+    ]  # fmt: skip
+
+
+def _more(task: Task) -> tuple[str | None, ...]:
+    return (
         None if task.origin is None else _json("origin", dict(task.origin)), short(task.held), task.session_id,
         task.workspace, None if task.feedback is None else clean(task.feedback),
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def _json(name: str, value: object) -> str:
