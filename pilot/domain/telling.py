@@ -37,7 +37,7 @@ def headline(execution: Execution, mark: str | None = None) -> str:
 def named(text: str) -> int | None:
     """The execution that a text with a `headline` is about."""
     number = text.partition(" · ")[0].rpartition(" ")[2]
-    return int(number) if number.isdecimal() and len(number) < 19 else None
+    return int(number) if _is_number(number) else None
 
 
 def standing(report: Report, now: int, *, waits: str = "", doing: str = "", said: str = "", chat: bool = True) -> str:
@@ -57,7 +57,7 @@ def _state(report: Report, now: int, waits: str, doing: str) -> list[str]:
     execution = report.execution
     match execution.status:
         case Status.QUEUED | Status.BLOCKED:
-            return [f"{execution.status}: {waits}" if waits else str(execution.status)]
+            return [f"{execution.status}: {one_line(waits, 400)}" if waits else str(execution.status)]
         case Status.RUNNING:
             since = "" if execution.started_at is None else f", {lasting(now - execution.started_at)}"
             attempt = f", attempt {execution.attempt}" if execution.attempt > 1 else ""
@@ -162,10 +162,14 @@ def answer_token(execution: int, asked: int, option: int) -> str:
 def read_answer_token(data: str) -> tuple[int, int, int] | None:
     """Execution, question, option."""
     kind, *rest = data.split(":")
-    if kind != "a" or len(rest) != 3 or not all(part.isdecimal() and len(part) < 19 for part in rest):
+    if kind != "a" or len(rest) != 3 or not all(map(_is_number, rest)):
         return None
     execution, asked, option = map(int, rest)
     return execution, asked, option
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19
 
 
 def body(text: str, limit: int) -> str:

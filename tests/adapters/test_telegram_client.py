@@ -280,7 +280,58 @@ async def test_a_closing_bot_does_not_wait_for_telegram(fake: TelegramFake) -> N
         await asked
 
 
+async def test_a_bot_that_could_not_be_opened_may_be_opened_later_and_again(fake: TelegramFake) -> None:
+    fake.says(ANN, "hello")
+    fake.lose_next("getMe", after=False)
+    bot = Bot(TOKEN, base_url=fake.base_url)
+    assert bot.id == 123456789
+    with pytest.raises(RuntimeError, match="not open"):
+        bot.edit(ANN_ID, 1, "x")
+    with pytest.raises(Unavailable):
+        await bot.open()
+    await asyncio.gather(bot.open(), bot.open())
+    assert len(fake.of("getMe")) == 2
+    assert bot.username == "pilot_bot"
+    await bot.close()
+    await bot.close()
+    await bot.open()
+    await bot.send(ANN_ID, "back")
+    await bot.close()
+
+    assert fake.texts(ANN_ID) == ["back"]
+
+
+async def test_commands_are_offered(fake: TelegramFake, bot: Bot) -> None:
+    await bot.offer([("run", "PROJECT TEXT: do it now"), ("help", "this list")])
+
+    assert fake.commands == {"run": "PROJECT TEXT: do it now", "help": "this list"}
+
+
 # In
+
+
+async def test_a_reply_tells_what_the_bot_had_said_and_nobody_elses_words(fake: TelegramFake, bot: Bot) -> None:
+    heard = Heard()
+    question = await bot.send(ANN_ID, "Which?")
+    fake.says(ANN, "this", reply_to=question)
+    theirs = fake.says(ANN, "Which?")
+    fake.says(ANN, "mine", reply_to=theirs)
+    async with listening(bot, heard):
+        events = await heard.until(4)
+
+    quoted = {event.text: event.quoted for event in events if isinstance(event, Message)}
+    assert quoted == {"hello": "", "this": "Which?", "Which?": "", "mine": ""}
+
+
+async def test_who_is_heard_can_change(fake: TelegramFake, bot: Bot) -> None:
+    heard = Heard()
+    async with listening(bot, heard, users=(ANN_ID,)) as inbox:
+        await heard.until(1)
+        inbox.admit([BOB_ID], [])
+        fake.says(ANN, "me?")
+        fake.says(BOB, "and me?")
+        await heard.until(3)
+    assert heard.texts == ["hello", "and me?"]
 
 
 async def test_what_known_people_say_and_click(fake: TelegramFake, bot: Bot) -> None:
