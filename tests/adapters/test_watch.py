@@ -138,6 +138,20 @@ class TestState:
 
         assert len(here.fake.requests) == asked
 
+    async def test_a_nudge_outlives_a_look_that_failed(self, here: Rig) -> None:
+        pull = await here.opened()
+        watch = here.watch()
+        await watch.poll()
+        here.fake.merge(here.repo, pull.number or 0)
+        watch.nudge(REPO, pull.number or 0)
+        here.fake.lose_next("GET", "/pulls/", times=2)
+        with pytest.raises(SourcePaused):
+            await watch.poll()
+
+        await watch.poll()
+
+        assert (await here.pull(pull.execution)).state == "merged"
+
     async def test_what_one_may_not_see_keeps_nobody_from_the_others(self, here: Rig) -> None:
         gone = await here.opened()
         there = await here.pushed(await here.finished("GH-2", sha="b" * 40))
@@ -411,6 +425,7 @@ class TestRepair:
 
             assert (await here.pull(pull.execution)).checks == "failed"
             assert len(await here.executions()) == 1
+            assert await here.events("pull.repairs_used_up") == []  # nobody was promised one
 
     async def test_what_is_red_on_the_base_is_not_ours(self, here: Rig) -> None:
         pull = await here.opened()
