@@ -167,6 +167,15 @@ async def test_a_workspace_of_another_task_is_nobodys_to_take(tmp_path: Path) ->
         assert s.requests[0].workspace == f"{s.state}/workspaces/20-gh-48/api"
 
 
+async def test_only_what_pilot_made_is_a_workspace(tmp_path: Path) -> None:
+    s, parent, _ = await opened(tmp_path)
+    shutil.copytree(s.state / "workspaces/7-gh-46", tmp_path / "elsewhere/7-gh-46")
+    shutil.rmtree(s.state / "workspaces")
+    await s.run("echo x > y", execution=repair(parent, workspace=str(tmp_path / "elsewhere/7-gh-46/api")))
+
+    assert s.requests[0].workspace == f"{s.state}/workspaces/8-gh-46/api"
+
+
 async def test_uncommitted_work_outlives_the_pull_request(tmp_path: Path) -> None:
     s, parent, _ = await opened(tmp_path)
     (Path(parent.workspace or "") / "by-hand").write_text("somebody's\n")
