@@ -26,7 +26,6 @@ PRIORITY = 0
 SOURCE = "telegram"
 _SHOWN = 15  # rows of a list
 _LOG_BYTES = 1 << 20  # of what an agent wrote, from its end
-_CAPTION = 900
 
 
 @dataclass(frozen=True, slots=True)
