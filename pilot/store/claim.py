@@ -188,6 +188,9 @@ class Claim:
         chosen, reserved, later = _admitted(map(_Head._make, rows))
         if not chosen:
             return {}, later
+        if any(head.probes for head in chosen.values()):
+            # It closes that park to the others, and a head that waits for it is not in the way of what can go on.
+            later |= {request.project_id for request in requests} - {head.project_id for head in chosen.values()}
         rerouted = [(h.id, h.backend, h.chain) for h in chosen.values() if h.backend != h.was]
         if rerouted:
             yield Statement(self._reroute, {"items": _REROUTED.rows(rerouted)})
