@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -125,3 +126,23 @@ def test_killed_at_each_point_between_the_claim_and_the_merge(github: Forge) -> 
     assert len(github.ours(number)) == 1
     assert not list(home.state.glob("workspaces/*/*"))
     home.audit(completed=1)
+
+
+def test_sources_are_reloaded_whole_or_not_at_all(github: Forge) -> None:
+    home, wanted = github.home, github.sources["github"]
+    home.configure(sources={})
+    with github.serve() as daemon:
+        first = github.ask("Fix the login")
+        home.configure(sources={"github": wanted})
+        daemon.send(signal.SIGHUP)
+        daemon.says("config.reloaded")
+        github.reach(task_id=f"GH-{first}", status="completed")
+
+        broken = {**wanted, "app": {"id": "1", "installation": 2, "private_key_file": str(home.root / "no.pem")}}
+        home.configure(sources={"github": {key: value for key, value in broken.items() if key != "token"}})
+        daemon.send(signal.SIGHUP)
+        daemon.says("config.refused.*no.pem")
+        second = github.ask("Fix the logout", "write GH-1.txt so that its gate is green")
+        github.reach(task_id=f"GH-{second}", status="completed")
+        daemon.term()
+        assert daemon.wait() == 0
