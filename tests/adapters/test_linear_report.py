@@ -174,6 +174,19 @@ async def test_a_report_whose_keeping_was_lost_says_nothing_twice(here: Stage) -
         await here.settle()
 
 
+async def test_what_was_said_and_not_kept_is_brought_up_to_date(here: Stage) -> None:
+    issue = here.fake.world.issue("Fix")
+    here.fake.label(issue, "pilot")
+    await here.deliver()
+    await here.source.acknowledge(await here.store.outbox.report(1))
+    await here.store.queue.claim("n1", projects=(here.projects[0][0].id,), lease=HOUR)
+
+    await here.settle()
+
+    (text,) = here.comments(issue)
+    assert text.startswith("**At work**")
+
+
 async def test_an_issue_never_moves_back(here: Stage) -> None:
     issue = await labelled(here)
     here.fake.edit(issue, state=here.fake.world.states["In Review"])

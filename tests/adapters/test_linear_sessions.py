@@ -162,6 +162,7 @@ async def test_what_is_said_to_an_agent_at_work_is_done_when_it_has_ended(here: 
         "The agent is at work and hears nothing now. I'll take this up when it has ended."
     ] * 2
     await here.finish(done(execution, session_id="s-1"))
+    assert len(await here.executions()) == 2
     await here.sweep()
     for delivery in deliveries:
         await here.arrive(delivery)
@@ -173,6 +174,20 @@ async def test_what_is_said_to_an_agent_at_work_is_done_when_it_has_ended(here: 
     assert (new.session_id, new.workspace, new.body) == ("s-1", "/w", "the login")
     await here.finish(done(await here.take()))
     assert len(await here.executions()) == 2
+
+
+async def test_what_was_said_before_a_question_is_not_its_answer(here: Stage) -> None:
+    session = await begin(here)
+    execution = await here.take()
+    here.fake.prompt(session, "and the docs")
+    (prompt,) = [each for each in here.waiting() if each.payload["action"] == "prompted"]
+    await here.arrive(prompt)
+    await here.finish(asked(execution))
+
+    await here.arrive(prompt)
+    await here.sweep()
+
+    assert (await here.one()).status is Status.NEEDS_HUMAN
 
 
 async def test_what_is_said_after_the_end_goes_on_once(here: Stage) -> None:
@@ -221,6 +236,22 @@ async def test_a_session_lost_on_its_way_is_found_by_the_sweep_and_one_of_anothe
     await here.sweep()
 
     assert (await here.one()).idempotency_key == f"linear:session:{session['id']}"
+
+
+async def test_a_session_that_another_node_is_at_is_looked_at_again_later(here: Stage) -> None:
+    session = here.fake.delegate(here.fake.world.issue("Fix"))
+    await here.lose()
+    name = f"linear:session:{session['id']}"
+    assert await here.desk.duties.hold(name, "another", 60 * MINUTE)
+    here.clock.ahead = 10 * MINUTE
+    await here.sweep()
+    assert await here.executions() == []
+    await here.desk.duties.release(name, "another")
+    here.clock.ahead = 20 * MINUTE
+
+    await here.sweep()
+
+    assert (await here.one()).task_id == "ENG-1"
 
 
 async def test_the_answer_that_came_first_counts_and_the_other_is_told(here: Stage) -> None:

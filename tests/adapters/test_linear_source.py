@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from pilot.clients.webhooks import NotAccepted
 from pilot.config.schema import LinearSettings
+from pilot.dispatch.intake import TaskRequest
 from pilot.domain import errors
 from pilot.domain.execution import Status
 from pilot.domain.outside import Later, SourcePaused
@@ -121,20 +122,6 @@ async def test_a_history_that_does_not_tell_yet_is_waited_for(here: Stage) -> No
     assert origin["actor"] == "Ann"
 
 
-async def test_a_sweep_that_left_something_looks_as_far_back_again(here: Stage) -> None:
-    issue = here.fake.world.issue("Fix")
-    here.fake.label(issue, "pilot")
-    entry = issue["history"].pop()
-    await here.sweep()
-    here.clock.ahead = 60 * MINUTE
-    here.fake.world.issue("Another")
-    issue["history"].append(entry)
-
-    await here.sweep()
-
-    assert (await here.one()).task_id == "ENG-1"
-
-
 async def test_a_label_taken_and_set_again_is_a_new_run(here: Stage) -> None:
     issue = here.fake.world.issue("Fix")
     here.fake.label(issue, "pilot")
@@ -161,6 +148,19 @@ async def test_a_label_set_while_it_is_worked_on_is_answered_and_not_kept(here: 
 
     assert len(await here.executions()) == 1
     assert issue["labels"] == []
+
+
+async def test_a_label_that_was_there_before_is_not_asked_about_again(here: Stage) -> None:
+    issue = here.fake.world.issue("Fix")
+    here.fake.label(issue, "pilot", here.fake.world.app)  # who may not, so that it stays
+    await here.deliver()
+    looked = len(here.fake.calls)
+    here.fake.label(issue, "docs")
+    here.fake.unlabel(issue, "docs")
+
+    await here.deliver()
+
+    assert len(here.fake.calls) == looked
 
 
 async def test_other_edits_and_other_labels_ask_nothing(here: Stage) -> None:
@@ -349,6 +349,18 @@ async def test_an_old_webhook_of_a_closed_issue_ends_nothing(here: Stage) -> Non
     await here.deliver()
 
     await here.arrive(old)
+
+    assert (await here.one()).status is Status.QUEUED
+
+
+async def test_closing_an_issue_ends_nothing_of_another_that_had_its_name(here: Stage) -> None:
+    issue = here.fake.world.issue("Fix")
+    project, own = here.projects[0]
+    origin = {"source": "linear", "issue": "another", "url": "", "ref": "ENG-1", "actor": "Ann", "at": 1}
+    await here.desk.submit(TaskRequest(prompt="Fix", task_id="ENG-1", source="linear", origin=origin), project, own)
+
+    here.fake.edit(issue, state=here.fake.world.states["Done"])
+    await here.deliver()
 
     assert (await here.one()).status is Status.QUEUED
 
