@@ -95,7 +95,7 @@ class Requests:
             await self._refuse(project, issue, asking, key, why)
             return
         frozen = await freeze(self._github, self._people, repo, issue, asking)
-        await self._make_room(project, repo, issue.number)
+        await self._make_room(project, repo, issue.number, key)
         request = TaskRequest(
             prompt=frozen.prompt,
             title=frozen.title,
@@ -113,10 +113,11 @@ class Requests:
             return
         log.info("github.accepted", ref=f"{repo}#{issue.number}", execution=enqueued.id, duplicate=enqueued.duplicate)
 
-    async def _make_room(self, project: Project, repo: str, number: int) -> None:
+    async def _make_room(self, project: Project, repo: str, number: int, key: str) -> None:
         """A run that is held before it began gives way to one that is asked for anew, by somebody who may."""
         for run in await runs_of(self._desk, project, repo, number):
-            if run.status is Status.NEEDS_HUMAN and not run.attempt:
+            # a poll and a webhook may come upon the same request at once
+            if run.status is Status.NEEDS_HUMAN and not run.attempt and run.idempotency_key != key:
                 await self._desk.queue.cancel(run.id, "github", "it was asked for anew")
 
     def _origin(self, repo: str, issue: Issue, asking: Asking, key: str, frozen: Frozen) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from pilot.config.schema import AllowSettings
 from pilot.domain.execution import Status
 from pilot.domain.outside import SourcePaused
+from pilot.sources.github_people import People
+from pilot.sources.github_requests import Requests
 from tests.adapters.github_stage import HOUR, MINUTE, SECOND, Stage, digest, stage
 
 
@@ -331,6 +334,17 @@ class TestFrozenInput:
 
         rows = await on.executions()
         assert [(row["status"], "New text." in row["body"]) for row in rows] == [("cancelled", False), ("queued", True)]
+
+    async def test_poll_and_webhook_at_once_are_one_request_and_not_one_anew(self, on: Stage) -> None:
+        await self.ask(on)
+        on.clock.tick(SECOND)
+        on.fake.edit(on.repo, 1, actor="stranger", body="New text.")
+        served = on.desk.projects()[0]
+        looks = Requests(on.desk, on.github, on.settings, People(on.github, on.settings.allow, on.clock))
+
+        await asyncio.gather(on.source.poll(), looks.look(served, 1))
+
+        assert (await on.one()).status is Status.NEEDS_HUMAN
 
     async def test_comments_of_people_who_may_from_before_the_label_belong_to_it(self, on: Stage) -> None:
         on.fake.user("stranger")
