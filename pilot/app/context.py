@@ -34,6 +34,7 @@ from pilot.runner.git_login import Login
 from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
 from pilot.runner.process import end_marked
 from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
+from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.sandbox import make_sandbox
 from pilot.runner.sandbox_machine import Bwrap, Missing, find_sandbox, probe
@@ -178,11 +179,9 @@ class Context:
 
     def publication(self, execution: Execution, base: str) -> Publication | None:
         """The pull request that a finished change of this execution is to become; `base`: the branch it began at."""
-        own = self.projects[execution.project_id]
-        wanted = execution.options.get("publish") or own.publish
-        if wanted != "pull_request" or own.github is None or self.settings.sources.github is None:
+        if self.settings.sources.github is None:
             return None
-        return Publication(repo=own.github, base=base, draft=own.draft)
+        return publication_of(self.projects[execution.project_id], execution, base)
 
     async def open_pulls(self, project: int) -> Collection[str]:
         """The branches of a project (id) that have an open pull request, or are to get one."""
