@@ -63,8 +63,12 @@ class Choice:
             return Start(branch, base_name, base, seen, base)
         # Its pull request is open: what comes now goes on top of what people see there.
         start = await self._ahead(branch, seen)
-        fork = await self.source.git.run("merge-base", base, start, ok=(0, 1))
-        return Start(branch, base_name, base if fork.code else fork.text, seen, start)
+        return Start(branch, base_name, await self._fork(base, start), seen, start)
+
+    async def _fork(self, base: str, start: str) -> str:
+        """Where the branch left the base: what its pull request shows is counted from there."""
+        done = await self.source.git.run("merge-base", base, start, ok=(0, 1))
+        return base if done.code else done.text
 
     async def _ahead(self, branch: str, ours: str) -> str:
         """The remote's branch as far as it is known here, if all of ours is in it; else ours."""
@@ -83,6 +87,8 @@ class Choice:
         if local is not None:
             self._check_free(branch)
             start = local.sha if remote is None else await self._later(branch, local.sha, remote)
+            if branch in self.live:
+                return Start(branch, base_name, await self._fork(base, start), local.sha, start, named=True)
             return Start(branch, branch, start, local.sha, start, named=True)
         self._check_possible(branch)
         if remote is not None:

@@ -167,6 +167,22 @@ async def test_a_workspace_of_another_task_is_nobodys_to_take(tmp_path: Path) ->
         assert s.requests[0].workspace == f"{s.state}/workspaces/20-gh-48/api"
 
 
+async def test_a_branch_that_the_task_named_is_no_different(tmp_path: Path) -> None:
+    s = github(tmp_path)
+    options = {"branch": "pilot/mine"}
+    parent = execution(options=options)
+    first = await s.run("echo one > page", execution=parent)
+    assert first.publication is not None
+    s.live = {"pilot/mine"}
+    shutil.rmtree(s.state / "workspaces")
+    outcome = await s.run("echo two >> page", execution=repair(parent, options=options))
+
+    assert outcome.ending is Ending.DONE
+    assert outcome.publication == first.publication
+    assert outcome.base_sha == first.base_sha
+    assert files_of(s.repo, "pilot/mine")["page"] == "one\ntwo"
+
+
 async def test_only_what_pilot_made_is_a_workspace(tmp_path: Path) -> None:
     s, parent, _ = await opened(tmp_path)
     shutil.copytree(s.state / "workspaces/7-gh-46", tmp_path / "elsewhere/7-gh-46")
