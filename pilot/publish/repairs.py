@@ -19,6 +19,7 @@ from pilot.dispatch.intake import TaskRequest
 from pilot.domain.delivery import Pull
 from pilot.domain.errors import UsageError
 from pilot.domain.execution import OPEN, Execution
+from pilot.domain.outcome import Ending
 from pilot.domain.outside import Pulls
 from pilot.domain.ports import Clock
 from pilot.domain.red_checks import OURS_TO_MEND, RedCheck, mark, told
@@ -95,7 +96,21 @@ class Repairs:
         if asked is _Answer.NOT_NOW:
             return False
         seen["mark"] = fingerprint
+        if asked is _Answer.MADE:
+            seen["to_mend"] = checks.sha
         return await self._decided(pull, checks, seen)
+
+    async def after_repair(self, pull: Pull, seen: dict[str, Any]) -> bool:
+        """Tell people, once, when the repair of this very commit has ended and changed nothing."""
+        found, _ = await self.history.executions(
+            project_id=pull.project_id, task_id=pull.task_id, everything=True, limit=1
+        )
+        if found and found[0].status in OPEN:
+            return False
+        seen.pop("to_mend")
+        no_change = bool(found) and found[0].parent == pull.execution and found[0].outcome == Ending.NO_CHANGE
+        why = f"execution {found[0].id} was to mend what is red, and changed nothing" if no_change else None
+        return await self.pulls.saw(pull.id, seen=seen, stuck=why)
 
     async def after_review(self, pull: Pull, project: Project, own: ProjectSettings, seen: dict[str, Any]) -> None:
         """Ask for what reviewers who may write ask for. `review_due`: to be looked at again."""

@@ -29,7 +29,7 @@ class PullReader:
     `Pull.seen` holds: `etag` of the pull request; `head`, its commit, and `head_at`, when that was first seen;
     `ours`, the commits that we pushed; `checks`, etags of what CI says, and `summary`, what it said; `red_at`;
     `decided`, the commit whose redness was dealt with, and `theirs`, what of it the base has, too; `mark` of the
-    failure that was repaired last; `reviewed`, the last review that was dealt with, `review_due` and `by_review`,
+    failure that was repaired last, and `to_mend`, the commit that a repair was asked for; `reviewed`, the last review that was dealt with, `review_due` and `by_review`,
     how many repairs were for reviews.
 
     What is merged or closed is final: a pull request that is opened again by hand is its person's affair. So is a
@@ -88,6 +88,8 @@ class PullReader:
         changed = await self._write(pull, seen, checks)
         if checks is not None and checks.summary == "failed" and current and seen.get("decided") != seen["head"]:
             changed |= await self.repairs.after_red(pull, project, own, checks, seen)
+        elif current and seen["summary"] == "failed" and seen.get("to_mend") == seen["head"]:
+            changed |= await self.repairs.after_repair(pull, seen)
         return changed
 
     async def _said(self, pull: Pull, seen: Mapping[str, Any], *, undecided: bool) -> Checks | None:

@@ -11,10 +11,11 @@ import pytest
 
 from pilot.clients.github import GitHub
 from pilot.clients.github_login import Token
+from pilot.domain.outcome import Ending
 from pilot.domain.outside import SourcePaused
 from pilot.sources.feed import Feed
 from tests.adapters.pull_rig import REPO, SECRET, Rig, rig, settings
-from tests.store.bed import MINUTE, SECOND
+from tests.store.bed import MINUTE, SECOND, done
 
 LOG = "\n".join(
     [
@@ -416,6 +417,25 @@ class TestRepair:
         assert len(await here.executions()) == 2
         (event,) = await here.events("pull.repairs_used_up")
         assert "did not change what fails: test" in event.data["why"]
+
+    async def test_a_repair_that_changed_nothing_needs_a_person(self, here: Rig) -> None:
+        pull = await here.opened()
+        red(here, "a" * 40)
+        await here.watch().poll()
+        repair = await here.bed.take(here.project, here.node)
+        later(here)
+        await here.watch().poll()
+        assert await here.events("pull.repairs_used_up") == []  # it is at work
+
+        await here.store.queue.finish(done(repair, ending=Ending.NO_CHANGE, branch=None))
+        for _ in range(2):
+            later(here)
+            await here.watch().poll()
+
+        (event,) = await here.events("pull.repairs_used_up")
+        assert (event.execution_id, event.data["repairs"]) == (pull.execution, 1)
+        assert f"execution {repair.id} was to mend what is red, and changed nothing" in event.data["why"]
+        assert len(await here.executions()) == 2
 
     async def test_off(self, tmp_path: Path) -> None:
         async with rig(tmp_path, ci_repairs=0) as here:
