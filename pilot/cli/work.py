@@ -33,11 +33,11 @@ def serve(session: Session, host: str | None, port: int | None) -> None:
     """
     import asyncio
 
-    from pilot import app
+    from pilot.app.serve import serve as serve_until_told
 
     loaded = session.loaded()
     _logs(session, "INFO")
-    asyncio.run(app.serve(loaded, host=host, port=port))
+    asyncio.run(serve_until_told(loaded, host=host, port=port))
 
 
 @click.command()
@@ -78,7 +78,7 @@ def run(
     """
     import asyncio
 
-    from pilot import app
+    from pilot.app.direct import DirectRequest, run_direct
     from pilot.dispatch.intake import TaskRequest
     from pilot.store.glance import answer
 
@@ -96,8 +96,8 @@ def run(
     )
     loaded = session.loaded()
     _logs(session, "WARNING")
-    request = app.DirectRequest(task=task, project=project, wait=not no_wait)
-    execution = asyncio.run(app.run_direct(loaded, request, _Progress(session).show))
+    request = DirectRequest(task=task, project=project, wait=not no_wait)
+    execution = asyncio.run(run_direct(loaded, request, _Progress(session).show))
     if json:
         with session.history() as history:
             session.ui.document(answer(history.document(execution)))
@@ -187,7 +187,7 @@ def enqueue(
     """
     import asyncio
 
-    from pilot import app
+    from pilot.app.context import enqueue as put_in
     from pilot.dispatch.intake import TaskRequest
 
     request = TaskRequest(
@@ -206,7 +206,7 @@ def enqueue(
     )
     loaded = session.loaded()
     _logs(session, "WARNING")
-    new = asyncio.run(app.enqueue(loaded, request, project))
+    new = asyncio.run(put_in(loaded, request, project))
     if json:
         session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
         return

@@ -281,10 +281,10 @@ class Home:
 
     def enqueue(self, project: str, *orders: str, task_id: str, **wishes: Any) -> int:
         """A task for the scripted agent, put in as `pilot enqueue` does it, without the start of a process."""
-        from pilot import app
+        from pilot.app.context import enqueue
 
         request = TaskRequest(prompt=prompt(task_id, *orders), task_id=task_id, source="cli", **wishes)
-        return asyncio.run(app.enqueue(load(self.file, self.environment), request, project)).id
+        return asyncio.run(enqueue(load(self.file, self.environment), request, project)).id
 
     # What happens
 
