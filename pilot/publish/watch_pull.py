@@ -29,8 +29,8 @@ class PullReader:
     `Pull.seen` holds: `etag` of the pull request; `head`, its commit, and `head_at`, when that was first seen;
     `ours`, the commits that we pushed; `checks`, etags of what CI says, and `summary`, what it said; `red_at`;
     `decided`, the commit whose redness was dealt with, and `theirs`, what of it the base has, too; `mark` of the
-    failure that was repaired last, and `to_mend`, the commit that a repair was asked for; `reviewed`, the last review that was dealt with, `review_due` and `by_review`,
-    how many repairs were for reviews.
+    failure that was repaired last, and `to_mend`, the commit that a repair was asked for; `reviewed`, the last review
+    that was dealt with, `review_due` and `by_review`, how many repairs were for reviews.
 
     What is merged or closed is final: a pull request that is opened again by hand is its person's affair. So is a
     branch that somebody else pushed to: its checks are told, and it is not repaired.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Document
 from pilot.domain.text import one_line
 from pilot.store.database import Database
 from pilot.store.documents import moment, rfc3339
+from pilot.store.records import OPEN_STATUSES
 
 _WHAT = {
     "publish": "Its pull request",
@@ -35,23 +38,42 @@ async def after_its_end(database: Database, execution: Execution) -> str:
             f"{what} is owed since {moment(since)}, and was tried {times}: {one_line(error or '', 300)}. "
             f"It is tried again at {moment(at)}."
         )
+    return await _its_pull_request(database, execution) or "Nothing: it is completed."
+
+
+async def _its_pull_request(database: Database, execution: Execution) -> str | None:
     rows = await database.read(
-        "SELECT l.state, l.url, l.error, l.checks FROM pulls l "
-        "WHERE l.id = (SELECT max(pull_id) FROM pull_executions WHERE execution_id = :id)",
+        "SELECT l.state, l.url, l.error, l.checks, l.red, l.used_up, (SELECT v.data FROM events v WHERE v.id = "
+        "(SELECT max(x.id) FROM events x WHERE x.execution_id = l.execution_id AND x.type = 'pull.repairs_used_up')), "
+        "(SELECT max(t.id) FROM executions t WHERE t.project_id = l.project_id AND t.task_id = l.task_id "
+        f"AND t.status IN {OPEN_STATUSES}) "
+        "FROM pulls l WHERE l.id = (SELECT max(pull_id) FROM pull_executions WHERE execution_id = :id)",
         {"id": execution.id},
     )
-    if rows:
-        state, url, error, checks = rows[0]
-        if state == "failed":
-            return (
-                f"Its pull request could not be made: {one_line(error or '', 300)}. "
-                f"The change is on branch {one_line(execution.branch or '', 100)}; "
-                f"`pilot retry {execution.id}` runs it anew."
-            )
-        if state == "open":
-            seen = "" if checks == "none" else f" (checks: {checks})"
-            return f"Nothing: it is completed. Its pull request waits to be merged{seen}: {one_line(url or '')}"
-    return "Nothing: it is completed."
+    if not rows:
+        return None
+    state, url, error, checks, red, used_up, told, at_work = rows[0]
+    where, anew = one_line(url or ""), f"`pilot retry {execution.id}` runs it anew."
+    match state:
+        case "failed":
+            branch = one_line(execution.branch or "", 100)
+            why = one_line(error or "", 300)
+            return f"Its pull request could not be made: {why}. The change is on branch {branch}; {anew}"
+        case "merged":
+            return f"Nothing: it is completed, and its pull request is merged: {where}"
+        case "closed":
+            return f"Nothing: it is completed. Its pull request was closed without being merged: {where}; {anew}"
+        case "open":
+            names = one_line(", ".join(json.loads(red)), 200) if checks == "failed" else ""
+            seen = "" if checks == "none" else f" (checks: {checks}{names and f': {names}'})"
+            words = f"Nothing: it is completed. Its pull request waits to be merged{seen}: {where}"
+            if at_work:
+                return f"{words}; {at_work} works on it."
+            if used_up:
+                why = one_line(str(json.loads(told or "{}").get("why") or "its repairs are used up"), 300)
+                return f"{words}; a person has to look, for {why}."
+            return words
+    return None
 
 
 async def outbox_document(database: Database) -> Document:

@@ -61,6 +61,35 @@ async def test_why_says_that_its_pull_request_waits(store: Bed) -> None:
     await store.store.pulls.saw(pull.id, state=PullState.MERGED)
     assert "A word on its ticket is owed" in await next_of(store, pull.execution)
     assert (await pull_of(store, pull.execution)).state is PullState.MERGED
+    await deliver(store)
+    assert await next_of(store, pull.execution) == (
+        "Nothing: it is completed, and its pull request is merged: https://x/7"
+    )
+
+
+async def test_why_says_who_has_to_look_at_a_red_one_and_that_it_was_closed(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    waits = "Nothing: it is completed. Its pull request waits to be merged (checks: failed: ci): https://x/7"
+
+    await store.store.pulls.saw(pull.id, checks="failed", red=["ci"])
+    await deliver(store)
+    assert await next_of(store, pull.execution) == waits
+    repair = await store.put(api, "T")
+    await deliver(store)
+    assert await next_of(store, pull.execution) == f"{waits}; {repair} works on it."
+    await store.store.queue.cancel(repair, "ann")
+    await store.store.pulls.saw(pull.id, stuck="a repair changed nothing")
+    await deliver(store)
+    assert await next_of(store, pull.execution) == f"{waits}; a person has to look, for a repair changed nothing."
+
+    await store.store.pulls.saw(pull.id, state=PullState.CLOSED)
+    await deliver(store)
+    assert await next_of(store, pull.execution) == (
+        "Nothing: it is completed. Its pull request was closed without being merged: https://x/7; "
+        f"`pilot retry {pull.execution}` runs it anew."
+    )
 
 
 async def test_the_status_says_how_sources_do_and_what_is_owed(store: Bed) -> None:
