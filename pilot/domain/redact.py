@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import overload
 from urllib.parse import quote, quote_plus
 
+from pilot.domain.text import without_unseen
+
 REPLACEMENT = "[redacted]"
 SHORTEST = 8
 """Characters: a shorter value would take words out that are none of its business."""
@@ -42,6 +44,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 """What it is, what a text with it has for certain, and how it looks. The middle is there for speed alone."""
 
+_ESCAPE = b"\x1b"
 _OPEN_BLOCK = re.compile(rf"-----BEGIN (?:{_KEY}|[A-Z0-9 ]{{0,60}}-{{0,4}}\Z)".encode())
 _END = re.compile(rb"-----END [A-Z0-9 ]{1,60}-----")
 _NUMBER = re.compile(rb"\d{1,12}:?\Z")
@@ -51,7 +54,8 @@ _NUMBER = re.compile(rb"\d{1,12}:?\Z")
 class Redactor:
     """Takes secrets out of text or bytes; callable, pure, cheap where there is nothing to take out. Idempotent.
 
-    Configured values are found as they are, and as JSON, URLs and base64 (at any offset) have them.
+    Configured values are found as they are, and as JSON, URLs and base64 (at any offset) have them. One that is
+    coloured in its middle, or split by what nobody sees, is found as well: then the text loses its colours.
     """
 
     __slots__ = ("_begun", "_bytes", "_literals", "_longest", "_marks", "_secrets", "_text")
@@ -80,14 +84,22 @@ class Redactor:
     def __call__(self, data: str | bytes) -> str | bytes:
         """The same without secrets."""
         if isinstance(data, str):
-            for words, shape in self._text:
-                if any(word in data for word in words):
-                    data = shape.sub(REPLACEMENT, data)
-            return data
+            data = self._without(data)
+            plain = without_unseen(data)
+            return data if plain is data or (clean := self._without(plain)) == plain else clean
+        if _ESCAPE in data:
+            text = self(data.decode(errors="surrogateescape"))
+            return text.encode(errors="surrogateescape")
         for _, parts, looks in self._bytes:
             if any(part in data for part in parts):
                 data = looks.sub(REPLACEMENT.encode(), data)
         return data
+
+    def _without(self, text: str) -> str:
+        for words, shape in self._text:
+            if any(word in text for word in words):
+                text = shape.sub(REPLACEMENT, text)
+        return text
 
     def plus(self, secrets: Iterable[str]) -> Redactor:
         """One that takes these out, too."""
@@ -96,7 +108,7 @@ class Redactor:
 
     def suspects(self, data: bytes) -> bool:
         """Whether there may be anything to take out: the quick look alone, for much data at once."""
-        return any(literal in data for literal in self._literals)
+        return _ESCAPE in data or any(literal in data for literal in self._literals)
 
     def unfinished(self, data: bytes) -> int:
         """Where the end of a piece begins that may be the beginning of a secret; its length when there is none."""

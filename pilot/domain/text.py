@@ -19,6 +19,7 @@ _ESCAPES = re.compile(
 _HIDDEN = "\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 _CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
 _HIDDEN_ONLY = re.compile(f"[{_HIDDEN}]")
+_UNSEEN = re.compile(f"[\x1b\x9b{_HIDDEN}]")
 _HTML_COMMENTS = re.compile(r"<!--(?:-?>|.*?(?:-->|$))", re.DOTALL)  # `<!-->` is a whole one
 _CODE_FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})(.*)")
 _IMAGE_WORDS = re.compile(r"!\[(?:[^\[\]\\]|\\.|\[[^\[\]]{0,500}\]){1,2000}\]")
@@ -49,6 +50,11 @@ def for_terminal(text: str) -> str:
     """Text without anything that a terminal obeys or a reader can't see; tabs and newlines stay. Idempotent."""
     text = clean(text).replace("\r\n", "\n")
     return _CONTROLS.sub(REPLACEMENT, _ESCAPES.sub("", text))
+
+
+def without_unseen(text: str) -> str:
+    """Text without escapes and hidden characters: what stands on both sides of one is one word to its reader."""
+    return _HIDDEN_ONLY.sub("", _ESCAPES.sub("", text)) if _UNSEEN.search(text) else text
 
 
 def one_line(text: str, limit: int = 200) -> str:

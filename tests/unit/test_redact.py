@@ -123,6 +123,25 @@ def test_little_is_held() -> None:
     assert redact.unfinished(b"ghp_" + b"a" * 50_000) >= 50_000 - (16 << 10)
 
 
+@pytest.mark.parametrize("gap", ["\x1b[1m", "\x1b[01;31m\x1b[K", "\u200b", "\x1b]8;;\x07", "\ufeff"], ids=range(5))
+def test_a_secret_that_is_coloured_or_split_unseen_is_found(gap: str) -> None:
+    redact = Redactor([SECRET])
+    said = f"it is {SECRET[:5]}{gap}{SECRET[5:]} and gh{gap}p_{gap}{'a1B2' * 9}{gap} here\n"
+
+    assert redact(said) == "it is [redacted] and [redacted] here\n"
+    assert redact(redact(said)) == redact(said)
+    if "\x1b" in gap:
+        assert redact.suspects(said.encode())
+        assert redact(said.encode()) == redact(said).encode()
+
+
+def test_colours_stay_where_they_hide_nothing() -> None:
+    words = f"\x1b[1mred\x1b[0m and \u200b{SECRET} \x1b[2m."
+
+    for clean in (Redactor([SECRET])(words), Redactor([SECRET])(words.encode()).decode()):
+        assert clean == words.replace(SECRET, "[redacted]")
+
+
 def test_more_secrets_can_be_given() -> None:
     redact = Redactor([SECRET])
 
@@ -134,8 +153,8 @@ def test_more_secrets_can_be_given() -> None:
     "hostile",
     ["ghp_" * 60_000, "eyJ" * 80_000, "eyJaaaaaaaa." * 20_000, "-----BEGIN RSA PRIVATE KEY-----" * 8_000,
      "-----BEGIN " + "A " * 100_000, "1:A" * 80_000, "sk-" * 80_000, "sk-" + "a" * 240_000, "bot1" * 60_000,
-     "-----BEGIN PRIVATE KEY-----" + "Comment:" * 30_000],
-    ids=range(10),
+     "-----BEGIN PRIVATE KEY-----" + "Comment:" * 30_000, "\x1b" * 240_000, "\x1b]" * 120_000],
+    ids=range(12),
 )  # fmt: skip
 def test_nothing_makes_it_slow(hostile: str) -> None:
     started = time.process_time()
