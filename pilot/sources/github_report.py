@@ -16,7 +16,8 @@ from pilot.clients.github_values import same_label
 from pilot.config.schema import GithubSettings
 from pilot.domain.delivery import PullState, Report
 from pilot.domain.events import EventType
-from pilot.domain.execution import Status
+from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import Ending
 from pilot.domain.outside import GiveUp
 from pilot.domain.task import Project
 from pilot.sources.desk import Desk
@@ -60,7 +61,7 @@ class Reporter:
     async def _is_newest(self, report: Report) -> bool:
         this = report.execution
         found, _ = await self._desk.history.executions(project_id=this.project_id, task_id=this.task_id, limit=20)
-        return all(each.id <= this.id for each in found)
+        return all(each.id <= this.id or _changed_nothing(each, this) for each in found)
 
     async def _label(self, report: Report, repo: str, number: int) -> None:
         wanted = self._wanted(report)
@@ -124,6 +125,11 @@ def _sent(report: Report) -> dict[str, Any] | None:
         if isinstance(known, Mapping) and isinstance(known.get("comment"), int):
             return dict(known)
     return None
+
+
+def _changed_nothing(repair: Execution, of: Execution) -> bool:
+    """It was to mend the pull request of that one, and how the issue stands is still for that one to say."""
+    return repair.parent == of.id and repair.source == "failing_ci" and repair.outcome == Ending.NO_CHANGE
 
 
 def _project(report: Report) -> Project:

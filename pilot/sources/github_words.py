@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from pilot.domain import markdown
 from pilot.domain.delivery import Asked, Pull, PullState, Report
+from pilot.domain.events import EventType
 from pilot.domain.execution import Checks, Execution, Status
 from pilot.domain.outcome import FailureClass
 from pilot.domain.telling import lasting
@@ -119,6 +120,8 @@ class Words:
             yield "**Done:** there was nothing to change."
         elif report.pull is not None:
             yield self._pull(report.pull, execution)
+            if report.type == EventType.PULL_GIVEN_UP:
+                yield self._given_up(report)
         elif execution.pr_url:
             yield f"**Done:** {_link(execution.pr_url)}"
         else:
@@ -156,6 +159,10 @@ class Words:
                     Checks.FAILED.value: f"Checks are red{red}.",
                 }.get(pull.checks, "")
                 return f"**Done:** {_link(pull.url)}\n\n{checks}".strip()
+
+    def _given_up(self, report: Report) -> str:
+        why = str(report.data.get("why") or "its repairs are used up")
+        return f"**A person has to look:** {self._line(why, 500)}"
 
     def _failed(self, report: Report) -> Iterator[str]:
         execution = report.execution

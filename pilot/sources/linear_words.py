@@ -107,9 +107,14 @@ class Words:
         if report.type == EventType.DELIVERY_FAILED:
             yield self.undelivered(report)
         if report.type == EventType.PULL_GIVEN_UP:
-            yield "Its checks are still red after all repairs: a person has to look."
+            yield self.given_up(report)
         if execution.status is Status.COMPLETED and report.summary.strip():
             yield quoted(self.redact(report.summary), SUMMARY)
+
+    def given_up(self, report: Report) -> str:
+        """That its pull request is repaired no more, and why."""
+        why = self._plain(str(report.data.get("why") or "its repairs are used up"))
+        return f"Its checks are red, and a person has to look: {why}."
 
     def undelivered(self, report: Report) -> str:
         """That the change could not be brought out."""
@@ -190,7 +195,7 @@ class Words:
             return
         yield f"opened:{pull.id}", Response(f"{self.headline(report)}\n\n<{pull.url}>{_checks(report)}{summary}")
         if report.type == EventType.PULL_GIVEN_UP:
-            yield "given_up", Failure("Its checks are still red after all repairs: a person has to look.")
+            yield "given_up", Failure(self.given_up(report))
         elif pull.state in (PullState.MERGED, PullState.CLOSED):
             yield f"{pull.state}:{pull.id}", Response(self.headline(report))
         elif report.type == EventType.PULL_CHECKS and pull.checks in ("passed", "failed"):

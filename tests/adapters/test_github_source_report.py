@@ -13,11 +13,11 @@ import pytest
 from pilot.config.schema import GithubLabelSettings
 from pilot.domain.delivery import Pull, PullState, Report
 from pilot.domain.execution import Execution
-from pilot.domain.outcome import GateResult
+from pilot.domain.outcome import Ending, GateResult
 from pilot.domain.outside import GiveUp, Later
 from pilot.sources.github_words import Words
 from tests.adapters.github_stage import HOUR, MINUTE, SECOND, Stage, stage
-from tests.store.bed import asked, broken, done
+from tests.store.bed import asked, broken, done, task
 
 
 @pytest.fixture
@@ -140,6 +140,22 @@ class TestLabels:
         await on.report(id, **more)
 
         assert on.labels() == ["bug", label]
+
+    async def test_a_repair_that_changed_nothing_leaves_the_say_to_whom_it_was_to_mend(self, on: Stage) -> None:
+        id = await begun(on)
+        await on.store.queue.finish(done(await on.take()))
+        run = await on.store.queue.get(id)
+        repair = {"source": "failing_ci", "parent": id, "origin": run.origin, "backend": "command"}
+        await on.store.queue.enqueue(task(on.project, run.task_id, **repair))
+        await on.report(id + 1)
+        await on.report(id, pull=pull())
+        assert on.labels() == ["bug", "pilot:running"]
+
+        await on.store.queue.finish(done(await on.take(), ending=Ending.NO_CHANGE))
+        await on.report(id + 1)
+        await on.report(id, pull=pull(), type="pull.repairs_used_up", data={"why": "a repair\nchanged nothing"})
+        assert on.labels() == ["bug", "pilot:needs-human"]
+        assert "**A person has to look:** a repair changed nothing" in on.said()[1].body
 
     async def test_a_closed_issue_gets_no_running_label_back(self, on: Stage) -> None:
         id = await begun(on)
