@@ -38,8 +38,11 @@ PATIENCE = 20.0
 """Seconds that an edit is waited for."""
 _BUTTONS = 10
 _NEWS = frozenset(
-    {EventType.ASKED.value, EventType.FAILED.value, EventType.DELIVERY_FAILED.value, EventType.PARKED.value}
-)
+    type.value
+    for type in (
+        EventType.ASKED, EventType.FAILED, EventType.DELIVERY_FAILED, EventType.PULL_GIVEN_UP, EventType.PARKED,
+    )
+)  # fmt: skip
 
 
 class Notify:
@@ -265,6 +268,10 @@ def _words(effect: Effect, report: Report | None, now: int, *, chat: bool = Fals
         what = "its pull request" if data.get("kind") == EffectKind.PUBLISH else "a word to its ticket"
         reason = one_line(str(data.get("reason") or "no reason given"), 500)
         return f"{telling.headline(report.execution, '⚠️')}\n{what} could not be delivered: {reason}{_ticket(report)}"
+    if type == EventType.PULL_GIVEN_UP:
+        why = one_line(str(data.get("why") or "its repairs are used up"), 500)
+        pull = f"\n{telling.pull(report.pull)}" if report.pull is not None else ""
+        return f"{telling.headline(report.execution, '⚠️')}\nit is red, and a person has to look: {why}{pull}"
     if type == EventType.ASKED and report.question is not None:
         return telling.question(report.execution, report.question, chat=chat)
     return telling.standing(report, now, chat=chat) + _ticket(report)

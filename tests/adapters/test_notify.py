@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import FailureClass
+from pilot.domain.outcome import FailureClass, Publication
 from tests.adapters.hook_server import SECRET, HookServer
 from tests.adapters.telegram_stage import ANN_ID, BOB_ID, Stage, stage, until
 from tests.e2e.telegram_fake import ANN, BOB, TelegramFake, group
-from tests.store.bed import asked, broken, limited, task
+from tests.store.bed import asked, broken, done, limited, task
 
 TEAM = -1001
 
@@ -186,6 +186,23 @@ async def test_a_failure_is_told_with_what_to_do(bot: Stage, hook: HookServer) -
     assert hook.posts[0].document["event"] == "execution.failed"
     await bot.settled()
     assert len(hook.posts) == 1
+
+
+async def test_a_red_pull_request_that_is_repaired_no_more_is_told(bot: Stage, hook: HookServer) -> None:
+    publication = Publication(repo="acme/api", base="main")
+    await bot.store.queue.finish(done(await begun(bot), head_sha="a" * 40, publication=publication))
+    pull = await bot.store.pulls.of(1)
+    assert pull is not None
+    await bot.store.pulls.opened(pull.id, number=7, url="https://x/7", head_sha="a" * 40)
+    await bot.store.pulls.saw(pull.id, checks="failed", red=["ci"], stuck="2 of 2 repairs did not help")
+
+    await bot.shown(
+        "⚠️ 1 · api · GH-46 · Paint it\nit is red, and a person has to look: 2 of 2 repairs did not help\n"
+        "pull request: https://x/7 (checks failed: ci)",
+        chat=BOB_ID,
+    )
+    await until(lambda: hook.posts)
+    assert hook.posts[0].document["event"] == "pull.repairs_used_up"
 
 
 async def test_a_park_is_told_with_its_end(bot: Stage, hook: HookServer) -> None:

@@ -152,7 +152,8 @@ END;
 -- People are told by whoever of the nodes does that. `direct`: a person watches it run.
 CREATE TRIGGER events_notify AFTER INSERT ON events
 WHEN NEW.type = 'execution.asked' OR NEW.type = 'execution.failed' OR NEW.type = 'execution.answered'
-  OR NEW.type = 'execution.cancelled' OR NEW.type = 'delivery.failed' OR NEW.type = 'backend.parked'
+  OR NEW.type = 'execution.cancelled' OR NEW.type = 'delivery.failed' OR NEW.type = 'pull.repairs_used_up'
+  OR NEW.type = 'backend.parked'
 BEGIN
   INSERT INTO outbox (lane, execution_id, project_id, kind, key, fence, event_id, payload, available_at, created_at)
   SELECT 'notify', e.id, coalesce(NEW.project_id, e.project_id), 'notify', 'notify:' || NEW.id, coalesce(e.fence, 0),
