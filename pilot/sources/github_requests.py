@@ -61,12 +61,12 @@ class Requests:
         ours = (settings.label, shown.running, shown.done, shown.failed, shown.needs_human)
         self._ours = [label for label in ours if label]
 
-    async def look(self, served: Served, number: int, issue: Issue | None = None) -> bool:
-        """Deal with an issue as it is now (`issue`: just read). False: GitHub doesn't say yet who asked."""
+    async def look(self, served: Served, number: int, listed: Issue | None = None) -> bool:
+        """Deal with an issue as it is now (`listed`: read a moment ago). False: GitHub doesn't say yet who asked."""
         project, own = served
         repo = own.github or ""
         try:
-            issue = issue or await self._github.issue(repo, number)
+            issue = listed or await self._github.issue(repo, number)
             if issue.is_pull or not issue.open or not issue.has(self._label):
                 return True
             asking = await self._github.news.asking(repo, number, self._label)
@@ -75,6 +75,8 @@ class Requests:
             return True
         if asking is None:
             return False
+        if listed and issue.updated_at < asking.labeled.at:  # what is asked for is what it said later than that
+            return await self.look(served, number)
         key = trigger_key(repo, number, asking.labeled.event)
         if not await self._desk.refusals.known(project.id, [key]):
             await self._decide(served, issue, asking, key)
