@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from pilot.domain.redact import Redactor
+from pilot.domain.text import for_terminal
 
 _TALKATIVE = ("httpx", "httpx2", "httpcore", "httpcore2", "telegram", "apscheduler", "github", "urllib3", "asyncio")
 """Libraries that tell of each request, address and all: a Telegram bot's token stands in it."""
@@ -37,7 +38,7 @@ def configure(*, json: bool = False, level: str = "INFO") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.ExceptionRenderer() if json else structlog.processors.format_exc_info,
-            _Clean(),
+            _Clean(for_terminal if terminal else str),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -55,31 +56,36 @@ def redact_by(redact: Callable[[], Redactor]) -> None:
 
 
 class _Clean:
-    """Values as they are printed: plain, and without secrets, however deep they stand."""
+    """Values as they are printed: plain, and without secrets, however deep they stand. `printable`: for all text."""
 
-    def __init__(self) -> None:
+    def __init__(self, printable: Callable[[str], str]) -> None:
         shapes = Redactor()
+        self._printable = printable
         self.redact: Callable[[], Redactor] = lambda: shapes
 
     def __call__(self, _logger: object, _method: str, event: structlog.typing.EventDict) -> Mapping[str, Any]:
         redact = self.redact()
-        return {key: _cleaned(value, redact) for key, value in event.items()}
+
+        def shown(text: str) -> str:
+            return self._printable(redact(text))
+
+        return {key: _cleaned(value, shown) for key, value in event.items()}
 
 
-def _cleaned(value: Any, redact: Redactor) -> Any:
+def _cleaned(value: Any, shown: Callable[[str], str]) -> Any:
     match value:
         case None | bool() | int() | float():
             return value
         case Enum():
             return value.value
-        case str() | bytes():
-            return redact(value)
+        case str():
+            return shown(value)
         case Mapping():
-            return {_cleaned(key, redact): _cleaned(one, redact) for key, one in value.items()}
+            return {_cleaned(key, shown): _cleaned(one, shown) for key, one in value.items()}
         case list() | tuple() | set() | frozenset():
-            return [_cleaned(one, redact) for one in value]
+            return [_cleaned(one, shown) for one in value]
         case _:
-            return redact(repr(value))
+            return shown(repr(value))
 
 
 class _Bridge(logging.Handler):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -60,3 +62,30 @@ def test_libraries_log_lines_like_any_other() -> None:
     assert events[4]["logger"] == "some.library"
     assert events[1]["deep"] == {"a": ["[redacted]", "b'[redacted]'", 3]}
     assert events[1]["number"] == 3
+
+
+def test_nothing_in_a_value_moves_the_terminal() -> None:
+    hostile = "a\x1b]0;title\x07\x1b[2J\u202eb"
+    script = f"""
+import logging, structlog
+from pilot.telemetry.logs import configure
+configure()
+log = structlog.get_logger()
+log.warning("a.fact", actor={hostile!r}, deep=[{hostile!r}])
+logging.getLogger("some.library").warning({hostile!r})
+try:
+    raise RuntimeError({hostile!r})
+except RuntimeError:
+    log.exception("it.broke")
+"""
+    ours, theirs = pty.openpty()
+    environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    done = subprocess.run([sys.executable, "-c", script], stderr=theirs, env=environment, check=True)
+    os.close(theirs)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+
+    assert done.returncode == 0
+    assert "\x1b[1ma.fact" in said
+    assert "RuntimeError: a" in said
+    assert not [part for part in ("\x1b]", "\x07", "\x1b[2J", "\u202e") if part in said]
