@@ -159,7 +159,8 @@ class Pulls(Protocol):
     ) -> bool:
         """What reading it back has shown; True when its state or checks changed, or it is `stuck` for the first time.
 
-        `sha`: the commit that `checks` are of; those of one that is not ours any more are not written.
+        `sha`: the commit that `checks` are of; those of one that is not ours any more are not written. Of an ended
+        one: the commit that it ended with; work that had not come to it then is owed a pull request of its own.
         `checks` is written to its execution, `merged` and `closed` become the delivery of all its executions, with
         an effect `clean` for each that kept a workspace. Events `pull.checks`, `pull.merged`, `pull.closed`.
         `seen` replaces what was remembered. `stuck`: why nobody repairs it any more, so that a person has to look;

@@ -113,7 +113,10 @@ class Publisher:
         if pull.number is None:
             await self.pulls.opened(pull.id, number=found.number, url=found.url, head_sha=pull.head_sha)
         state = PullState.CLOSED if found.merged_at is None else PullState.MERGED
-        await self.pulls.saw(pull.id, state=state)
+        await self.pulls.saw(pull.id, state=state, sha=found.sha)
+        now = await self.pulls.of(pull.execution)
+        if now is not None and now.id != pull.id and now.state is PullState.OWED:
+            raise Later(f"pull request {found.number} was {state} before this work came to it", self.clock())
         return {"number": found.number, "url": found.url, "nothing": f"the pull request is {state}"}
 
     async def _push(self, pull: Pull, report: Report) -> change.Change:

@@ -55,7 +55,7 @@ class PullReader:
         if got is not None:
             found, seen["etag"] = got
             if (ended := _ended(found)) is not None:
-                return await self.pulls.saw(pull.id, state=ended, seen=seen)
+                return await self.pulls.saw(pull.id, state=ended, seen=seen, sha=found.sha)
             if found.sha != seen.get("head"):
                 seen |= {"head": found.sha, "head_at": self.clock(), "checks": {}, "summary": ""}
                 for gone in ("red_at", "theirs"):

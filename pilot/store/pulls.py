@@ -14,8 +14,10 @@ from pilot.domain.execution import Checks, Enqueued
 from pilot.domain.task import Task
 from pilot.domain.text import clean
 from pilot.store.database import Database, Notify, Rows, Statement, Step
+from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
-from pilot.store.records import LIVE_PULLS, OWED, dumps, event, events_statement, ids, ids_of, short
+from pilot.store.people import Cancel, CancelRequest
+from pilot.store.records import LIVE_PULLS, OPEN_STATUSES, OWED, dumps, event, events_statement, ids, ids_of, short
 
 _COLUMNS = {field.name: field.name for field in fields(Pull)} | {"execution": "execution_id"}
 PULL_SELECT = ", ".join(f"pulls.{column}" for column in _COLUMNS.values())
@@ -32,6 +34,11 @@ def to_pull(row: Sequence[Any]) -> Pull:
         "seen": json.loads(values["seen"]),
     }
     return Pull(**values)
+
+
+def repair_keys(pull: int) -> tuple[str, str]:
+    """How the idempotency keys of a pull request's repairs begin: after red checks, and after a review."""
+    return f"ci:{pull}:", f"review:{pull}:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,7 @@ class SqlPulls:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._enqueue = Enqueue(database.dialect)
+        self._cancel = Cancel(database.dialect, Dependents(database.dialect))
         self._among = ids_of(database.dialect)
 
     async def live(self, projects: Collection[int]) -> list[Pull]:
@@ -192,16 +200,18 @@ class SqlPulls:
             yield from self._tell(now, pull.project_id, EventType.PULL_CHECKS, [pull.execution], **facts)
         if look.state in (PullState.MERGED, PullState.CLOSED):
             changed = True
-            yield from self._end(pull, look.state, now)
+            yield from self._end(pull, look.state, look.sha, now)
         elif look.stuck is not None:
             changed = (yield from self._give_up(pull, now, why=short(look.stuck))) or changed
         return changed
 
-    def _end(self, pull: Pull, state: PullState, now: int) -> Generator[Step, Rows, None]:
+    def _end(self, pull: Pull, state: PullState, sha: str | None, now: int) -> Generator[Step, Rows, None]:
         yield Statement(
             "UPDATE pulls SET state = :state, ended_at = :now WHERE id = :pull",
             {"pull": pull.id, "state": state, "now": now},
         )
+        if sha not in (None, pull.head_sha) and pull.pushed_sha != pull.head_sha:
+            yield from self._part(pull, state, sha, now)
         rows = yield Statement(
             "UPDATE executions SET delivery = :state, pr_url = coalesce(pr_url, :url) WHERE id IN "
             "(SELECT execution_id FROM pull_executions WHERE pull_id = :pull) RETURNING id, workspace",
@@ -210,6 +220,8 @@ class SqlPulls:
         type = EventType.PULL_MERGED if state is PullState.MERGED else EventType.PULL_CLOSED
         held = sorted(id for id, _ in rows)
         yield from self._tell(now, pull.project_id, type, held, number=pull.number, url=pull.url)
+        if state is PullState.CLOSED:
+            yield from self._cancel_repairs(pull, now)
         for id, workspace in sorted(rows):
             if workspace is not None:
                 yield Statement(
@@ -224,6 +236,49 @@ class SqlPulls:
                         "payload": dumps({"pull": pull.id, "workspace": workspace, "state": state}),
                     },
                 )  # fmt: skip
+
+    def _cancel_repairs(self, pull: Pull, now: int) -> Generator[Step, Rows, None]:
+        """A person said no: nobody wants it repaired, and no pull request to come of that."""
+        rows = yield Statement(
+            "SELECT id, idempotency_key FROM executions WHERE project_id = :project AND task_id = :task "
+            f"AND status IN {OPEN_STATUSES}",
+            {"project": pull.project_id, "task": pull.task_id},
+        )
+        repairs = [id for id, key in rows if (key or "").startswith(repair_keys(pull.id))]
+        if repairs:
+            why = f"pull request {pull.number}, which it repairs, was closed"
+            yield from self._cancel([CancelRequest(id, "github", why) for id in repairs], now)
+
+    def _part(self, pull: Pull, state: PullState, sha: str | None, now: int) -> Generator[Step, Rows, None]:
+        """It ended before the last work came to it: that gets one of its own; not, if it repaired what was closed."""
+        facts = {"pull": pull.id, "last": pull.execution, "sha": sha, "pushed": pull.pushed_sha}
+        rows = yield Statement(
+            "SELECT m.execution_id, m.execution_id > coalesce((SELECT max(x.id) FROM pull_executions n "
+            "  JOIN executions x ON x.id = n.execution_id AND x.head_sha IN (:sha, :pushed) WHERE n.pull_id = :pull), "
+            "  :last - 1), coalesce(e.idempotency_key, '') FROM pull_executions m "
+            "JOIN executions e ON e.id = m.execution_id WHERE m.pull_id = :pull",
+            facts,
+        )
+        came = [id for id, late, _ in rows if not late]
+        key = next((key for id, late, key in rows if late and id == pull.execution), None)
+        if not came or key is None or (state is PullState.CLOSED and key.startswith(repair_keys(pull.id))):
+            return
+        ((new,),) = yield Statement(
+            "INSERT INTO pulls (project_id, execution_id, task_id, branch, repo, base, draft, head_sha, created_at, "
+            "error, state, ended_at) SELECT project_id, execution_id, task_id, branch, repo, base, draft, head_sha, "
+            ":now, error, CASE WHEN w.waits THEN 'owed' ELSE 'failed' END, CASE WHEN NOT w.waits THEN :now END "
+            "FROM pulls CROSS JOIN (SELECT EXISTS (SELECT 1 FROM outbox WHERE execution_id = :last "
+            "  AND kind = 'publish' AND delivered_at IS NULL) AS waits) w WHERE id = :pull RETURNING id",
+            {"pull": pull.id, "last": pull.execution, "now": now},
+        )
+        yield Statement(
+            f"UPDATE pull_executions SET pull_id = :new WHERE pull_id = :pull AND execution_id NOT IN {self._among}",
+            {"new": new, "pull": pull.id, "ids": ids(came)},
+        )
+        yield Statement(
+            "UPDATE pulls SET execution_id = :execution, head_sha = :sha, error = NULL WHERE id = :pull",
+            {"execution": max(came), "sha": sha, "pull": pull.id},
+        )
 
     def _repair(self, repairs: Sequence[_Repair]) -> Generator[Step, Rows, list[Enqueued | Exception | None]]:
         answers: list[Enqueued | Exception | None] = []

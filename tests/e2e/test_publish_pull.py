@@ -395,6 +395,28 @@ async def test_a_pull_request_that_has_ended_meanwhile_is_not_opened_again(world
     assert world.repo.head("pilot/GH-1") is None, "no branch came back to life"
 
 
+@pytest.mark.parametrize("end", ["merged", "closed"])
+async def test_one_that_ended_before_later_work_came_to_it_is_not_said_to_hold_it(world: World, end: str) -> None:
+    """A person was quicker than the push: the work gets a pull request of its own."""
+    async with world.process() as pilot:
+        first = await pilot.finished()
+        await pilot.until_delivered(first)
+        old = (await pilot.row(first)).head_sha
+        assert old is not None
+        second = await pilot.finished("b = 7\n", on=old)
+        (item,) = world.pulls
+        if end == "merged":
+            world.fake.merge(world.repo, item.number)
+        else:
+            world.fake.close(world.repo, item.number)
+
+        await pilot.until_delivered(second)
+
+        assert ((await pilot.row(first)).delivery, (await pilot.row(second)).delivery) == (end, "pr_open")
+        assert (await pilot.pull(second)).number == world.pulls[1].number
+    assert [item.open for item in world.pulls] == [False, True]
+
+
 async def sql(pilot: Process, text: str) -> None:
     from pilot.store.database import Statement
 

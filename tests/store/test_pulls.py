@@ -184,6 +184,95 @@ async def test_its_end_is_final_and_cleans_up_on_its_own_host(store: Bed, state:
     assert third.state is PullState.OWED
 
 
+@pytest.mark.parametrize("state", [PullState.MERGED, PullState.CLOSED])
+async def test_work_that_came_too_late_for_it_gets_one_of_its_own(store: Bed, state: PullState) -> None:
+    """It is not said to be merged, and is published still."""
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    await store.put(api, "T", origin=TICKET)
+    second = await finish(store, api, sha="b")
+
+    assert await store.store.pulls.saw(pull.id, state=state, sha="a" * 40)
+
+    own = await pull_of(store, second)
+    assert (own.state, own.number, own.branch, own.head_sha) == (PullState.OWED, None, pull.branch, "b" * 40)
+    assert (await store.queue.get(pull.execution)).delivery == state
+    assert (await store.queue.get(second)).delivery == "branch"
+    assert [id for id, _ in await told(store, state)] == [pull.execution]
+    before = await pull_of(store, pull.execution)
+    assert (before.state, before.execution, before.head_sha) == (state, pull.execution, "a" * 40)
+    assert await store.store.pulls.opened(own.id, number=8, url="https://x/8", head_sha=own.head_sha)
+    assert (await store.queue.get(second)).pr_url == "https://x/8"
+
+
+@pytest.mark.parametrize("sha", ["b", "p"], ids=["ours", "a person's on top of ours"])
+async def test_work_that_came_to_it_ends_with_it(store: Bed, sha: str) -> None:
+    """Also when nobody had time to write down that it was pushed."""
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    await store.put(api, "T", origin=TICKET)
+    second = await finish(store, api, sha="b")
+    if sha == "p":
+        assert await store.store.pulls.opened(pull.id, number=7, url="https://x/7", head_sha="b" * 40)
+
+    assert await store.store.pulls.saw(pull.id, state=PullState.MERGED, sha=sha * 40)
+
+    assert (await pull_of(store, second)).id == pull.id
+    assert (await store.queue.get(second)).delivery == "merged"
+
+
+async def test_work_that_could_not_be_pushed_is_not_said_to_be_merged(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    await store.put(api, "T")
+    second = await finish(store, api, sha="b")
+    while effects := await store.store.outbox.take("n1", list(EffectKind), lease=MINUTE):
+        for effect in effects:
+            if (effect.kind, effect.execution) == (EffectKind.PUBLISH, second):
+                await store.store.outbox.give_up(effect, "n1", "somebody else's commits")
+            else:
+                await store.store.outbox.delivered(effect, "n1")
+
+    assert await store.store.pulls.saw(pull.id, state=PullState.MERGED, sha="a" * 40)
+
+    own = await pull_of(store, second)
+    assert (own.state, own.error) == (PullState.FAILED, "somebody else's commits")
+    assert (await store.queue.get(second)).delivery == "branch"
+    assert not await store.store.pulls.live([api.id])
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "queued"])
+async def test_who_closes_it_ends_its_repair(store: Bed, running: bool) -> None:
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    wanted = task(api, "T", idempotency_key=f"ci:{pull.id}:x", parent=pull.execution)
+    repair = await store.store.pulls.repair(pull.id, wanted, limit=2)
+    assert repair is not None
+    execution = await store.take(api) if running else await store.queue.get(repair.id)
+
+    assert await store.store.pulls.saw(pull.id, state=PullState.CLOSED, sha="a" * 40)
+
+    after = await store.queue.get(repair.id)
+    assert after.cancel_requested if running else after.status is Status.CANCELLED
+    assert after.reason == "pull request 7, which it repairs, was closed"
+    assert execution.id == repair.id
+
+
+async def test_who_closes_it_ends_no_new_run(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    pull = await opened(store, api)
+    again = await store.put(api, "T", idempotency_key="github:labeled:2")
+
+    assert await store.store.pulls.saw(pull.id, state=PullState.CLOSED, sha="a" * 40)
+
+    assert (await store.queue.get(again)).status is Status.QUEUED
+
+
 async def cleaning(store: Bed) -> list[Effect]:
     return await store.store.outbox.take("n1", [EffectKind.CLEAN], lease=MINUTE)
 
