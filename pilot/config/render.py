@@ -20,6 +20,8 @@ from pilot.domain.outcome import FailureClass
 
 MASK = "***"
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:[^/@\s]*|(?<=http://)[^/@\s]+|(?<=https://)[^/@\s]+)(?=@)")
+_WHERE = re.compile(r"(?<=[^/:])[/?#]+[^/?#].*")
+"""Of a web address what stands behind the host: in a webhook's it may be what lets one in."""
 _VARIABLE = r"\$\{"
 _DEFINITIONS = {
     "duration": {"type": "string", "pattern": f"{DURATION_PATTERN}|{_VARIABLE}", "description": "30s, 10m, 1h30m"},
@@ -35,7 +37,9 @@ def mask(settings: Settings) -> dict[str, Any]:
     """
     rules = settings.retry_rules()
     in_effect = {name: RetryRuleSettings.of(rules[FailureClass(name)]) for name in RetrySettings.model_fields}
-    return {**_section(settings), "retry": {name: _section(rule) for name, rule in in_effect.items()}}
+    shown = {**_section(settings), "retry": {name: _section(rule) for name, rule in in_effect.items()}}
+    shown["notify"]["webhook"] = [_WHERE.sub(rf"/{MASK}", url) for url in shown["notify"]["webhook"]]
+    return shown
 
 
 def _section(section: Section, *, only_set: bool = False) -> dict[str, Any]:

@@ -11,12 +11,19 @@ from pydantic import SecretStr
 from pilot.config.fields import SECRET_NAME, Section
 from pilot.config.schema import Settings
 
+_GUESSED = 16
+"""Characters of path and query: shorter ones anybody may guess, and write."""
+
 
 def secrets_of(settings: Settings) -> frozenset[str]:
-    """Their values; of an agent's environment those whose names say so; and the passwords in addresses."""
+    """Their values; of an agent's environment those whose names say so; the passwords in addresses, and addresses
+    that are passwords: whoever knows a webhook's may post there.
+    """
     found = {*_of(settings), *_password(settings.store)}
     for project in settings.projects:
         found |= {*_password(project.url or "")}
+    for url in settings.notify.webhook:
+        found |= {*_password(url), *_capability(url)}
     github = settings.sources.github
     if github is not None and github.app is not None and github.app.private_key_file is not None:
         with contextlib.suppress(OSError, UnicodeDecodeError):  # whoever uses it says so
@@ -39,6 +46,12 @@ def _of(value: object) -> Iterator[str]:
             yield from _of(one)
     elif isinstance(value, SecretStr):
         yield value.get_secret_value()
+
+
+def _capability(url: str) -> Iterator[str]:
+    parts = urlsplit(url)
+    if len(parts.path + parts.query) >= _GUESSED:
+        yield url
 
 
 def _password(url: str) -> Iterator[str]:

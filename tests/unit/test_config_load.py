@@ -328,6 +328,7 @@ def test_secrets_are_in_no_text_of_settings_warnings_or_errors(config: Path) -> 
         sources:
           github: {{token: {CANARY}, webhook_secret: {CANARY}}}
           telegram: {{token: {CANARY}, allowed_users: [1]}}
+        notify: {{webhook: ["https://hooks.h/services/{CANARY}", "http://h:9/?key={CANARY}", "https://h/"]}}
         executor: {{environment: {{set: {{API_KEY: {CANARY}, CI: "1"}}}}}}
         projects:
           - {{name: a, url: "https://{CANARY}@h/x.git"}}
@@ -339,6 +340,7 @@ def test_secrets_are_in_no_text_of_settings_warnings_or_errors(config: Path) -> 
     assert CANARY not in shown
     assert "postgresql://***@h/d" in shown
     assert "https://***@h/x.git" in shown
+    assert mask(found.settings)["notify"]["webhook"] == ["https://hooks.h/***", "http://h:9/***", "https://h/"]
     assert CANARY not in repr(found.settings.sources) + repr(found.settings.executor) + repr(found.settings.server)
     assert CANARY not in "\n".join(found.warnings)
     assert [line.split(": ", 2)[1] for line in in_the_file(found)] == [

@@ -30,6 +30,9 @@ def test_every_secret_of_the_settings_is_named(tmp_path: Path) -> None:
                 "profiles": {"x": {"type": "codex", "environment": {"set": {"TOKEN": SecretStr("of a profile")}}}},
                 "settings": {"password": "of a plug-in", "size": "5"},
             },
+            "notify": {
+                "webhook": ["https://u:of-hook@h/in", "https://h/services/T00000000/B00000000", "http://localhost:8000"]
+            },
             "projects": [
                 {"name": "a", "url": "https://token-of-url@h/x.git"},
                 {"name": "b", "path": "/b", "executor": {"environment": {"set": {"MY_SECRET": SecretStr("own")}}}},
@@ -40,6 +43,7 @@ def test_every_secret_of_the_settings_is_named(tmp_path: Path) -> None:
     assert secrets_of(settings) == {
         "in%20store", "in store", "callback", "-----BEGIN KEY-----", "new", "old", "linear", "one", "telegram",
         "api key", "of a profile", "of a plug-in", "token-of-url", "own",
+        "of-hook", "https://h/services/T00000000/B00000000",
     }  # fmt: skip
 
 
