@@ -106,7 +106,8 @@ class Asked:
 class Report:
     """How an execution stands, read in one snapshot, for whoever tells people. Nothing of it is redacted yet.
 
-    `event` is the newest event it knows of, `type` that event's. `ahead`: executions that go first, for a queued one.
+    `event` is the newest event it knows of, `type` that event's. `ahead`: executions that go first, for a queued one;
+    `holds`: for which pull requests it waits, one sentence each.
     `summary`, `gates`, `tree`: of the last attempt that ended. `question` is the newest one. `sent`: what earlier
     effects of this execution returned (ids of comments and messages), by effect kind ("report"), or by the `target`
     that stands in their payload; of several the newest one's keys win.
@@ -118,6 +119,7 @@ class Report:
     type: str
     data: Mapping[str, Any] = field(default_factory=dict)
     ahead: int | None = None
+    holds: tuple[str, ...] = ()
     summary: str = ""
     gates: tuple[GateResult, ...] = ()
     tree: str | None = None

@@ -85,6 +85,8 @@ class Words:
         reason = f" {self._line(execution.reason, 500)}." if execution.reason else ""
         if execution.available_at > now:
             return f"{begun}{reason} It is tried again at {_when(execution.available_at)}."
+        if report.holds:
+            return f"{begun}{reason} What holds it up: {self._line(report.holds[0], 500)}."
         ahead = report.ahead
         place = "" if ahead is None else " It is next." if not ahead else f" {_count(ahead, 'other task')} before it."
         return f"{begun}{reason}{place}"

@@ -128,6 +128,8 @@ class Words:
             return f"**Waits to go on**{why}."
         if execution.status is Status.BLOCKED:
             return "**Queued**; it waits for others that it depends on."
+        if report.holds:
+            return f"**Queued**. What holds it up: {self._plain(report.holds[0])}."
         return f"**Queued**{_ahead(report.ahead)}."
 
     def _completed(self, report: Report) -> str:

@@ -11,6 +11,7 @@ from pilot.domain.events import EventType
 from pilot.domain.execution import Status
 from pilot.domain.outcome import GateResult
 from pilot.store.database import Database
+from pilot.store.holding import pull_holds
 from pilot.store.pulls import PULL_SELECT, to_pull
 from pilot.store.rows import EXECUTION_COLUMNS, EXECUTION_SELECT, to_execution
 
@@ -53,13 +54,16 @@ async def report(database: Database, id: int) -> Report:
     row, wide = rows[0], len(EXECUTION_COLUMNS)
     execution, (ahead, event, type, data, summary, gates, tree) = to_execution(row[:wide]), row[wide : wide + 7]
     asked, pull = row[wide + 7 : wide + 15], row[wide + 15 :]
+    queued = execution.status is Status.QUEUED
+    holds = await pull_holds(database, execution, database.clock()) if queued else []
     return Report(
         execution=execution,
         origin=execution.origin,
         event=event or 0,
         type=type or "",
         data=json.loads(data or "{}"),
-        ahead=ahead if execution.status is Status.QUEUED else None,
+        ahead=ahead if queued else None,
+        holds=tuple(hold.detail for hold in holds),
         summary=summary or "",
         gates=tuple(GateResult(**gate) for gate in json.loads(gates or "[]")),
         tree=tree,

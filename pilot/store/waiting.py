@@ -64,8 +64,15 @@ async def why(database: Database, execution: Execution, now: int) -> Why:
             return _why(execution, next=await after_its_end(database, execution))
         case _:
             return _why(
-                execution, next=f"Nothing: it is {execution.status}. `pilot retry {execution.id}` runs it anew."
+                execution,
+                next=f"Nothing: it is {execution.status}{_because(execution)}. "
+                f"`pilot retry {execution.id}` runs it anew.",
             )
+
+
+def _because(execution: Execution) -> str:
+    reason = one_line(execution.reason or execution.error or "", 300).rstrip(".")
+    return f": {reason}" if reason else ""
 
 
 def _why(execution: Execution, holds: list[Hold] | None = None, next: str = "", position: int | None = None) -> Why:
@@ -152,6 +159,8 @@ def _next_when_allowed(hold: Hold, at: str) -> str:
 
 
 def _next_when_reviewed(hold: Hold, at: str) -> str:
+    if "(max_open_prs)" in hold.detail:
+        return "It starts when fewer of them are open."
     timed = f", or at {at}" if at else ""
     return f"It starts when that has come so far{timed}: `pilot show {hold.execution}` says how far it is."
 

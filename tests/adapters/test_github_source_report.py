@@ -88,7 +88,10 @@ class TestLabels:
 
     async def test_a_label_that_is_there_in_another_case_is_that_label(self, on: Stage) -> None:
         on.repo.labels["Pilot:Running"] = "000000"
-        await on.report(await begun(on))
+        id = await begun(on)
+        await on.report(id)
+        await on.take()
+        await on.report(id)
 
         assert (on.labels(), on.repo.labels["Pilot:Running"]) == (["Pilot:Running", "bug"], "000000")
 
@@ -315,6 +318,9 @@ class TestWords:
         run = await on.store.queue.get(await begun(on))
         assert "It is next." in await self.of(on, run, ahead=0)
         assert "1 other task before it." in await self.of(on, run, ahead=1)
+        held = await self.of(on, run, ahead=0, holds=("waits until https://x/7 is merged (next_after: merged)",))
+        assert "What holds it up: waits until https" in held
+        assert "It is next" not in held
         later = replace(run, attempt=1, available_at=on.clock() + HOUR, reason="network: no route")
         assert "network\\: no route. It is tried again at 2027-01-15 09:00 UTC" in await self.of(on, later)
 

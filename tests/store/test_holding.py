@@ -215,6 +215,7 @@ async def test_why_names_the_pull_request_and_what_to_do(store: Bed) -> None:
     why = await store.store.history.why(next, store.clock.now)
     assert why is not None
     assert why.next == (f"It starts when that has come so far: `pilot show {pull.execution}` says how far it is.")
+    assert (await store.store.outbox.report(next)).holds == (found.detail,)  # a ticket says so, too
 
 
 async def test_the_end_of_the_grace_is_due(store: Bed) -> None:
