@@ -221,6 +221,7 @@ class TestWhoMayAsk:
             await on.source.poll()
 
             assert len(await on.executions()) == int(may)
+            assert ["is a bot" in reason for _, reason in await on.refusals()] == ([] if may else [True])
 
     async def test_a_refusal_has_a_reason_and_an_event_once(self, on: Stage) -> None:
         on.fake.issue(on.repo, "Do it")
@@ -335,6 +336,17 @@ class TestFrozenInput:
             ("will", "text"),
             ("will", "title"),
         ]
+
+    async def test_an_original_text_of_the_same_second_is_no_change(self, on: Stage) -> None:
+        on.fake.user("stranger")
+        on.fake.issue(on.repo, "It crashes", "On start.", actor="stranger")
+        on.fake.label(on.repo, 1, "pilot")
+        on.clock.tick(SECOND)
+        on.fake.edit(on.repo, 1, actor="mona", body="On stop.")
+
+        await on.source.poll()
+
+        assert ((await on.one()).status, (await on.one()).body) == (Status.QUEUED, "On stop.")
 
     async def test_the_label_set_again_takes_the_text_as_it_is_now(self, on: Stage) -> None:
         await self.ask(on)

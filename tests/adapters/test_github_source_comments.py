@@ -163,6 +163,27 @@ class TestWebhooks:
         assert (run.status is Status.CANCELLED) != run.cancel_requested
         assert run.reason == "acme/api#1 was closed"
 
+    async def test_issues_that_are_closed_one_after_the_other_are_all_seen_by_polls(self, on: Stage) -> None:
+        for _ in range(3):
+            on.fake.issue(on.repo, "Do it", labels=["pilot"])
+        await on.source.poll()
+        for number in (2, 3, 1):
+            on.clock.tick(MINUTE)
+            on.fake.close(on.repo, number)
+            await on.source.poll()
+
+        assert [row["status"] for row in await on.executions()] == ["cancelled"] * 3
+
+    async def test_a_label_that_is_gone_or_at_a_closed_issue_asks_for_nothing(self, on: Stage) -> None:
+        on.fake.issue(on.repo, "Late", labels=["pilot"])
+        on.fake.close(on.repo, 1)
+        await on.deliver()
+        on.fake.label(on.repo, on.fake.issue(on.repo, "Taken back"), "pilot")
+        on.fake.unlabel(on.repo, 2, "pilot")
+        await on.deliver()
+
+        assert await on.executions() == []
+
     async def test_another_tasks_run_of_the_same_name_is_not_cancelled(self, on: Stage) -> None:
         made = await on.store.queue.enqueue(task(on.project, "GH-1"))
         on.fake.close(on.repo, on.fake.issue(on.repo, "Something else"))
@@ -281,9 +302,9 @@ class TestComments:
 
     async def test_a_comment_that_was_edited_is_no_command(self, on: Stage, by: str) -> None:
         id = await questioned(on)
-        said = on.fake.comment(on.repo, 1, "Hm.", actor="stranger")
+        said = on.fake.comment(on.repo, 1, "Hm.", actor="will")
         on.clock.tick(SECOND)
-        on.fake.edit_comment(on.repo, said, "/pilot answer blue", actor="mona")
+        on.fake.edit_comment(on.repo, said, "/pilot answer blue", actor="will")
         await hear(on, by)
 
         assert (await on.store.queue.get(id)).status is Status.NEEDS_HUMAN
