@@ -25,7 +25,8 @@ class EffectKind(StrEnum):
 class Effect:
     """One row of the outbox. Of one `lane`, only the oldest undelivered one is ever worked on.
 
-    Except that a report goes past a publication that has been put off: people see what it waits for.
+    Except that a report goes past a publication that has been put off, so that people see what it waits for, and a
+    publication past such a report, since the ticket's service may be down.
     `key` is its identity outside, too (a marker, a client's UUID). `event` is the id of the event that caused it.
     `tries` counts those before this one. `payload` is its kind's own: of a publication `pull repo base draft branch
     head_sha`, of a report its event's `type`, of a notification `type` and `data`, of a clean-up `pull workspace`.

@@ -27,10 +27,13 @@ _WANTED = Table(effect="bigint")
 _HELD = Table(effect="bigint", claim="bigint")
 
 # What `o` has to wait for: an older one of its lane. A report goes past a publication that has been put off, so that
-# people see what it waits for; and nobody cleans up where a task is at work.
+# people see what it waits for, and a publication past such a report: their services are two, and one may be down for
+# hours. So they go past what waits behind that one. Nobody cleans up where a task is at work.
 _FREE = f"""
     NOT EXISTS (SELECT 1 FROM outbox b WHERE b.lane = o.lane AND b.id < o.id AND b.delivered_at IS NULL
-      AND NOT (o.kind = 'report' AND b.kind = 'publish' AND b.tries > 0))
+      AND NOT ((o.kind, b.kind) IN (VALUES ('report', 'publish'), ('publish', 'report')) AND EXISTS (
+        SELECT 1 FROM outbox f WHERE f.lane = b.lane AND f.id <= b.id AND f.kind = b.kind AND f.delivered_at IS NULL
+          AND f.tries > 0)))
     AND NOT (o.kind = 'clean' AND EXISTS (SELECT 1 FROM executions x JOIN executions y ON y.id = o.execution_id
       WHERE x.project_id = y.project_id AND x.task_id = y.task_id AND x.status IN {OPEN_STATUSES}))"""
 _HERE = "(o.host IS NULL OR o.host = (SELECT n.host FROM nodes n WHERE n.id = :node))"

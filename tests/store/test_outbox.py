@@ -195,6 +195,24 @@ async def test_a_report_goes_past_a_publication_that_is_put_off(store: Bed) -> N
     assert (first.kind, first.execution) == (EffectKind.PUBLISH, id)
 
 
+async def test_a_publication_goes_past_reports_that_are_put_off(store: Bed) -> None:
+    """The ticket's service is down, and the repository's is not."""
+    api = await store.project()
+    await store.node()
+    await store.put(api, "T", origin=TICKET)
+    await published(store, api)
+    await down(store)
+
+    assert await deliver(store) == [("publish", "")]
+
+
+async def down(store: Bed) -> None:
+    """Nothing can be told now."""
+    while reports := await take(store, (EffectKind.REPORT,)):
+        for report in reports:
+            await store.store.outbox.postpone(report, "n1", store.clock.now + HOUR, "down")
+
+
 async def test_a_publication_is_for_its_own_host(store: Bed) -> None:
     api = await store.project()
     await store.node("n1")

@@ -50,10 +50,18 @@ class Model:
         if id in self.claims and self.claims[id][1] > self.clock.now:
             return False
         lane, kind = self.owed[id][:2]
-        return not any(
-            other < id and lane == its and not (kind == "report" and what == "publish" and other in self.tried)
-            for other, (its, what, _, _) in self.owed.items()
+        return not self.waits(id, lane, kind)
+
+    def waits(self, id: int, lane: str, kind: str) -> bool:
+        """Something of its lane goes first."""
+        before = {other: what for other, (its, what, _, _) in self.owed.items() if other < id and lane == its}
+        return any(
+            not ({kind, what} == {"report", "publish"} and self.put_off(before, what, other))
+            for other, what in before.items()
         )
+
+    def put_off(self, before: Mapping[int, str], kind: str, upto: int) -> bool:
+        return any(id <= upto and what == kind and id in self.tried for id, what in before.items())
 
     def holds(self, effect: Effect, node: str) -> bool:
         if effect.id not in self.owed or effect.id not in self.claims:
@@ -82,12 +90,7 @@ class Walk:
         heads = [
             max(due, self.model.claims[id][1] if id in self.model.claims else 0)
             for id, (lane, kind, _, due) in self.model.owed.items()
-            if not any(
-                other < id
-                and lane == its
-                and not (kind == "report" and what == "publish" and other in self.model.tried)
-                for other, (its, what, _, _) in self.model.owed.items()
-            )
+            if not self.model.waits(id, lane, kind)
         ]
         return min(heads, default=None)
 
@@ -223,8 +226,9 @@ BUGS: Mapping[str, tuple[tuple[str, str, str], ...]] = {
     "time is ignored": (("_due", "o.available_at <= :now", "1"),),
     "there is no order": tuple((name, "b.lane = o.lane", "0") for name in ("_due", "_take", "_next")),
     "the lane is everybody's": (("_due", "b.lane = o.lane AND", ""), ("_take", "b.lane = o.lane AND", "")),
-    "reports wait for publications": (("_due", "b.tries > 0", "0"), ("_take", "b.tries > 0", "0")),
-    "reports never wait": (("_due", "b.tries > 0", "1"), ("_take", "b.tries > 0", "1")),
+    "nothing goes past what is put off": (("_due", "f.tries > 0", "0"), ("_take", "f.tries > 0", "0")),
+    "reports and publications never wait": (("_due", "f.tries > 0", "1"), ("_take", "f.tries > 0", "1")),
+    "publications wait for reports": tuple((name, ", ('publish', 'report')", "") for name in ("_due", "_take")),
     "any host will do": (("_due", "o.host IS NULL OR", "1 OR"),),
     "a renewal needs no lease": (("_renew", "AND outbox.claims = h.claim", ""),),
     "a renewal is anybody's": tuple(
