@@ -116,6 +116,11 @@ def compose(name: str, found: Guess) -> str:
             lines.append(f"      - {{name: {kind}, kind: {kind}, run: {_yaml(command, quoted=True)}}}")
     else:
         lines.append('    gates: []  # such as {name: test, kind: test, run: "make test"}')
+    if found.github:
+        lines += [
+            "# sources:  # issues with the label `pilot` become tasks, finished changes pull requests: docs/tickets.md",
+            '#   github: {token: "${GITHUB_TOKEN}"}  # an account for pilot; set it here beside, in .env',
+        ]
     return "\n".join(lines) + "\n"
 
 

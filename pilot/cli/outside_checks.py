@@ -36,6 +36,8 @@ async def outside(settings: Settings) -> list[Check]:
 
 
 async def _in_time(name: str, checks: AsyncIterator[Check]) -> list[Check]:
+    from pilot.clients import github_errors, linear_errors, telegram_errors
+
     found: list[Check] = []
     try:
         async with asyncio.timeout(PATIENCE):
@@ -46,6 +48,8 @@ async def _in_time(name: str, checks: AsyncIterator[Check]) -> list[Check]:
         found.append(Check(name, False, f"gave no answer within {PATIENCE:g} s", remedy))
     except PilotError as error:
         found.append(Check(name, False, str(error), f"mend sources.{name}"))
+    except (github_errors.RateLimited, linear_errors.RateLimited, telegram_errors.RateLimited) as error:
+        found.append(Check(name, None, one_line(str(error), 300), "nothing to mend: it goes on by itself then"))
     except Exception as error:  # noqa: BLE001  the border to three libraries
         words = one_line(f"{type(error).__name__}: {error}", 300)
         found.append(Check(name, False, words, f"put a good login into sources.{name}, or look at the network"))

@@ -69,7 +69,7 @@ def _news(one: Synced) -> str:
     said = [one.trouble, one.owed and f"not delivered: {one.owed}"]
     for name, (before, after) in one.changes.items():
         said.append(f"{name}: {before or 'none'} → {after or 'none'}")
-    if one.pull is not None and one.pull.error:
+    if one.pull is not None and one.pull.error and not one.owed:
         said.append(one.pull.error)
     return "; ".join(each for each in said if each) or "no change"
 

@@ -99,7 +99,9 @@ def test_the_remote(repository: Path, capsys: pytest.CaptureFixture[str], remote
     git(repository, "remote", "add", "origin", remote)
 
     assert init(capsys)["github"] == github
-    assert "token" not in (repository / "pilot.yaml").read_text()
+    text = (repository / "pilot.yaml").read_text()
+    assert "token@" not in text
+    assert ("# sources:" in text) == (github is not None)
 
 
 def test_the_base_branch_is_the_remotes(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

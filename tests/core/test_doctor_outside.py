@@ -74,6 +74,7 @@ async def test_a_bad_token_a_limit_and_no_server_are_told_apart(github: GitHubFa
     github.use_up()
     found = by_name(await outside(settings(github, token)))
     assert "limit" in found["github"].detail
+    assert (found["github"].ok, found["github"].remedy) == (None, "nothing to mend: it goes on by itself then")
     github.recover()
 
     wanted = settings(github, token, base_url="http://127.0.0.1:1")
