@@ -182,7 +182,7 @@ class Talk:
             return
         words = await self._obey(asked or ("answer", comment.body), latest, comment.author, key, comment.created_at)
         if words:
-            await self._teller.reply(issue.id, comment.parent or comment.id, words)
+            await self._teller.reply(issue.id, comment, words, latest)
 
     async def closed(self, id: str, names: Iterable[str], how: str, by: str) -> None:
         """An issue that nobody waits for any more: nothing of it runs on. `how`, `by` whom: in words."""

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 
 from pilot.clients.linear import NotFound, Refused
-from pilot.clients.linear_types import Activity, Issue, Kind, Thought
+from pilot.clients.linear_types import Activity, Comment, Issue, Kind, Thought
 from pilot.domain.delivery import Report
 from pilot.domain.execution import Execution, Status
 from pilot.domain.text import one_line
@@ -62,9 +62,11 @@ class Teller:
         """One activity, known by what it is `about`."""
         await self._account.client.act(token(session, about), session, activity)
 
-    async def reply(self, issue: str, comment: str, words: str) -> None:
-        """A line below somebody's comment."""
-        await self._account.client.comment(token(comment, "reply"), issue, words, parent=comment)
+    async def reply(self, issue: str, comment: Comment, words: str, execution: Execution) -> None:
+        """A line below somebody's comment; signed, or it would itself be an answer to what is asked there."""
+        body = f"{words}\n\npilot · execution {execution.id}"
+        parent = comment.parent or comment.id
+        await self._account.client.comment(token(comment.id, "reply"), issue, body, parent=parent)
 
     async def alive(self, execution: Execution) -> None:
         """A sign of life, once per `BEAT`, gone with the next activity."""

@@ -476,7 +476,26 @@ async def test_a_command_that_comes_to_nothing_is_answered_once(here: Stage) -> 
         await here.arrive(delivery)
         await here.store.database.write(_forget, None)
 
-    assert here.comments(issue) == ["Execution 1 is queued; there is nothing to try again."]
+    words = "Execution 1 is queued; there is nothing to try again."
+    assert here.comments(issue) == [f"{words}\n\npilot · execution 1"]
+
+
+async def test_what_pilot_says_below_its_own_question_answers_nothing(tmp_path: Path) -> None:
+    async with stage(tmp_path, key=PERSONAL) as here:
+        world, issue = here.fake.world, here.fake.world.issue("Fix")
+        here.fake.label(issue, "pilot")
+        await here.deliver()
+        await here.settle()
+        (ours,) = world.of("Comment")
+        await here.finish(asked(await here.take()))
+        for said in range(1, 3):
+            world.comment(issue, "/pilot retry", world.ann, parentId=ours["id"])
+            await here.deliver()
+            await here.deliver()
+            await here.sweep()
+
+            assert (await here.one()).status is Status.NEEDS_HUMAN
+            assert len([body for body in here.comments(issue) if body.startswith("Execution 1 is needs")]) == said
 
 
 # Webhooks
