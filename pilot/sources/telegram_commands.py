@@ -147,7 +147,7 @@ class Commands:
 
     async def _status(self, _said: Message, _rest: str) -> Answer:
         document = await self._desk.history.status(self._desk.clock())
-        return status_text(document, self._desk.clock())
+        return status_text(document)
 
     async def _queue(self, _said: Message, _rest: str) -> Answer:
         waiting, more = await self._desk.history.executions(
@@ -263,7 +263,7 @@ def why_text(execution: Execution, why: Why) -> str:
     return "\n".join(line for line in (headline(execution), place, *holds, one_line(why.next, 500)) if line)
 
 
-def status_text(document: Document, now: int) -> str:
+def status_text(document: Document) -> str:
     """The status document in a few lines."""
     counts = document["counts"]
     lines = [", ".join(f"{counts[name]} {words}" for name, words in _COUNTED if counts.get(name)) or "Nothing is open."]
