@@ -55,8 +55,14 @@ async def _run(dispatcher: Dispatcher, outside: Outside, sock: socket.socket, no
     webhooks = Webhooks(outside.inbox, outside.receivers, outside.feed.nudge)
     http = server(build(lambda: dispatcher.accepting, webhooks))
     serving = asyncio.create_task(http.serve(sockets=[sock]))
-    dispatching = asyncio.create_task(dispatcher.run())
     trading: asyncio.Task[None] | None = None
+
+    async def told() -> None:
+        outside.stop()  # what has just ended may still be told
+        if trading is not None:
+            await asyncio.wait([trading])
+
+    dispatching = asyncio.create_task(dispatcher.run(told))
     try:
         await dispatcher.started(dispatching)
         trading = asyncio.create_task(outside.run())
@@ -74,7 +80,7 @@ async def _run(dispatcher: Dispatcher, outside: Outside, sock: socket.socket, no
         try:
             await dispatching
         finally:
-            outside.stop()  # what has just ended may still be told
+            outside.stop()
             http.should_exit = True
             await asyncio.gather(serving, *filter(None, [trading]), return_exceptions=True)
             log.info("serve.stopped", node=node)

@@ -183,8 +183,11 @@ class Dispatcher:
         self._draining.set()
         self._hurry.set()
 
-    async def run(self) -> None:
-        """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards."""
+    async def run(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Recover, then serve until `drain` or cancellation; nothing of this node's is running afterwards.
+
+        `last`: what the node still does then, before it leaves and lets go of all that it has in hand.
+        """
         await self._queue.start_node(self._node, self._lease)
         await self._serve()
         leave = self._queue.listen(self._tell)
@@ -204,7 +207,7 @@ class Dispatcher:
                 loop.result()
         finally:
             try:
-                await self._in_full(self._stop(loops))
+                await self._in_full(self._stop(loops, last))
             finally:
                 leave()
 
@@ -225,7 +228,7 @@ class Dispatcher:
             raise asyncio.CancelledError
         task.result()
 
-    async def _stop(self, loops: list[asyncio.Task[None]]) -> None:
+    async def _stop(self, loops: list[asyncio.Task[None]], last: Callable[[], Awaitable[None]] | None) -> None:
         self._draining.set()
         # Until the last run has ended its lease is renewed, and a cancel is heeded.
         lasting, others = loops[:2], loops[2:]
@@ -236,6 +239,8 @@ class Dispatcher:
         for loop in lasting:
             loop.cancel()
         await asyncio.gather(draining, *loops, return_exceptions=True)
+        if last is not None:
+            await last()
         with contextlib.suppress(PilotError):
             await self._queue.leave(self._node.id)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import signal
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,3 +149,33 @@ def test_sources_are_reloaded_whole_or_not_at_all(github: Forge) -> None:
         github.reach(task_id=f"GH-{second}", status="completed")
         daemon.term()
         assert daemon.wait() == 0
+
+
+def test_what_is_being_delivered_at_a_stop_stays_the_nodes_own_until_it_is_done(
+    github: Forge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else may take it meanwhile, and that it is done is written down."""
+    home, served, go = github.home, github.host._served, threading.Event()
+
+    def slow(handler: Any, path: str, *rest: Any) -> Any:
+        assert "git-receive-pack" not in path or go.wait(60)
+        return served(handler, path, *rest)
+
+    monkeypatch.setattr(github.host, "_served", slow)
+    held = "SELECT claimed_by IS NOT NULL FROM outbox WHERE kind = 'publish' AND delivered_at IS NULL"
+    with github.serve() as daemon:
+        github.ask("Fix the login")
+        home.until(lambda: home.rows(held) == [(1,)], "a push under way", 60)
+        daemon.term()
+        daemon.says("serve.draining")
+        home.until(lambda: home.rows("SELECT state FROM nodes") != [("up",)], "a node that takes no more")
+        time.sleep(0.5)
+        assert home.rows(held) == [(1,)]
+        go.set()
+        assert daemon.wait() == 0
+        assert "delivery.lease_lost" not in daemon.log
+    assert home.rows(
+        "SELECT delivery, tries FROM executions JOIN outbox ON execution_id = 1 AND outbox.kind = 'publish'"
+    ) == [("pr_open", 0)]
+    assert home.rows("SELECT id FROM nodes") == []
+    assert len(github.pulls()) == 1
