@@ -86,7 +86,7 @@ class Words:
         if execution.available_at > now:
             return f"{begun}{reason} It is tried again at {_when(execution.available_at)}."
         if report.holds:
-            return f"{begun}{reason} What holds it up: {self._line(report.holds[0], 500)}."
+            return f"{begun}{reason} What holds it up: {self._linked(report.holds[0])}."
         ahead = report.ahead
         place = "" if ahead is None else " It is next." if not ahead else f" {_count(ahead, 'other task')} before it."
         return f"{begun}{reason}{place}"
@@ -207,6 +207,10 @@ class Words:
 
     def _line(self, text: str, limit: int = 200) -> str:
         return markdown.in_line(self.redact(text), limit)
+
+    def _linked(self, text: str) -> str:
+        """Words of pilot's own, in which addresses stay addresses."""
+        return " ".join(_link(word) if "://" in word else self._line(word, 500) for word in text.split())
 
     def _code(self, text: str, limit: int = 200) -> str:
         return markdown.code(self.redact(text), limit)

@@ -319,7 +319,7 @@ class TestWords:
         assert "It is next." in await self.of(on, run, ahead=0)
         assert "1 other task before it." in await self.of(on, run, ahead=1)
         held = await self.of(on, run, ahead=0, holds=("waits until https://x/7 is merged (next_after: merged)",))
-        assert "What holds it up: waits until https" in held
+        assert "What holds it up: waits until https://x/7 is merged" in held
         assert "It is next" not in held
         later = replace(run, attempt=1, available_at=on.clock() + HOUR, reason="network: no route")
         assert "network\\: no route. It is tried again at 2027-01-15 09:00 UTC" in await self.of(on, later)
