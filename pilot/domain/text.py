@@ -21,7 +21,7 @@ _CONTROLS = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_HIDDEN}]")
 _HIDDEN_ONLY = re.compile(f"[{_HIDDEN}]")
 _UNSEEN = re.compile(f"[\x1b\x9b{_HIDDEN}]")
 _HTML_COMMENTS = re.compile(r"<!--(?:-?>|.*?(?:-->|$))", re.DOTALL)  # `<!-->` is a whole one
-_CODE_FENCE = re.compile(r"[ \t]{0,3}(`{3,}|~{3,})(.*)")
+_CODE_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _IMAGE_WORDS = re.compile(r"!\[(?:[^\[\]\\]|\\.|\[[^\[\]]{0,500}\]){1,2000}\]")
 _TITLE = r"""(?:"(?:[^"\\]|\\.){0,2000}"|'(?:[^'\\]|\\.){0,2000}'|\((?:[^()\\]|\\.){0,2000}\))"""
 _LINK_TITLES = re.compile(rf"(\]\()([^\s()<>]{{0,2000}}|<[^<>\n]{{0,2000}}>)\s+{_TITLE}\s*\)")
@@ -30,6 +30,10 @@ _HTML_TAGS = re.compile(r"<[A-Za-z][^<>]{0,8000}>")
 _HTML_WORDS = re.compile(
     r"""\s(?:alt|title|aria-[a-z]{1,20}|data-[a-z-]{1,40})\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>"']+)""", re.IGNORECASE
 )
+_DECLARATION = r"<(?:\?|!(?:[A-Za-z]|\[CDATA\[))"
+_DECLARATIONS = re.compile(rf"(?<![\\`])(`+)(?!`)[^\n]*?(?<!`)\1(?!`)|{_DECLARATION}[^>]*(?:>|\Z)")
+_BEGINNING = re.compile(rf"<(?={_DECLARATION[1:]})")
+_OPEN_DECLARATION = re.compile(rf"^([ \t>*+.)0-9-]*){_DECLARATION}.*", re.DOTALL | re.MULTILINE)
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SLUG = re.compile(r"[^a-z0-9]+")
 _REF = re.compile(r"[^A-Za-z0-9._/-]+")
@@ -65,7 +69,12 @@ def one_line(text: str, limit: int = 200) -> str:
 
 def for_prompt(text: str) -> str:
     """Text as its reader saw it: hidden characters and HTML comments of an issue never reach an agent."""
-    return _HIDDEN_ONLY.sub("", _HTML_COMMENTS.sub("", clean(text)))
+    return _HTML_COMMENTS.sub(_commented, _HIDDEN_ONLY.sub("", clean(text)))
+
+
+def _commented(found: re.Match[str]) -> str:
+    """What is left of a comment: what stands around it must not become another, which would hide what follows."""
+    return " " if found.string[max(found.start() - 3, 0) : found.start()].endswith(("<", "<!", "<!-")) else ""
 
 
 def as_page(text: str) -> str:
@@ -91,10 +100,20 @@ def as_page(text: str) -> str:
 
 
 def _unseen(text: str) -> str:
+    text = _DECLARATIONS.sub(_declared, text)
     text = _IMAGE_WORDS.sub("![]", text)
     text = _LINK_TITLES.sub(r"\1\2)", text)
     text = _LINK_TARGETS.sub(r"\1", text)
     return _HTML_TAGS.sub(lambda tag: _HTML_WORDS.sub("", tag[0]), text)
+
+
+def _declared(found: re.Match[str]) -> str:
+    """What is seen of a declaration or code: browsers take the first for a comment, up to its first `>`."""
+    if found[1] or found[0].endswith(">"):
+        return found[0] if found[1] else " "
+    begun = found.string.rfind("\n", 0, found.start()) + 1
+    seen = _OPEN_DECLARATION.sub(r"\1", found.string[begun:])[found.start() - begun :]
+    return _BEGINNING.sub("< ", seen)  # no end of a later text ends it
 
 
 def slug(text: str, limit: int = 60) -> str:

@@ -11,7 +11,7 @@ from pilot.clients.github import GitHub
 from pilot.clients.github_edits import Edit
 from pilot.clients.github_news import Asking
 from pilot.clients.github_values import Account, Comment, Issue
-from pilot.domain.text import clean, one_line
+from pilot.domain.text import as_page, one_line
 from pilot.sources.github_people import People
 
 COMMENTS = 200_000
@@ -53,7 +53,7 @@ async def freeze(github: GitHub, people: People, repo: str, issue: Issue, asking
         )
     return Frozen(
         one_line(title) or f"Issue {issue.number}",
-        "\n\n".join(part for part in (clean(text).strip(), comments) if part),
+        "\n\n".join(part for part in (as_page(text).strip(), comments) if part),
         held,
         tuple({"by": _names([edit.actor]), "at": edit.at, "part": edit.part} for edit in allowed),
     )
@@ -101,7 +101,7 @@ async def _comments(github: GitHub, people: People, repo: str, issue: Issue, at:
 
 def _quoted(author: Account, comment: Comment) -> str:
     when = datetime.fromtimestamp(comment.created_at / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    lines = "\n".join(f"> {line}" for line in clean(comment.body).strip().splitlines())
+    lines = "\n".join(f"> {line}" for line in as_page(comment.body).strip().splitlines())
     return f"{one_line(author.login, 60)} wrote at {when}:\n{lines}"
 
 

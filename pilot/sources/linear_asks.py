@@ -16,7 +16,7 @@ from pilot.domain.errors import UsageError
 from pilot.domain.execution import Execution
 from pilot.domain.outside import Later
 from pilot.domain.task import Kind
-from pilot.domain.text import for_prompt, one_line
+from pilot.domain.text import as_page, one_line
 from pilot.sources.desk import Desk, Served
 from pilot.sources.linear_account import CLOSED, Account, route
 from pilot.sources.linear_runs import SOURCE, of_linear
@@ -207,12 +207,12 @@ def prompt(title: str, description: str | None, comments: Sequence[Comment]) -> 
     words = (
         "(Somebody who may not ask has changed the description; it is left out.)"
         if description is None
-        else (for_prompt(description).strip())
+        else (as_page(description).strip())
     )
     parts = [words] if words else []
     if comments:
         parts.append("Comments, oldest first:")
-        parts += [f"{_name(c.author)}, {moment(c.created_at)}:\n{_indented(for_prompt(c.body))}" for c in comments]
+        parts += [f"{_name(c.author)}, {moment(c.created_at)}:\n{_indented(as_page(c.body))}" for c in comments]
     return "\n\n".join(parts) or title
 
 

@@ -12,6 +12,7 @@ import pytest
 from pilot.config.schema import AllowSettings
 from pilot.domain.execution import Status
 from pilot.domain.outside import SourcePaused
+from pilot.domain.text import as_page
 from pilot.sources.github_people import People
 from pilot.sources.github_requests import Requests
 from tests.adapters.github_stage import HOUR, MINUTE, SECOND, Stage, digest, stage
@@ -302,6 +303,19 @@ class TestFrozenInput:
         assert "keys" not in run.body
         assert "stranger changed the issue after the label was set" in (run.reason or "")
         assert len(await on.store.history.questions(run.id)) == 1
+
+    @pytest.mark.parametrize("end", ["<!-- so.", "<!<!-- -->-- so.", "<? so."], ids=range(3))
+    async def test_a_strangers_text_hides_nothing_that_others_said_about_it(self, on: Stage, end: str) -> None:
+        await self.ask(on, body=f"On start. {end}")
+        on.fake.comment(on.repo, 1, "Leave the <!-- old --> lock alone.", "mona")
+        on.clock.tick(SECOND)
+        on.fake.unlabel(on.repo, 1, "pilot")
+        on.fake.label(on.repo, 1, "pilot")
+
+        await on.source.poll()
+
+        assert "mona wrote at" in as_page((await on.one()).body)
+        assert "> Leave the  lock alone." in as_page((await on.one()).body)
 
     async def test_the_same_second_counts_as_later(self, on: Stage) -> None:
         await self.ask(on)

@@ -228,11 +228,30 @@ def test_a_tail_begins_with_a_line() -> None:
         ("```\n![a](b 'c')\n```\n![a](b)", "```\n![a](b 'c')\n```\n![](b)"),
         ("~~~ md\n![a](b)\n```\n![a](b)\n~~~", "~~~ md\n![a](b)\n```\n![a](b)\n~~~"),
         ("", ""),
+        ("see <? rm -rf > this", "see   this"),
+        ("<?\nrm -rf\n?>\nthis", " \nthis"),
+        ("- <!X rm -rf < /> this", "-   this"),
+        ("> <![CDATA[ rm -rf ]]> this", ">   this"),
+        ("> <!X rm -rf and all that follows", "> "),
+        ("write `<?php` and ``<!DOCTYPE html>`` first", "write `<?php` and ``<!DOCTYPE html>`` first"),
+        ("\\` <? rm -rf ?> `", "\\`   `"),
+        ("```php\n<?php echo 1; ?>\n```", "```php\n<?php echo 1; ?>\n```"),
+        ("\t```\n![rm -rf](x)", "\t```\n![](x)"),
+        ("1 <! 2 and a <?b", "1 <! 2 and a < ?b"),
     ],
-    ids=range(12),
+    ids=range(22),
 )
 def test_of_a_page_its_reader_knows_what_is_shown(written: str, seen: str) -> None:
     assert as_page(written) == seen
+
+
+@given(wild | anything)
+@example("<!<!-- -->-- hides")
+@example("<!\u200b-- hides")
+@example("<<?x>? hides")
+def test_what_was_read_once_hides_nothing_of_what_follows_it(text: str) -> None:
+    assert for_prompt(for_prompt(text) + " the end").endswith(" the end")
+    assert as_page(as_page(text) + "\n\nthe end").endswith("the end")
 
 
 @given(wild | anything)
@@ -244,8 +263,9 @@ def test_plain_words_are_a_page_as_they_are(text: str) -> None:
 @pytest.mark.parametrize(
     "hostile",
     ["```x\n" * 100_000, ' title="' * 60_000, " title=x" * 60_000, "![" * 200_000, '](a "' * 100_000, "![[a]" * 100_000,
-     "<a" + " title=" * 100_000, "<a" * 200_000, "<a title='" * 60_000 + ">"],
-    ids=range(9),
+     "<a" + " title=" * 100_000, "<a" * 200_000, "<a title='" * 60_000 + ">", "<!a" * 100_000, "<?" * 100_000 + ">",
+     ">\n<?a" * 60_000, "`a``" * 60_000, "<!" * 20_000 + "<!-- -->" + "-- -->" * 20_000],
+    ids=range(14),
 )  # fmt: skip
 def test_no_page_takes_long_to_read(hostile: str) -> None:
     started = time.process_time()
