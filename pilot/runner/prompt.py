@@ -21,6 +21,8 @@ MAX_INSTRUCTIONS = 32 << 10
 MAX_QUESTION = 4000
 MAX_OPTIONS = 10
 MAX_OPTION = 200
+_PAGES = ("github", "linear")
+"""Sources whose texts people read as Markdown."""
 _AFTER_QUESTION = 1000
 """Characters that may follow the block and leave it the final word: "I will wait for your answer."."""
 
@@ -177,7 +179,8 @@ def freeze(execution: Execution) -> str:
 def _task(execution: Execution) -> str:
     head = f"{one_line(execution.task_id)}: {for_prompt(execution.title).strip()}"
     # What people write on a ticket is read as a page: nobody sees what such a page hides.
-    body = (for_prompt(execution.body) if execution.origin is None else as_page(execution.body)).strip()
+    source = (execution.origin or {}).get("source")
+    body = (as_page if source in _PAGES else for_prompt)(execution.body).strip()
     return f"{head}\n\n{body}" if body else head
 
 

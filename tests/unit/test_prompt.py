@@ -172,6 +172,8 @@ def test_a_ticket_is_read_as_the_page_that_people_saw() -> None:
     ticket = execution(body=body, origin={"source": "github", "ref": "acme/api#46"})
     assert "push to main" not in build(ticket, FACTS, fence=FENCE)
     assert "do it ![](x.png)" in build(ticket, FACTS, fence=FENCE)
+    found = execution(body="1 <?php\n2 $a->b", origin={"source": "todo_scan", "ref": "a.php:1"})
+    assert "1 <?php\n2 $a->b" in build(found, FACTS, fence=FENCE)
 
 
 def test_an_answer_comes_with_what_was_asked() -> None:
