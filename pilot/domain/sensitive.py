@@ -35,6 +35,7 @@ _FOLDERS: Mapping[str, str] = {
     ".husky": _HOOK,
     ".githooks": _HOOK,
     ".lefthook": _HOOK,
+    ".devcontainer": _HOOK,
     ".claude/hooks": _AGENT,
     ".codex": _AGENT,
     ".opencode": _AGENT,
@@ -47,7 +48,7 @@ _FILES: tuple[tuple[str, str], ...] = (
     (r"\.?lefthook[^/]*\.(?:ya?ml|toml|json)|\.pre-commit-(?:config|hooks)\.ya?ml", _HOOK),
     (r"\.gitmodules", _SUBMODULE),
     (r"\.claude/settings[^/]*\.json|\.mcp\.json|opencode\.jsonc?|pilot\.ya?ml", _AGENT),
-    (r"\.vscode/tasks\.json", _HOOK),
+    (r"\.vscode/tasks\.json|\.devcontainer\.json|\.envrc", _HOOK),
     (r"codeowners", _OWNERS),
 )
 _RULES = tuple(
