@@ -76,6 +76,7 @@ class Context:
     stored: dict[int, Project] = field(default_factory=dict)
     hidden: tuple[Path, ...] = ()
     """Files that no agent may see: the configuration and its variables."""
+    _served: dict[int, ProjectSettings] = field(default_factory=dict)  # also those that a reload has taken out
     _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)  # by project and name
     _machine: Bwrap | Missing | None = None
     redact: Redactor = field(default_factory=Redactor)
@@ -94,6 +95,7 @@ class Context:
         self.settings, self.redact = settings, Redactor(secrets_of(settings))
         self.projects = {row.id: own for row, (_, own) in zip(stored, entries, strict=True)}
         self.stored = {row.id: row for row in stored}
+        self._served |= self.projects
         self._backends = {}
 
     async def project(self, named: str | None, *, unconfigured: bool = False) -> tuple[Project, ProjectSettings]:
@@ -118,14 +120,19 @@ class Context:
         own = ProjectSettings(name=Path(top).name, path=Path(top))
         (row,) = await self.store.queue.register([(key, own.name, str(top), None)])
         self.projects[row.id], self.stored[row.id] = own, row
+        self._served[row.id] = own
         return row, own
+
+    def own(self, execution: Execution) -> ProjectSettings:
+        """Its project's settings. What runs comes to its end, also when a reload has taken its project out."""
+        return self._served[execution.project_id]
 
     def backend(self, execution: Execution) -> Backend:
         """The agent that this execution was routed to, by its project's settings."""
         key = (execution.project_id, execution.backend)
         if key not in self._backends:
-            own = self.projects[execution.project_id]
-            self._backends[key] = build(execution.backend, self.settings.executor_for(own))
+            executor = self.settings.executor_for(self.own(execution))
+            self._backends[key] = build(execution.backend, executor)
         return self._backends[key]
 
     def accounts(self, projects: Collection[int], asked: str | None = None) -> Accounts:
@@ -150,7 +157,7 @@ class Context:
 
     def executor(self, execution: Execution) -> ExecutorSettings:
         """How the execution's project runs its agents."""
-        return self.settings.executor_for(self.projects[execution.project_id])
+        return self.settings.executor_for(self.own(execution))
 
     def confine(self, execution: Execution, executor: ExecutorSettings, workspace: Workspace) -> Sandbox | None:
         """The sandbox of one attempt, as its settings and this machine have it. Raises `ConfigError`."""
@@ -181,7 +188,7 @@ class Context:
         """The pull request that a finished change of this execution is to become; `base`: the branch it began at."""
         if self.settings.sources.github is None:
             return None
-        return publication_of(self.projects[execution.project_id], execution, base)
+        return publication_of(self.own(execution), execution, base)
 
     async def open_pulls(self, project: int) -> Collection[str]:
         """The branches of a project (id) that have an open pull request, or are to get one."""
@@ -197,7 +204,7 @@ class Context:
     def attempts(self, journal: Journal) -> AttemptRunner:
         """What does an attempt."""
         return AttemptRunner(
-            project=lambda execution: self.projects[execution.project_id],
+            project=self.own,
             backend=self.backend,
             executor=self.executor,
             workspaces=Workspaces(self.state_dir, git=Git(logins=self._login)),

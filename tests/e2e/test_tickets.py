@@ -179,3 +179,20 @@ def test_what_is_being_delivered_at_a_stop_stays_the_nodes_own_until_it_is_done(
     ) == [("pr_open", 0)]
     assert home.rows("SELECT id FROM nodes") == []
     assert len(github.pulls()) == 1
+
+
+def test_what_runs_ends_well_though_a_reload_takes_its_project_out(github: Forge) -> None:
+    home, projects = github.home, github.home.settings["projects"]
+    with github.serve() as daemon:
+        number = github.ask("Fix the login", "wait go")
+        home.began("GH-1")
+        home.configure(projects=[])
+        daemon.send(signal.SIGHUP)
+        daemon.says("config.reloaded.*projects=0")
+        home.go("go")
+        github.reach(status="completed", failures=0, attempt=1, delivery="branch")
+        home.configure(projects=projects)  # and what is owed is delivered when it is back
+        daemon.send(signal.SIGHUP)
+        github.reach(delivery="pr_open")
+        home.until(lambda: github.labels(number) == ["pilot:done"], "the label of what is done")
+    home.audit(completed=1)
