@@ -69,15 +69,13 @@ class Teller:
         await self._account.client.comment(token(comment.id, "reply"), issue, body, parent=parent)
 
     async def alive(self, execution: Execution) -> None:
-        """A sign of life, once per `BEAT`, gone with the next activity."""
-        now = self._desk.clock()
-        if execution.status is Status.RUNNING:
-            attempts = await self._desk.history.attempts(execution.id)
-            phase = one_line((attempts[-1].phase if attempts else None) or "working", 60)
-            minutes = max(1, (now - (attempts[-1].started_at if attempts else now)) // 60_000)
-            words = f"Still at it, for {minutes} min: {phase}"
-        else:
-            words = "Still waiting for its turn."
+        """A sign of life, once per `BEAT`, gone with the next activity; none before there was that much silence."""
+        now, since, words = self._desk.clock(), execution.created_at, "Still waiting for its turn."
+        if execution.status is Status.RUNNING and (attempts := await self._desk.history.attempts(execution.id)):
+            since = attempts[-1].started_at
+            words = f"Still at it, for {(now - since) // 60_000} min: {one_line(attempts[-1].phase or 'working', 60)}"
+        if now - since < BEAT:
+            return
         id = token(*seed(execution), "alive", now // BEAT)
         with contextlib.suppress(Refused):  # told already, and gone with what came after
             await self._account.client.act(id, str((execution.origin or {})["session"]), Thought(words), ephemeral=True)

@@ -338,11 +338,14 @@ async def test_a_long_run_shows_signs_of_life(here: Stage) -> None:
     session = await begin(here)
     await here.settle()
     await here.sweep()
+    assert [each["ephemeral"] for each in session["activities"]] == [False], "it was told just now"
+    here.clock.ahead = 11 * MINUTE
+    await here.sweep()
     assert [each["ephemeral"] for each in session["activities"]] == [False, True]
     execution = await here.take()
     await here.settle()
     await here.store.journal.note(execution, phase="gates")
-    for minutes in (11, 22):
+    for minutes in (22, 33):
         here.clock.ahead = minutes * MINUTE
         await here.sweep()
         await here.sweep()
