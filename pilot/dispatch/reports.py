@@ -15,6 +15,8 @@ from pilot.domain.text import one_line
 MINUTE = 60_000
 UNKNOWN = 60 * MINUTE
 """ms: the longest pause for a source that this node does not have; another node may."""
+TRIES = 12
+"""Tries, over the better part of an hour, before a refusal counts: access that is lost for a moment comes back."""
 
 
 class Teller(Protocol):
@@ -50,6 +52,11 @@ class Reports:
             wait = min(MINUTE << min(effect.tries, 10), UNKNOWN)
             raise Later(f"source {one_line(name, 40)} is not configured on the nodes that run", self.clock() + wait)
         first = report.type == EventType.QUEUED and not report.sent
-        result = await (source.acknowledge(report) if first else source.report(report))
+        try:
+            result = await (source.acknowledge(report) if first else source.report(report))
+        except GiveUp as error:
+            if effect.tries < TRIES:
+                raise Later(str(error)) from error
+            raise
         await self.outbox.supersede(effect, report.event)
         return result

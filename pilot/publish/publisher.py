@@ -34,6 +34,8 @@ from pilot.runner.source import open_source
 log = structlog.get_logger()
 PATIENCE = 24 * 60 * 60_000
 """ms for which a push or a request that GitHub turns down is tried: a person may mend the token, or the repository."""
+TRIES = 12
+"""And so often at least: nobody may have been here for that long."""
 _NO_COMMITS = "no commits between"
 
 
@@ -68,7 +70,7 @@ class Publisher:
         except (Later, Refused, WorkspaceError, UsageError) as error:
             # somebody may mend it; for ever it is not tried
             at = error.at if isinstance(error, Later) else None
-            if self.clock() - effect.created_at > PATIENCE:
+            if self.clock() - effect.created_at > PATIENCE and effect.tries >= TRIES:
                 raise GiveUp(f"given up after a day: {error}") from error
             raise Later(str(error), at) from error
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pilot.dispatch.deliveries import Deliveries, pause
-from pilot.dispatch.reports import Reports
+from pilot.dispatch.reports import TRIES, Reports
 from pilot.domain.delivery import Effect, EffectKind, Report
 from pilot.domain.errors import StoreError
 from pilot.domain.outside import GiveUp, Later
@@ -448,14 +448,22 @@ class TestDrain:
         assert await tried(stage, 1), "free for others"
 
 
+async def given_up(stage: Stage, id: int) -> bool:
+    return any(type == "delivery.failed" for type, _ in await stage.events(id))
+
+
 class Ticket:
     """A source that shows things."""
 
     def __init__(self) -> None:
         self.shown: list[tuple[str, str]] = []
         self.before: Callable[[], Awaitable[Any]] | None = None
+        self.refusals = 0
 
     async def acknowledge(self, report: Report) -> Mapping[str, Any] | None:
+        if self.refusals:
+            self.refusals -= 1
+            raise GiveUp("403")
         self.shown.append(("acknowledged", report.type))
         return {"comment": 1}
 
@@ -485,6 +493,21 @@ class TestReports:
         async with running(await self.loop(stage, {"github": ticket})):
             await settled(stage)
         assert ticket.shown == [("reported", "execution.cancelled")]
+
+    async def test_a_refusal_counts_when_it_has_stood_for_a_while(self, stage: Stage) -> None:
+        id = await owed(stage, await stage.project("api"))
+        ticket = Ticket()
+        ticket.refusals = TRIES + 1
+        loop = await self.loop(stage, {"github": ticket})
+        for times in range(1, TRIES + 1):
+            async with running(loop):
+                await until_async(lambda times=times: tried(stage, times))  # type: ignore[misc]
+            assert not [type for type, _ in await stage.events(id) if type == "delivery.failed"]
+            stage.clock.advance(6 * MINUTE)
+            loop = await self.loop(stage, {"github": ticket})
+        async with running(loop):
+            await until_async(lambda: given_up(stage, id))
+        assert not ticket.shown
 
     async def test_a_source_that_nobody_has_is_waited_for(self, stage: Stage) -> None:
         await owed(stage, await stage.project("api"))

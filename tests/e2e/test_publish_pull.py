@@ -22,7 +22,7 @@ from pilot.domain.outcome import Ending, GateResult, Outcome, Publication, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.task import Project, Task
-from pilot.publish.publisher import Publisher
+from pilot.publish.publisher import TRIES, Publisher
 from pilot.runner.git import Git
 from pilot.store import Store, open_store
 from tests.core.stage import MINUTE, Clock
@@ -536,6 +536,9 @@ async def test_a_day_is_long_enough(world: World) -> None:
         id = await pilot.finished()
         assert await pilot.deliver(id) is not None
         world.clock.advance(DAY + MINUTE)
+        for _ in range(TRIES - 1):  # a day in which nobody was there is no trial
+            assert await pilot.deliver(id) is not None
+            world.clock.advance(6 * MINUTE)
         assert await pilot.deliver(id) is None
         pull = await pilot.pull(id)
         assert pull.state is PullState.FAILED
