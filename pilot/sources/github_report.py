@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pilot.clients.github import GitHub
@@ -54,14 +54,15 @@ class Reporter:
         repo, number = str(origin.get("repo", "")), origin.get("number")
         if not isinstance(number, int):
             raise GiveUp("its ticket's number is not known")
-        if await self._is_newest(report):
-            await self._label(report, repo, number)
-        return await self._comment(report, repo, number)
-
-    async def _is_newest(self, report: Report) -> bool:
         this = report.execution
-        found, _ = await self._desk.history.executions(project_id=this.project_id, task_id=this.task_id, limit=20)
-        return all(each.id <= this.id or _changed_nothing(each, this) for each in found)
+        runs, _ = await self._desk.history.executions(project_id=this.project_id, task_id=this.task_id, limit=100)
+        if not _superseded(this, runs):
+            await self._label(report, repo, number)
+        root = _root(this, runs)
+        same = [each for each in runs if _root(each, runs) == root]  # a repair goes on in the comment of what it mends
+        if _superseded(this, same):
+            return _sent(report) or {}
+        return await self._comment(report, repo, number, root, alone=len(same) == 1)
 
     async def _label(self, report: Report, repo: str, number: int) -> None:
         wanted = self._wanted(report)
@@ -101,17 +102,17 @@ class Reporter:
             await self._github.create_label(repo, label, color=color, description=description)
         self._made.add((repo, label))
 
-    async def _comment(self, report: Report, repo: str, number: int) -> Mapping[str, Any]:
-        body = self._words.comment(report, self._desk.clock())
+    async def _comment(self, report: Report, repo: str, number: int, root: int, *, alone: bool) -> Mapping[str, Any]:
+        body = self._words.comment(report, root, self._desk.clock())
         digest = hashlib.sha256(body.encode(errors="replace")).hexdigest()[:16]
         known = _sent(report)
         if known is not None:
-            if known.get("digest") == digest:
+            if alone and known.get("digest") == digest:
                 return known
             with contextlib.suppress(NotFound):  # somebody has deleted it, or all of the issue
                 await self._github.edit_comment(repo, known["comment"], body)
                 return {**known, "digest": digest}
-        found = await self._github.find_comment(repo, number, marker(report.execution.id))
+        found = await self._github.find_comment(repo, number, marker(root))
         if found is None:
             found = await self._github.comment(repo, number, body)
         elif found.body != body:
@@ -127,9 +128,25 @@ def _sent(report: Report) -> dict[str, Any] | None:
     return None
 
 
-def _changed_nothing(repair: Execution, of: Execution) -> bool:
-    """It was to mend the pull request of that one, and how the issue stands is still for that one to say."""
-    return repair.parent == of.id and repair.source == "failing_ci" and repair.outcome == Ending.NO_CHANGE
+def _is_repair(run: Execution) -> bool:
+    """It mends the pull request of its parent; `publish.repairs` has asked for it by such a key."""
+    return run.parent is not None and (run.idempotency_key or "").startswith(("ci:", "review:"))
+
+
+def _root(run: Execution, runs: Collection[Execution]) -> int:
+    """The run that a person asked for: of a repair, what it mends."""
+    known = {each.id: each for each in runs}
+    while _is_repair(run) and run.parent in known:
+        run = known[run.parent]
+    return run.id
+
+
+def _superseded(this: Execution, runs: Collection[Execution]) -> bool:
+    """A newer one says how things stand; but of a repair that changed nothing, what it was to mend still does."""
+    return any(
+        each.id > this.id and not (_is_repair(each) and each.parent == this.id and each.outcome == Ending.NO_CHANGE)
+        for each in runs
+    )
 
 
 def _project(report: Report) -> Project:

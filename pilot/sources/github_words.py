@@ -53,10 +53,10 @@ class Words:
     label: str
     redact: Callable[[str], str]
 
-    def comment(self, report: Report, now: int) -> str:
-        """The whole comment."""
+    def comment(self, report: Report, root: int, now: int) -> str:
+        """The whole comment, known by the execution `root`."""
         parts = [part for part in self._parts(report, now) if part]
-        return self.redact("\n\n".join([marker(report.execution.id), *parts]))
+        return self.redact("\n\n".join([marker(root), *parts]))
 
     def _parts(self, report: Report, now: int) -> Iterator[str]:
         execution = report.execution

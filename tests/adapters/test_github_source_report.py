@@ -15,7 +15,7 @@ from pilot.domain.delivery import Pull, PullState, Report
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, GateResult
 from pilot.domain.outside import GiveUp, Later
-from pilot.sources.github_words import Words
+from pilot.sources.github_words import Words, marker
 from tests.adapters.github_stage import HOUR, MINUTE, SECOND, Stage, stage
 from tests.store.bed import asked, broken, done, task
 
@@ -148,7 +148,7 @@ class TestLabels:
         id = await begun(on)
         await on.store.queue.finish(done(await on.take()))
         run = await on.store.queue.get(id)
-        repair = {"source": "failing_ci", "parent": id, "origin": run.origin, "backend": "command"}
+        repair = mending(run)
         await on.store.queue.enqueue(task(on.project, run.task_id, **repair))
         await on.report(id + 1)
         await on.report(id, pull=pull())
@@ -158,7 +158,28 @@ class TestLabels:
         await on.report(id + 1)
         await on.report(id, pull=pull(), type="pull.repairs_used_up", data={"why": "a repair\nchanged nothing"})
         assert on.labels() == ["bug", "pilot:needs-human"]
-        assert "**A person has to look:** a repair changed nothing" in on.said()[1].body
+        (comment,) = on.said()
+        assert "**A person has to look:** a repair changed nothing" in comment.body
+
+    async def test_a_repair_goes_on_in_the_comment_of_what_it_mends(self, on: Stage) -> None:
+        id = await begun(on)
+        await on.report(id)
+        await on.store.queue.finish(done(await on.take()))
+        await on.report(id, pull=pull())
+        run = await on.store.queue.get(id)
+        await on.store.queue.enqueue(task(on.project, run.task_id, **mending(run)))
+        await on.report(id + 1)
+        await on.report(id, pull=pull())  # late: the repair speaks now
+        (comment,) = on.said()
+        assert comment.body.startswith(marker(id))
+        assert "**Accepted.**" in comment.body
+
+        await on.store.queue.finish(done(await on.take()))
+        for _ in range(2):
+            await on.report(id + 1, pull=pull(checks="passed"))
+        (comment,) = on.said()
+        assert "**Done:**" in comment.body
+        assert f"execution {id + 1}" in comment.body
 
     async def test_a_closed_issue_gets_no_running_label_back(self, on: Stage) -> None:
         id = await begun(on)
@@ -167,6 +188,14 @@ class TestLabels:
         await on.report(id)
 
         assert on.labels() == ["bug", "pilot:failed"]
+
+
+def mending(run: Execution) -> dict[str, Any]:
+    """As a repair is asked for when CI is red."""
+    key = f"ci:1:{run.id}"
+    return {
+        "source": "failing_ci", "parent": run.id, "origin": run.origin, "backend": "command", "idempotency_key": key
+    }  # fmt: skip
 
 
 class TestComment:
@@ -312,7 +341,7 @@ class TestWords:
     async def of(self, on: Stage, execution: Execution, **more: Any) -> str:
         report = Report(execution=execution, origin=execution.origin, event=1, **{"type": "x", **more})
         words = Words("pilot", on.desk.redact)
-        return words.comment(report, on.clock())
+        return words.comment(report, report.execution.id, on.clock())
 
     async def test_a_queued_one_says_where_it_stands(self, on: Stage) -> None:
         run = await on.store.queue.get(await begun(on))
