@@ -36,7 +36,8 @@ class OpenCodeTalk(Talk):
 
     tools = True
     # its process is a server's: that it ends is never the agent's own end
-    failures = frozenset({FailureClass.INFRA})
+    # its server may be gone before the session is there, or after
+    failures = frozenset({FailureClass.INFRA, FailureClass.AGENT})
 
     def backend(self, program: Path) -> Backend:
         settings = OpenCodeSettings(command=str(program), model="some/model", server_url="http://127.0.0.1:9")

@@ -120,7 +120,7 @@ async def test_a_cancel_waits_for_the_end_of_all(c: Cell) -> None:
     seen: list[int] = []
 
     async def run() -> None:
-        async with c.running("/bin/sh", "-c", STUBBORN, grace=30.0) as process:
+        async with c.running("/bin/sh", "-c", STUBBORN, grace=3.0) as process:
             seen.append(await up(process))
             await process.wait()
 

@@ -34,7 +34,7 @@ from pilot.dispatch.intake import TaskRequest
 
 PILOT = (sys.executable, "-c", "import sys; from pilot.cli.main import main; sys.exit(main())")
 SCRIPTED = Path(__file__).parent / "agents" / "scripted.py"
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds until something that never came true fails its test; generous, for a loaded machine."""
 _AUTHOR = {"NAME": "Ann", "EMAIL": "ann@example.org", "DATE": "2026-01-02T03:04:05Z"}
 

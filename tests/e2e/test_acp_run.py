@@ -18,6 +18,8 @@ from tests.e2e.scripted_server import status, text
 DONE = text("All done.")
 
 both = pytest.mark.parametrize("agent", BOTH, ids=str)
+# OpenCode has a backend of its own, and takes its time
+gemini = pytest.mark.parametrize("agent", [GEMINI], ids=str)
 
 
 def run(home: Home, words: str = "Work.", code: int = 0) -> Any:
@@ -54,7 +56,7 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home, agent: A
         home.audit(completed=1)
 
 
-@both
+@gemini
 def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home, agent: Agent) -> None:
     home.repo("web")
     with conversing(home, agent, {"T-1": [status(401, "invalid x-api-key", times=9)]}):
@@ -77,7 +79,7 @@ def test_a_limit_with_a_far_reset_parks_the_agent_until_then(home: Home) -> None
         home.audit(failed=1)
 
 
-@both
+@gemini
 def test_a_question_ends_the_run_with_words(home: Home, agent: Agent) -> None:
     home.repo("web")
     with conversing(home, agent, {"T-1": [asks("Which colour?", "blue", "red")]}):
@@ -111,7 +113,7 @@ def test_a_session_that_is_lost_begins_anew_and_is_told_everything(home: Home) -
         home.audit(completed=1)
 
 
-@both
+@gemini
 def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home, agent: Agent) -> None:
     home.repo("web")
     long = agent.bash(f"setsid sleep 4711 & sleep 4712 & echo up > {home.control}/up; sleep 4713")

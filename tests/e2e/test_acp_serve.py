@@ -16,6 +16,8 @@ LONG = 100.0
 """Seconds for a whole run of an agent that takes some to start."""
 
 both = pytest.mark.parametrize("agent", BOTH, ids=str)
+# OpenCode has a backend of its own, and takes its time
+gemini = pytest.mark.parametrize("agent", [GEMINI], ids=str)
 
 
 def long_call(home: Home, agent: Agent) -> Turn:
@@ -59,7 +61,7 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
     home.audit(completed=1)
 
 
-@both
+@gemini
 def test_cancel_in_a_tool_call_leaves_no_process(home: Home, agent: Agent) -> None:
     home.repo("web")
     with conversing(home, agent, {"T-1": [long_call(home, agent)], "T-2": [agent.write("b.txt"), DONE]}), home.serve():
@@ -75,7 +77,7 @@ def test_cancel_in_a_tool_call_leaves_no_process(home: Home, agent: Agent) -> No
     home.audit(cancelled=1, completed=1)
 
 
-@both
+@gemini
 def test_a_silent_model_is_given_up_asked_again_and_given_up_for_good(home: Home, agent: Agent) -> None:
     home.repo("web")
     (gate := home.control / "gate").touch()

@@ -307,7 +307,7 @@ async def test_much_output_and_a_large_prompt_come_through_whole(bench: Make) ->
     assert sum(len(data) for kind, data in b.seen.pieces if kind is OutputKind.RAW) < 1_000_000
 
 
-@pytest.mark.parametrize("prompt", ["/compact", "!touch x", "@README.md", "é \ud800 \0 end", "--help"])
+@pytest.mark.parametrize("prompt", ["/compact", "!touch x\n@README.md é \ud800 \0 end", "--help"])
 async def test_a_prompt_is_never_an_order_to_the_program(bench: Make, prompt: str) -> None:
     b = bench(text("Done."))
     (b.workspace / "README.md").write_text("hunter2-hunter2")

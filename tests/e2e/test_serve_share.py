@@ -31,10 +31,11 @@ def test_two_daemons_share_twelve_tasks_and_none_is_done_twice(home: Home) -> No
         home.repo(name)
     for n in range(4):
         for name in ("api", "web", "app"):
-            ids.append(home.enqueue(name, task_id=f"{name}-{n}"))
+            ids.append(home.enqueue(name, *(["wait both"] if n == 0 else []), task_id=f"{name}-{n}"))
     home.configure(dispatcher={"max_running": 2})
     with home.serve() as one, home.serve() as other:
         assert one.url != other.url
+        home.go("both")
         home.reach("completed", *ids, seconds=60)
     home.audit(completed=12)
     assert len(home.diary("start")) == len(home.diary("end")) == 12
