@@ -226,7 +226,8 @@ async def test_a_ticket_that_is_gone_is_given_up(here: Stage) -> None:
     del here.fake.world.rows[issue["id"]]
     await here.settle()
 
-    assert [type(trouble) for trouble in here.troubles] == [GiveUp]
+    assert {type(trouble) for trouble in here.troubles[:-1]} == {Later}, "it may come back"
+    assert type(here.troubles[-1]) is GiveUp
 
 
 async def test_a_limit_puts_a_report_off_until_it_ends(here: Stage) -> None:

@@ -35,8 +35,7 @@ class OpenCodeTalk(Talk):
     """How its server talks."""
 
     tools = True
-    # its process is a server's: that it ends is never the agent's own end
-    # its server may be gone before the session is there, or after
+    # its process is a server's: gone before the session is there, or after
     failures = frozenset({FailureClass.INFRA, FailureClass.AGENT})
 
     def backend(self, program: Path) -> Backend:
