@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements.lock
 # most tests wait for programs; so more than there are processors
-WORKERS := 3
+WORKERS := 4
 NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-lock.json)
 
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
