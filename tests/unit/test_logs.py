@@ -26,7 +26,7 @@ try:
     raise RuntimeError("{TOKEN} and {OWN}")
 except RuntimeError:
     log.exception("it.broke")
-    logging.getLogger("some.library").exception("library: %s", "{OWN}")
+    logging.getLogger("some.package").exception("library: %s", "{OWN}")
 logging.getLogger("httpx").info("HTTP Request: POST https://api.telegram.org/bot123:{OWN}/getMe")
 logging.getLogger("quiet").info("not shown")
 logging.getLogger("telegram.ext").warning("bot123456:abcdefghijklmnop failed")
@@ -59,7 +59,7 @@ def test_libraries_log_lines_like_any_other() -> None:
     assert [event["event"] for event in events] == [
         "begun", "again", "a.fact", "it.broke", "library.said", "library.said", "library.said",
     ]  # fmt: skip
-    assert events[4]["logger"] == "some.library"
+    assert events[4]["logger"] == "some.package"
     assert events[1]["deep"] == {"a": ["[redacted]", "b'[redacted]'", 3]}
     assert events[1]["number"] == 3
 
@@ -72,7 +72,7 @@ from pilot.telemetry.logs import configure
 configure()
 log = structlog.get_logger()
 log.warning("a.fact", actor={hostile!r}, deep=[{hostile!r}])
-logging.getLogger("some.library").warning({hostile!r})
+logging.getLogger("some.package").warning({hostile!r})
 try:
     raise RuntimeError({hostile!r})
 except RuntimeError:
