@@ -74,6 +74,7 @@ class HookServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or a body waits 40 ms for the acknowledgement of its headers
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))

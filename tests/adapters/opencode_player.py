@@ -116,6 +116,7 @@ def work(body: dict[str, Any]) -> None:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the acknowledgement of its headers
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

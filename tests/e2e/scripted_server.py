@@ -142,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     """One connection; `answer` is the API's own."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or a body waits 40 ms for the acknowledgement of its headers
     server: _Server
 
     def answer(self, request: Request, turn: Turn) -> None:
