@@ -42,6 +42,9 @@ from pilot.runner.workspace import Workspace, Workspaces
 from pilot.store import Store, open_store
 from pilot.telemetry.logs import redact_by
 
+HURRY = 2.0
+"""Seconds between the steps in which a second signal ends what runs: asked, ended without grace, left as it is."""
+
 
 def new_node(kind: NodeKind, max_running: int) -> Node:
     """This process, as the store will know it."""

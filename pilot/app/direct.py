@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pilot.app.agents import check_direct
-from pilot.app.context import Context, limits_of, new_node, open_context
+from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
 from pilot.config.load import Loaded
 from pilot.dispatch.deliveries import Deliveries
 from pilot.dispatch.dispatcher import Dispatcher
@@ -190,7 +190,9 @@ async def _narrate(context: Context, id: int, show: Show, *, wait: bool) -> None
 
 @contextlib.contextmanager
 def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
     tasks: list[asyncio.Task[None]] = []
+    again: list[asyncio.TimerHandle] = []
 
     async def cancel() -> None:
         while True:  # a store that is locked or full just now does not make a wish go away
@@ -201,15 +203,24 @@ def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[N
             else:
                 return
 
+    def force() -> None:
+        # one that comes together with the first is one to who is being cancelled: so it is said again
+        dispatcher.force()
+        again[:] = [loop.call_later(HURRY, force)]
+
     def interrupt() -> None:
         if tasks:
-            dispatcher.force()
+            for handle in again:
+                handle.cancel()
+            force()
         tasks.append(asyncio.create_task(cancel()))
 
     try:
         with _on_interrupt(interrupt):
             yield
     finally:
+        for handle in again:
+            handle.cancel()
         for task in tasks:
             task.cancel()
 

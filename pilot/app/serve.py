@@ -15,7 +15,7 @@ import structlog
 from pilot.api.server import build, listen, server
 from pilot.api.webhooks import Webhooks
 from pilot.app import agents
-from pilot.app.context import Context, limits_of, new_node, open_context
+from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
 from pilot.app.outside import Outside
 from pilot.config.load import Loaded, load
 from pilot.dispatch.dispatcher import Dispatcher
@@ -24,8 +24,6 @@ from pilot.domain.ports import NodeKind
 from pilot.runner.proctree import become_subreaper
 
 log = structlog.get_logger()
-HURRY = 2.0
-"""Seconds between the steps in which a second signal ends what runs: asked, ended without grace, left as it is."""
 _AT_START = ("state_dir", "store", "server", "dispatcher", "retry")
 """Settings that are looked at when `serve` starts, and not again."""
 
