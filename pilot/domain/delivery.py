@@ -18,6 +18,7 @@ class EffectKind(StrEnum):
     REPORT = "report"  #: make the ticket show how things stand
     NOTIFY = "notify"  #: tell people who asked to be told; becomes one `tell` per target
     TELL = "tell"  #: one message to one target of `notify`
+    CALLBACK = "callback"  #: tell the address that came with the task how it stands
     CLEAN = "clean"  #: the pull request has ended: its workspace is not needed any more
 
 
@@ -29,7 +30,8 @@ class Effect:
     publication past such a report, since the ticket's service may be down.
     `key` is its identity outside, too (a marker, a client's UUID). `event` is the id of the event that caused it.
     `tries` counts those before this one. `payload` is its kind's own: of a publication `pull repo base draft branch
-    head_sha`, of a report its event's `type`, of a notification `type` and `data`, of a clean-up `pull workspace`.
+    head_sha`, of a report its event's `type`, of a notification `type` and `data`, of a callback
+    `type` and `url`, of a clean-up `pull workspace`.
     `claim` tells this taking of it from others.
     """
 

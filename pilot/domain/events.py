@@ -18,7 +18,7 @@ class EventType(StrEnum):
     ASKED = "execution.asked"  #: reason, question
     ANSWERED = "execution.answered"  #: by
     CANCEL_ASKED = "execution.cancel_requested"  #: by
-    COMPLETED = "execution.completed"  #: outcome, branch
+    COMPLETED = "execution.completed"  #: outcome, branch; reason, where nobody had to do it
     FAILED = "execution.failed"  #: reason, failure_class
     CANCELLED = "execution.cancelled"  #: reason
     REROUTED = "execution.rerouted"  #: from, to, reason: another backend does it, for its own is parked

@@ -33,8 +33,8 @@ OPEN = frozenset(Status) - FINAL
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     # a dependency ended (queued, or cancelled with it), or a person cancelled
     Status.BLOCKED: frozenset({Status.QUEUED, Status.CANCELLED}),
-    # claimed, or cancelled
-    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED}),
+    # claimed, or cancelled; completed when nobody has to do it: a note, or its result is there already
+    Status.QUEUED: frozenset({Status.RUNNING, Status.COMPLETED, Status.CANCELLED}),
     # every end of an attempt; queued again after a retry, a shutdown or a lost node
     Status.RUNNING: frozenset({Status.QUEUED, Status.NEEDS_HUMAN, Status.COMPLETED, Status.FAILED, Status.CANCELLED}),
     # answered, or given up
@@ -108,6 +108,8 @@ class Execution:
     backend: str
     fallback: tuple[str, ...] = ()
     external: bool = False
+    dedupe: str | None = None
+    instant: bool = False
     model: str | None
     session_id: str | None
     feedback: str | None

@@ -13,6 +13,7 @@ from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Outcome, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.task import Project, Task
+from pilot.domain.work import Artifact
 
 Clock = Callable[[], int]
 """UTC milliseconds; the only source of time."""
@@ -69,6 +70,32 @@ class Finish:
     outcome: Outcome
     settlement: Settlement
     next_lease: int | None = None
+    artifacts: tuple[Artifact, ...] = ()
+    """What came with the result; kept when the claim still stood."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSteps:
+    """A plan on its way into the queue: tasks, and what each waits for.
+
+    `after`: by index, the indices of the tasks it waits for. `tasks` have idempotency keys, so that the same plan
+    again changes nothing; their own `after` may name executions of before, besides.
+    """
+
+    tasks: tuple[Task, ...]
+    after: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+
+class PlanQueue(Protocol):
+    """Where plans go in."""
+
+    async def submit(self, plan: PlanSteps) -> list[Enqueued]:
+        """All of it in one transaction, or nothing; the answers in the order of the tasks.
+
+        A task whose idempotency key is known is answered with the execution it stands for, also an ended one. Raises
+        `UsageError`, naming them, when one of the others is open already under its task id.
+        """
+        ...
 
 
 class Queue(Protocol):

@@ -79,5 +79,9 @@ class Task:
     """The session of `parent` to go on in, in that execution's `workspace`, told `feedback`."""
     workspace: str | None = None
     feedback: str | None = None
+    dedupe: str | None = None
+    """Names what it makes. Once the project has a result under this name, nobody makes it again."""
+    instant: bool = False
+    """Nobody has to do it: completed as soon as what it waits for is."""
     reserved_for: str | None = None
     """Node id of a direct run: nobody else may claim it, and it ends with that node."""

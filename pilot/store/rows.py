@@ -14,7 +14,7 @@ EXECUTION_SELECT = ", ".join(f"executions.{name}" for name in EXECUTION_COLUMNS)
 _AT = {name: i for i, name in enumerate(EXECUTION_COLUMNS)}
 _JSON = tuple(_AT[name] for name in ("labels", "fallback", "payload", "origin", "options", "artifacts"))
 _LABELS, _STATUS, _CANCEL = _AT["labels"], _AT["status"], _AT["cancel_requested"]
-_FALLBACK, _EXTERNAL = _AT["fallback"], _AT["external"]
+_FALLBACK, _EXTERNAL, _INSTANT = _AT["fallback"], _AT["external"], _AT["instant"]
 _EMPTY: dict[str | None, Any] = {None: None, "[]": (), "{}": {}}
 
 
@@ -30,4 +30,5 @@ def to_execution(row: tuple[Any, ...]) -> Execution:
     values[_CANCEL] = bool(values[_CANCEL])
     values[_FALLBACK] = tuple(values[_FALLBACK])
     values[_EXTERNAL] = bool(values[_EXTERNAL])
+    values[_INSTANT] = bool(values[_INSTANT])
     return Execution(**dict(zip(EXECUTION_COLUMNS, values, strict=True)))

@@ -9,7 +9,7 @@ from pilot.domain.execution import FINAL, OPEN, TRANSITIONS, Status, check_trans
 
 EDGES = {
     ("blocked", "queued"), ("blocked", "cancelled"),
-    ("queued", "running"), ("queued", "cancelled"),
+    ("queued", "running"), ("queued", "completed"), ("queued", "cancelled"),
     ("running", "queued"), ("running", "needs_human"), ("running", "completed"), ("running", "failed"),
     ("running", "cancelled"),
     ("needs_human", "queued"), ("needs_human", "failed"), ("needs_human", "cancelled"),
