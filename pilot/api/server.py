@@ -7,10 +7,10 @@ import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI, Response
 
-from pilot.api.webhooks import Webhooks, problem
+from pilot.api.problems import handle_problems
+from pilot.api.webhooks import Webhooks
 from pilot.domain.errors import Busy, UsageError
 
 SOURCES_WITH_WEBHOOKS = ("github", "linear")
@@ -20,11 +20,7 @@ def build(ready: Callable[[], bool], webhooks: Webhooks | None = None) -> FastAP
     """The application. `ready` says whether work is taken in."""
     app = FastAPI(title="pilot", openapi_url=None, docs_url=None, redoc_url=None)
 
-    @app.exception_handler(HTTPException)
-    async def refused(_request: Request, error: HTTPException) -> Response:
-        answer = problem(error.status_code, str(error.detail))
-        answer.headers.update(error.headers or {})
-        return answer
+    handle_problems(app)
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:

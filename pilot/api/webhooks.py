@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from http import HTTPStatus
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from pilot.api.problems import problem
 from pilot.clients.webhooks import LIMIT, Delivery, NotAccepted
 from pilot.domain.errors import NotFound, PilotError
 from pilot.domain.outside import Inbox
@@ -118,10 +118,3 @@ class Webhooks:
             return JSONResponse({"status": "seen before"})
         self.nudge(source)
         return JSONResponse({"status": "accepted"}, 202)
-
-
-def problem(status: int, detail: str) -> Response:
-    """An error as RFC 9457 has it."""
-    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    headers = {"connection": "close"} if status in (408, 413) else {}  # the rest of the body is not wanted
-    return JSONResponse(document, status, headers, media_type="application/problem+json")

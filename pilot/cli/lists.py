@@ -245,6 +245,7 @@ def events(
     json: bool,
 ) -> None:
     """The event log: the last 100, or those behind an id."""
+    from pilot.store.documents import event_document
     from pilot.store.glance import answer
 
     _check_types(types)
@@ -280,20 +281,6 @@ def _check_types(words: Sequence[str]) -> None:
             near = get_close_matches(word, list(EventType))
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EventType)}"
             raise UsageError(f"{word!r} is no event type; {hint}")
-
-
-def event_document(event: Event) -> dict[str, Any]:
-    """An event as JSON."""
-    from pilot.store.documents import rfc3339
-
-    return {
-        "id": event.id,
-        "at": rfc3339(event.at),
-        "type": event.type,
-        "execution": event.execution_id,
-        "project_id": event.project_id,
-        "data": dict(event.data),
-    }
 
 
 def _event_line(event: Event) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import codecs
 import time
 from typing import TYPE_CHECKING
@@ -56,6 +55,7 @@ def logs(session: Session, id: int, follow: bool, attempt: int | None, raw: bool
 
 
 def _all(history: History, id: int, attempt: int | None) -> list[dict[str, object]]:
+    from pilot.store.documents import piece_document
     from pilot.store.glance import answer
 
     documents: list[dict[str, object]] = []
@@ -64,23 +64,6 @@ def _all(history: History, id: int, attempt: int | None) -> list[dict[str, objec
         documents += [piece_document(piece) for piece in pieces]
         after = (pieces[-1].attempt, pieces[-1].seq)
     return documents
-
-
-def piece_document(piece: Piece) -> dict[str, object]:
-    """A piece as JSON: `text`, or `base64` where the bytes are no UTF-8."""
-    from pilot.store.documents import rfc3339
-
-    document: dict[str, object] = {
-        "attempt": piece.attempt,
-        "seq": piece.seq,
-        "at": rfc3339(piece.at),
-        "kind": piece.kind,
-    }
-    try:
-        document["text"] = piece.data.decode()
-    except UnicodeDecodeError:
-        document["base64"] = base64.b64encode(piece.data).decode()
-    return document
 
 
 class _Printer:
@@ -97,6 +80,8 @@ class _Printer:
 
     def show(self, piece: Piece) -> None:
         """The next piece."""
+        from pilot.store.documents import piece_document
+
         if self._json:
             self._ui.document_line(piece_document(piece))
         elif self._raw:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
+from pilot.domain.events import Event
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Document, Why
+
+if TYPE_CHECKING:
+    from pilot.store.history import Piece
 
 _PLAIN_BEFORE_USAGE = (
     *("id", "task_id", "title", "project", "project_path", "source", "kind", "labels", "priority", "lane"),
@@ -71,3 +77,30 @@ def why_document(why: Why) -> Document:
         ],
         "next": why.next,
     }
+
+
+def event_document(event: Event) -> Document:
+    """An event as JSON."""
+    return {
+        "id": event.id,
+        "at": rfc3339(event.at),
+        "type": event.type,
+        "execution": event.execution_id,
+        "project_id": event.project_id,
+        "data": dict(event.data),
+    }
+
+
+def piece_document(piece: Piece) -> Document:
+    """A piece of output as JSON: `text`, or `base64` where the bytes are no UTF-8."""
+    document: Document = {
+        "attempt": piece.attempt,
+        "seq": piece.seq,
+        "at": rfc3339(piece.at),
+        "kind": piece.kind,
+    }
+    try:
+        document["text"] = piece.data.decode()
+    except UnicodeDecodeError:
+        document["base64"] = base64.b64encode(piece.data).decode()
+    return document
