@@ -181,19 +181,18 @@ class Client:
         """A person's words for an execution that needs a human."""
         await self._wire.call("POST", f"{API}/executions/{id}/answer", {"text": text}, again=False)
 
-    async def pause(self, project: str, *, owner: str | None = None, reason: str = "") -> Document:
-        """Start nothing new in a project."""
+    async def pause(self, project: str | None, *, owner: str | None = None, reason: str = "") -> Document:
+        """Start nothing new in a project; None: at all."""
         return await self._project(project, "pause", owner=owner, reason=reason or None)
 
-    async def resume(self, project: str, *, owner: str | None = None, everybody: bool = False) -> Document:
+    async def resume(self, project: str | None, *, owner: str | None = None, everybody: bool = False) -> Document:
         """Lift a pause: one's own, somebody's, or all."""
         return await self._project(project, "resume", owner=owner, everybody=everybody or None)
 
-    async def _project(self, project: str, verb: str, **body: Any) -> Document:
-        from urllib.parse import quote
-
+    async def _project(self, project: str | None, verb: str, **body: Any) -> Document:
         told = {name: value for name, value in body.items() if value is not None}
-        return dict(await self._wire.call("POST", f"{API}/projects/{quote(project, safe='')}/{verb}", told, again=True))
+        where = "" if project is None else f"/projects/{quote(project, safe='')}"
+        return dict(await self._wire.call("POST", f"{API}{where}/{verb}", told, again=True))
 
     # Reading
 
