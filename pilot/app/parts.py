@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -48,6 +49,14 @@ def login_of(settings: GithubSettings) -> Login:
         return App(app.id, app.private_key_file.read_text(), app.installation)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"sources.github.app.private_key_file {app.private_key_file}: {error}") from error
+
+
+def hook_secret(settings: Settings, state_dir: Path) -> str:
+    """What signs what is POSTed: the configured one, or the one that is kept. Raises `OSError`."""
+    from pilot.clients.hooks import kept_secret
+
+    secret = settings.server.callbacks.secret
+    return secret.get_secret_value() if secret else kept_secret(state_dir)
 
 
 def desk_of(context: Context, node: str) -> Desk:
@@ -122,6 +131,7 @@ class Parts:
 
             self.sources.append(TodoScan(desk, settings.sources.todo_scan, context.state_dir))
         self._notify(settings, context, desk, bot)
+        self._callbacks(settings, context, desk)
         if self.sources:
             tellers: dict[str, Teller] = {name: _Wordless() for name in WORDLESS}
             tellers |= {source.name: source for source in self.sources}
@@ -201,13 +211,12 @@ class Parts:
         self.notifies = bool(own.telegram or own.webhook)
         if not self.notifies:
             return
-        from pilot.clients.hooks import Hooks, kept_secret
+        from pilot.clients.hooks import Hooks
         from pilot.publish.notify import Notify
 
         hooks = None
         if own.webhook:
-            secret = settings.server.callbacks.secret
-            hooks = Hooks(secret.get_secret_value() if secret else kept_secret(context.state_dir), clock=desk.clock)
+            hooks = Hooks(hook_secret(settings, context.state_dir), clock=desk.clock)
             self._open.push_async_callback(hooks.close)
         notify = Notify(
             desk.outbox,
@@ -221,6 +230,19 @@ class Parts:
         )
         self.handlers[EffectKind.NOTIFY] = notify.notify
         self.handlers[EffectKind.TELL] = notify.tell
+
+    def _callbacks(self, settings: Settings, context: Context, desk: Desk) -> None:
+        from pilot.clients.addresses import CheckedTransport
+        from pilot.clients.hooks import Hooks
+        from pilot.publish.callbacks import Callbacks
+
+        own = settings.server.callbacks
+        checked = CheckedTransport(allow_hosts=own.allow_hosts, private=own.allow_private)
+        hooks = Hooks(hook_secret(settings, context.state_dir), clock=desk.clock, transport=checked)
+        self._open.push_async_callback(hooks.close)
+        self.handlers[EffectKind.CALLBACK] = Callbacks(
+            desk.outbox, desk.history, hooks, clock=desk.clock, redact=desk.redact
+        )
 
 
 class _Wordless:

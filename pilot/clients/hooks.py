@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from pilot.clients.addresses import ForbiddenAddress
 from pilot.domain.text import clean
 from pilot.store import wall_clock
 
@@ -36,13 +37,23 @@ class HookError(Exception):
     """A POST came to nothing.
 
     * HookError
-      + Rejected      it was read and refused; the same again changes nothing
+      + Forbidden     nothing was sent, and never is: that address is not called
+      + Rejected      it was read and refused (`status`); the same again changes nothing
       + Unavailable   not now, or nobody knows; `until` (UTC ms): when it may be tried again, if that was said
+        - Unreachable    nobody answered at all
     """
+
+
+class Forbidden(HookError):
+    """Nothing was sent."""
 
 
 class Rejected(HookError):
     """It was read and refused."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Unavailable(HookError):
@@ -53,17 +64,36 @@ class Unavailable(HookError):
         self.until = until
 
 
-class Hooks:
-    """Sends with one secret; an async context manager. Calls raise `HookError`."""
+class Unreachable(Unavailable):
+    """Nobody answered at all."""
 
-    def __init__(self, secret: str, *, clock: Callable[[], int] = wall_clock, timeout: float = TIMEOUT) -> None:
+
+class Hooks:
+    """Sends with one secret; an async context manager. Calls raise `HookError`.
+
+    `transport`: what sends, past every proxy of the environment, and closed with this; None: as the environment says.
+    """
+
+    def __init__(
+        self,
+        secret: str,
+        *,
+        clock: Callable[[], int] = wall_clock,
+        timeout: float = TIMEOUT,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
         if not secret:
             raise ValueError("a signature needs a secret")
         self._secret = secret.encode()
         self._clock = clock
         self._timeout = timeout
         # An answer that leads elsewhere is no answer; and nobody reads what a stranger sets as cookies.
-        self._http = httpx2.AsyncClient(timeout=httpx2.Timeout(timeout), follow_redirects=False)
+        self._http = httpx2.AsyncClient(
+            timeout=httpx2.Timeout(timeout),
+            follow_redirects=False,
+            transport=transport,
+            trust_env=transport is None,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,15 +125,20 @@ class Hooks:
                 self._http.stream("POST", url, content=body, headers=headers) as answer,
             ):
                 status, wait = answer.status_code, answer.headers.get("retry-after")
-        except TimeoutError:
-            raise Unavailable(f"{host} gave no answer in {self._timeout:g} s") from None
-        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-            raise Unavailable(f"{host} can't be reached ({type(error).__name__})") from None
+        except ForbiddenAddress as error:
+            raise Forbidden(str(error)) from None
+        except (TimeoutError, httpx2.TimeoutException):
+            raise Unreachable(f"{host} gave no answer in {self._timeout:g} s") from None
+        except httpx2.InvalidURL:
+            raise Forbidden(f"{host} can't be called: that is no URL") from None
+        except (httpx2.HTTPError, OSError, ValueError) as error:
+            raise Unreachable(f"{host} can't be reached ({type(error).__name__})") from None
         if 200 <= status < 300:
             return
         if status in (408, 425, 429) or status >= 500:
             raise Unavailable(f"{host} answered {status}", self._until(wait))
-        raise Rejected(f"{host} answered {status}" + (", and redirects are not followed" if status < 400 else ""))
+        words = f"{host} answered {status}" + (", and redirects are not followed" if status < 400 else "")
+        raise Rejected(words, status)
 
     def _until(self, wait: str | None) -> int | None:
         """Of Retry-After, in seconds or as a date."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, overload
 from urllib.parse import quote, quote_plus
 
 from pilot.domain.text import without_unseen
@@ -139,6 +139,17 @@ class Redactor:
             if any(part in data for part in parts)
             for match in (one.group() for one in looks.finditer(data))
         }
+
+
+def redacted(value: Any, redact: Callable[[str], str]) -> Any:
+    """A document with every text in it redacted; keys stay as they are."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {str(key): redacted(each, redact) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(each, redact) for each in value]
+    return value
 
 
 def _forms(secret: str) -> Iterator[str]:

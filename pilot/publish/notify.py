@@ -24,6 +24,7 @@ from pilot.domain.errors import NotFound
 from pilot.domain.events import EventType
 from pilot.domain.outside import GiveUp, Later, Outbox
 from pilot.domain.ports import Clock
+from pilot.domain.redact import redacted
 from pilot.domain.text import one_line
 from pilot.store.documents import moment, rfc3339
 from pilot.store.history import History
@@ -37,6 +38,7 @@ ELSEWHERE = 60 * 60 * 1000
 PATIENCE = 20.0
 """Seconds that an edit is waited for."""
 _BUTTONS = 10
+_OWED = {str(EffectKind.PUBLISH): "its pull request", str(EffectKind.CALLBACK): "its callback"}
 _NEWS = frozenset(
     type.value
     for type in (
@@ -223,7 +225,7 @@ class Notify:
             "data": effect.payload.get("data") or {},
         }
         try:
-            await hooks.post(url, type, effect.key, _without_secrets(document, self._redact))
+            await hooks.post(url, type, effect.key, redacted(document, self._redact))
         except Rejected as error:
             raise GiveUp(f"{error}; the address stands in notify.webhook") from None
         except Unavailable as error:
@@ -265,7 +267,7 @@ def _words(effect: Effect, report: Report | None, now: int, *, chat: bool = Fals
     if report is None:
         return one_line(f"{type}: {data.get('reason') or ''}", 500)
     if type == EventType.DELIVERY_FAILED:
-        what = "its pull request" if data.get("kind") == EffectKind.PUBLISH else "a word to its ticket"
+        what = _OWED.get(str(data.get("kind")), "a word to its ticket")
         reason = one_line(str(data.get("reason") or "no reason given"), 500)
         return f"{telling.headline(report.execution, '⚠️')}\n{what} could not be delivered: {reason}{_ticket(report)}"
     if type == EventType.PULL_GIVEN_UP:
@@ -289,14 +291,3 @@ def _parked(data: Mapping[str, Any]) -> str:
     if isinstance(until, int):
         return f"⏸ {backend} is parked until {moment(until)}: {reason}\nIt goes on by itself then."
     return f"⏸ {backend} is parked until somebody mends it: {reason}\nThen: pilot backend unpark {backend}"
-
-
-def _without_secrets(value: Any, redact: Callable[[str], str]) -> Any:
-    """The same with every text in it redacted."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {str(key): _without_secrets(each, redact) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_secrets(each, redact) for each in value]
-    return value

@@ -27,15 +27,12 @@ from pilot.domain.outside import GiveUp, Later, Outbox, Pulls
 from pilot.domain.ports import Clock
 from pilot.domain.text import one_line
 from pilot.publish import change, describe
+from pilot.publish.patience import put_off
 from pilot.publish.push import git_root, prepare, workshop_of
 from pilot.runner.git import Git
 from pilot.runner.source import open_source
 
 log = structlog.get_logger()
-PATIENCE = 24 * 60 * 60_000
-"""ms for which a push or a request that GitHub turns down is tried: a person may mend the token, or the repository."""
-TRIES = 12
-"""And so often at least: nobody may have been here for that long."""
 _NO_COMMITS = "no commits between"
 
 
@@ -70,9 +67,7 @@ class Publisher:
         except (Later, Refused, WorkspaceError, UsageError) as error:
             # somebody may mend it; for ever it is not tried
             at = error.at if isinstance(error, Later) else None
-            if self.clock() - effect.created_at > PATIENCE and effect.tries >= TRIES:
-                raise GiveUp(f"given up after a day: {error}") from error
-            raise Later(str(error), at) from error
+            raise put_off(effect, str(error), self.clock(), at) from error
 
     async def _published(self, effect: Effect) -> Mapping[str, Any] | None:
         if effect.execution is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Mapping
@@ -33,23 +35,33 @@ class Posted:
         return self.headers["x-pilot-signature"] == f"sha256={digest}"
 
 
+class _SixServer(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
 class HookServer:
     """Runs in threads of its own until it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1", *, tls: ssl.SSLContext | None = None) -> None:
         self.posts: list[Posted] = []
         self.answers: list[tuple[int, Mapping[str, str]]] = []
         """What the next ones are answered; then 204."""
         self.silence = 0.0
         """Seconds before an answer."""
         self._changed = threading.Condition()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http = (_SixServer if ":" in host else ThreadingHTTPServer)((host, 0), self._handler())
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
 
     @property
+    def port(self) -> int:
+        return int(self._http.server_address[1])
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_address[1]}/news?key=hidden"
+        return f"http://127.0.0.1:{self.port}/news?key=hidden"
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -22,7 +22,8 @@ from pilot.domain.outcome import Ending, GateResult, Outcome, Publication, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.task import Project, Task
-from pilot.publish.publisher import TRIES, Publisher
+from pilot.publish.patience import TRIES
+from pilot.publish.publisher import Publisher
 from pilot.runner.git import Git
 from pilot.store import Store, open_store
 from tests.core.stage import MINUTE, Clock
