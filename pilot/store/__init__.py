@@ -14,6 +14,7 @@ from pilot.domain.errors import UsageError
 
 if TYPE_CHECKING:
     from pilot.domain.ports import Clock
+    from pilot.store.audit_log import SqlAudit
     from pilot.store.database import Database
     from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pilot.store.pulls import SqlPulls
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
+    from pilot.store.tokens import SqlTokens
 
 __all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
 
@@ -47,6 +49,8 @@ class Store:
     outbox: SqlOutbox
     inbox: SqlInbox
     pulls: SqlPulls
+    tokens: SqlTokens
+    audit: SqlAudit
 
 
 def sqlite_path(url: str) -> Path:
@@ -61,6 +65,7 @@ def sqlite_path(url: str) -> Path:
 async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True) -> AsyncIterator[Store]:
     """Open a store by its URL, its schema brought up to date. Raises `StoreError` and `StoreRefused`."""
     # Here, so that a command that only reads doesn't load all that writes.
+    from pilot.store.audit_log import SqlAudit
     from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
     from pilot.store.inbox import SqlInbox
@@ -70,6 +75,7 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
     from pilot.store.sqlite import open_sqlite
+    from pilot.store.tokens import SqlTokens
 
     database = await open_sqlite(sqlite_path(url), clock, create=create)
     try:
@@ -86,6 +92,8 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
             outbox=SqlOutbox(database),
             inbox=SqlInbox(database),
             pulls=SqlPulls(database),
+            tokens=SqlTokens(database),
+            audit=SqlAudit(database),
         )
     finally:
         await database.close()
