@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pilot import __version__
+from pilot.app.machine import Machine, identity_of, secret_files
 from pilot.backends import build, known_backends
 from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
@@ -21,8 +22,6 @@ from pilot.config.secrets import secrets_of
 from pilot.config.uses import uses, what_is_set
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.dispatch.intake import Intake, TaskRequest
-from pilot.domain.agent import Backend, Sandbox
-from pilot.domain.budget import Budget
 from pilot.domain.errors import NotFound, PilotError, UsageError
 from pilot.domain.execution import Enqueued, Execution
 from pilot.domain.outcome import Publication
@@ -31,14 +30,12 @@ from pilot.domain.redact import Redactor
 from pilot.domain.task import Project
 from pilot.runner.git import Git
 from pilot.runner.git_login import Login
-from pilot.runner.identity import find_repository, repository_key, url_key, without_secrets
+from pilot.runner.identity import find_repository, repository_key
 from pilot.runner.process import end_marked
 from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
 from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
-from pilot.runner.sandbox import make_sandbox
-from pilot.runner.sandbox_machine import Bwrap, Missing, find_sandbox, probe
-from pilot.runner.workspace import Workspace, Workspaces
+from pilot.runner.workspace import Workspaces
 from pilot.store import Store, open_store
 from pilot.telemetry.logs import redact_by
 
@@ -68,26 +65,16 @@ def alive(node: Node) -> bool | None:
     return node.boot_id == boot_id() and is_alive(node.pid, node.start_ticks)
 
 
-@dataclass(slots=True)
-class Context:
+@dataclass(slots=True, kw_only=True)
+class Context(Machine):
     """One process's view: its settings, its store, and the projects it can reach."""
 
-    settings: Settings
     store: Store
-    state_dir: Path
-    projects: dict[int, ProjectSettings] = field(default_factory=dict)
     stored: dict[int, Project] = field(default_factory=dict)
-    hidden: tuple[Path, ...] = ()
-    """Files that no agent may see: the configuration and its variables."""
-    _served: dict[int, ProjectSettings] = field(default_factory=dict)  # also those that a reload has taken out
-    _backends: dict[tuple[int, str], Backend] = field(default_factory=dict)  # by project and name
-    _machine: Bwrap | Missing | None = None
-    redact: Redactor = field(default_factory=Redactor)
-    """Takes what is secret by these settings out of what is kept, shown or sent."""
 
     async def configure(self, settings: Settings) -> None:
         """Serve the projects of these settings from now on."""
-        entries = [(_identity(own), own) for own in settings.projects]
+        entries = [(identity_of(own), own) for own in settings.projects]
         times = Counter(key for (key, _), _ in entries)
         twice = ", ".join(own.name for (key, _), own in entries if times[key] > 1)
         if twice:  # before anything of it is stored
@@ -126,18 +113,6 @@ class Context:
         self._served[row.id] = own
         return row, own
 
-    def own(self, execution: Execution) -> ProjectSettings:
-        """Its project's settings. What runs comes to its end, also when a reload has taken its project out."""
-        return self._served[execution.project_id]
-
-    def backend(self, execution: Execution) -> Backend:
-        """The agent that this execution was routed to, by its project's settings."""
-        key = (execution.project_id, execution.backend)
-        if key not in self._backends:
-            executor = self.settings.executor_for(self.own(execution))
-            self._backends[key] = build(execution.backend, executor)
-        return self._backends[key]
-
     def accounts(self, projects: Collection[int], asked: str | None = None) -> Accounts:
         """Whose allowance each backend uses up that tasks of these projects (ids) are sent to, and the one asked for.
 
@@ -152,36 +127,6 @@ class Context:
                 told[key] = _accounts_of(self.settings.executor_for(own), asked)
             found[id] = told[key]
         return found
-
-    def budget(self) -> Budget:
-        """What this process may spend."""
-        own = self.settings.budget
-        return Budget(own.per_execution_usd, own.per_day_usd)
-
-    def executor(self, execution: Execution) -> ExecutorSettings:
-        """How the execution's project runs its agents."""
-        return self.settings.executor_for(self.own(execution))
-
-    def confine(self, execution: Execution, executor: ExecutorSettings, workspace: Workspace) -> Sandbox | None:
-        """The sandbox of one attempt, as its settings and this machine have it. Raises `ConfigError`."""
-        if executor.sandbox == "none":
-            return None
-        if executor.sandbox == "auto" and not self.backend(execution).capabilities().sandbox:
-            return None  # an agent that can't be kept in; asked for by name, it refuses
-        if self._machine is None:
-            self._machine = probe(os.environ)
-        bwrap = find_sandbox(executor.sandbox, self._machine)
-        if bwrap is None:
-            return None
-        return make_sandbox(
-            bwrap,
-            state_dir=self.state_dir,
-            project_id=execution.project_id,
-            workspace=workspace,
-            paths=executor.sandbox_paths,
-            # what stands in the checkout that an agent works in is the project's own affair
-            hidden=[path for path in self.hidden if not path.is_relative_to(workspace.path)],
-        )
 
     def intake(self) -> Intake:
         """The door for tasks."""
@@ -256,18 +201,6 @@ def _accounts_of(executor: ExecutorSettings, asked: str | None) -> dict[str, str
     return found
 
 
-def _identity(own: ProjectSettings) -> tuple[str, str]:
-    """Key and place. Raises `UsageError` for a path that is no repository."""
-    if own.url is not None:
-        return url_key(own.url), without_secrets(own.url)
-    assert own.path is not None  # noqa: S101  the schema wants one of the two
-    try:
-        key, root = repository_key(own.path)
-    except (OSError, PilotError) as error:
-        raise UsageError(f"project {own.name}: {error}") from error
-    return key, str(root)
-
-
 @asynccontextmanager
 async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     """Everything but the loop: state directory, store, projects."""
@@ -275,17 +208,10 @@ async def open_context(loaded: Loaded) -> AsyncIterator[Context]:
     state_dir = Path(settings.state_dir)
     ensure_state_dir(state_dir)
     async with open_store(settings.store_url) as store:
-        context = Context(settings, store, state_dir, hidden=_secret_files(loaded.path))
+        context = Context(settings=settings, store=store, state_dir=state_dir, hidden=secret_files(loaded.path))
         await context.configure(settings)
         redact_by(lambda: context.redact)
         yield context
-
-
-def _secret_files(config: Path | None) -> tuple[Path, ...]:
-    """The configuration and the variables beside it, where they really are."""
-    if config is None:
-        return ()
-    return tuple(path.resolve() for path in (config, config.absolute().parent / ".env") if path.exists())
 
 
 def limits_of(settings: Settings) -> Limits:
