@@ -122,6 +122,8 @@ class ServerSettings(Section):
     """Address under which people reach it, for links."""
     allowed_hosts: tuple[Text, ...] = Field((), strict=False)
     """More Host headers to answer to, besides loopback and public_url."""
+    rate_limit: Positive = 1000
+    """Requests per second that a token may make; for a moment twice as many."""
     callbacks: CallbackSettings = CallbackSettings()
     """HTTP callbacks of tasks that ask for one."""
 
