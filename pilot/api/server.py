@@ -8,37 +8,64 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI, Response
+from starlette.types import ASGIApp
 
+from pilot.api import given
+from pilot.api.acts import ActRoutes
+from pilot.api.answers import json_answer
+from pilot.api.description import PATH, describe, operation_id
+from pilot.api.executions import ExecutionRoutes
+from pilot.api.plans import PlanRoutes
 from pilot.api.problems import handle_problems
+from pilot.api.reads import ReadRoutes
+from pilot.api.services import Services
 from pilot.api.webhooks import Webhooks
+from pilot.api.work import WorkRoutes
 from pilot.domain.errors import Busy, UsageError
 
 SOURCES_WITH_WEBHOOKS = ("github", "linear")
+KEPT_ALIVE = 60
+"""Seconds that a connection without a request stays open."""
+VANISHED = 30_000
+"""ms until the kernel ends a connection whose other end takes nothing of what it was sent."""
 
 
-def build(ready: Callable[[], bool], webhooks: Webhooks | None = None) -> FastAPI:
-    """The application. `ready` says whether work is taken in."""
-    app = FastAPI(title="pilot", openapi_url=None, docs_url=None, redoc_url=None)
+def build(ready: Callable[[], bool], webhooks: Webhooks | None = None, services: Services | None = None) -> FastAPI:
+    """The application. `ready` says whether work is taken in; `services` are what the API needs."""
+    app = FastAPI(
+        title="pilot", openapi_url=None, docs_url=None, redoc_url=None, generate_unique_id_function=operation_id
+    )
+    handle_problems(app, services.redact if services else str)
+    if services is not None:
+        # Those that are called most come first: they are looked for in this order.
+        for routes in (WorkRoutes, ExecutionRoutes, ActRoutes, PlanRoutes, ReadRoutes):
+            app.include_router(routes(services).router(), prefix="/api/v1")
+        version = services.version
 
-    handle_problems(app)
+        async def openapi() -> Response:
+            """What can be asked here, for machines."""
+            return json_answer(describe(app, version))
 
-    @app.get("/livez")
-    async def livez() -> dict[str, str]:
-        """The process and its loop are alive."""
-        return {"status": "ok"}
-
-    @app.get("/readyz")
-    async def readyz(response: Response) -> dict[str, str]:
-        """Work is taken in; 503 before the first and while draining."""
-        if not ready():
-            response.status_code = 503
-            return {"status": "not ready"}
-        return {"status": "ok"}
-
+        app.add_api_route(PATH, openapi, include_in_schema=False)
+    _health(app, ready)
     if webhooks is not None:
         for source in SOURCES_WITH_WEBHOOKS:
             app.add_route(f"/webhooks/{source}", webhooks.endpoint(source), methods=["POST"])
     return app
+
+
+def _health(app: FastAPI, ready: Callable[[], bool]) -> None:
+    async def livez() -> Response:
+        """The process and its loop are alive."""
+        return json_answer({"status": "ok"})
+
+    async def readyz() -> Response:
+        """Work is taken in; 503 before the first and while draining."""
+        return json_answer({"status": "ok"}) if ready() else json_answer({"status": "not ready"}, 503)
+
+    app.add_api_route("/livez", livez, tags=["health"], response_model=given.HealthGiven)
+    unready = {503: {"model": given.HealthGiven, "description": "It takes no work: it starts, or goes down."}}
+    app.add_api_route("/readyz", readyz, tags=["health"], response_model=given.HealthGiven, responses=unready)  # type: ignore[arg-type]
 
 
 class Server(uvicorn.Server):
@@ -50,9 +77,21 @@ class Server(uvicorn.Server):
         yield
 
 
-def server(app: FastAPI) -> Server:
+def server(app: ASGIApp) -> Server:
     """A server for the application; call `serve(sockets=[listen(...)])`, end it by `should_exit`."""
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2))
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,  # else anybody on this machine could choose the address that the audit names
+        server_header=False,
+        timeout_keep_alive=KEPT_ALIVE,
+        timeout_graceful_shutdown=2,
+    )
+    return Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -64,6 +103,8 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"server.host {host!r}: {error.strerror}") from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, VANISHED)  # what is accepted inherits it
         sock.bind(address)
         sock.listen(1024)  # a burst of webhooks waits here, and not for its sender's second try
     except OSError as error:
