@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pilot.domain.events import EventType
 from pilot.domain.task import Project
 from pilot.domain.text import clean
+from pilot.store.artifacts import Artifacts
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.records import Table, event, events_statement, ids, ids_of
 
@@ -38,6 +39,13 @@ class Admin:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
+        self._artifacts = Artifacts(dialect)
+        # Another that has the same result stands for it now.
+        self._hand_on = f"""
+            UPDATE results SET execution_id = coalesce((SELECT max(c.id) FROM executions c
+              WHERE c.project_id = results.project_id AND c.dedupe = results.key AND c.status = 'completed'
+                AND c.instant = 0 AND c.id NOT IN {ids_of(dialect)}), execution_id)
+            WHERE execution_id IN {ids_of(dialect)}"""
         source = _PROJECTS.of(dialect, "n")
         self._add = f"""
             INSERT INTO projects (key, name, path, max_running, next_after, max_open_prs)
@@ -139,7 +147,10 @@ class Admin:
             # An ended pull request goes with the last execution whose work it holds.
             yield Statement(f"DELETE FROM pulls WHERE execution_id IN {ids_of(self._dialect)}", gone)
             yield Statement(f"DELETE FROM pull_executions WHERE execution_id IN {ids_of(self._dialect)}", gone)
+            had = yield from self._artifacts.used_by(gone["ids"])
+            yield Statement(self._hand_on, gone)
             yield Statement(f"DELETE FROM executions WHERE id IN {ids_of(self._dialect)}", gone)
+            yield from self._artifacts.forget(had)
             counts.append(len(rows))
         return counts
 

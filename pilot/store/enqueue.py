@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.events import EventType
@@ -10,6 +11,7 @@ from pilot.domain.execution import Enqueued, Status
 from pilot.domain.task import Task
 from pilot.domain.text import clean
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
+from pilot.store.dependents import Dependents
 from pilot.store.records import (
     OPEN_STATUSES,
     OWED,
@@ -33,7 +35,8 @@ _PLAIN = Table(
     external="bigint", model="text", payload="text", options="text", plan="text", callback_url="text",
     parent="bigint", idempotency_key="text",
 )  # fmt: skip
-_MORE = dict.fromkeys(("origin", "reason", "session_id", "workspace", "feedback"), "text")
+_MORE = dict.fromkeys(("origin", "reason", "session_id", "workspace", "feedback", "dedupe"), "text")
+_MORE["instant"] = "bigint"
 """What few have; it costs those that have not a twentieth of their time."""
 _WHOLE = Table(**_PLAIN.columns, **_MORE)
 _KEYS = Table(n="bigint", project_id="bigint", task_id="text", idempotency_key="text")
@@ -45,8 +48,9 @@ _DEPENDENCIES = Table(execution_id="bigint", depends_on="bigint")
 class Enqueue:
     """The operation `Database.write` runs; its statements are built once."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, dependents: Dependents) -> None:
         self._dialect = dialect
+        self._dependents = dependents
         self._insert, self._insert_whole = _insert(dialect, _PLAIN), _insert(dialect, _WHOLE)
         by_key = (
             "SELECT k.n, e.id, e.status, 0 AS rank "
@@ -75,17 +79,17 @@ class Enqueue:
         keyed = [n for n, task in enumerate(tasks) if task.idempotency_key]
         if keyed:
             answers.update((yield from self._look_up(self._by_key, tasks, keyed)))
-        parents = yield from self._parents(tasks, [n for n in range(len(tasks)) if n not in answers], answers)
-        fresh = [n for n in range(len(tasks)) if n not in answers]
+        waiting = [n for n in range(len(tasks)) if n not in answers]
+        statuses = yield from self.parents({parent for n in waiting for parent in tasks[n].after})
+        for n in waiting:
+            if (refusal := unable(tasks[n].after, statuses)) is not None:
+                answers[n] = refusal
+        fresh = [n for n in waiting if n not in answers]
         created: dict[int, Enqueued] = {}
         if fresh:
-            rows = yield self._new([(n, tasks[n]) for n in fresh], parents, now)
-            by_task = {(project, task_id): id for id, project, task_id in rows}
-            for n in fresh:
-                id = by_task.pop((tasks[n].project_id, clean(tasks[n].task_id)), None)
-                if id is not None:
-                    created[n] = Enqueued(id, _begins_as(tasks[n], parents), duplicate=False)
-            answers.update(created)
+            left = {n: _left(tasks[n], statuses) for n in fresh}
+            new = yield from self.insert([(n, tasks[n]) for n in fresh], left, now)
+            created = {n: Enqueued(id, begins_as(tasks[n], left[n]), duplicate=False) for n, id in new.items()}
             others = [n for n in fresh if n not in created]
             if others:
                 answers.update((yield from self._look_up(self._standing, tasks, others)))
@@ -93,16 +97,44 @@ class Enqueue:
             for n in others:
                 answers.setdefault(n, NotFound(f"no project {tasks[n].project_id} in this store"))
         if created:
-            yield from self._follow_up(tasks, created, now)
+            edges = {(created[n].id, parent) for n in created for parent in tasks[n].after}
+            yield from self.follow_up(tasks, created, edges, now)
+            completed = yield from self.let_go(tasks, created, now)
+            for n, one in created.items():
+                answers[n] = replace(one, status=Status.COMPLETED) if one.id in completed else one
         return [answers[n] for n in range(len(tasks))]
 
-    def _new(self, tasks: Sequence[tuple[int, Task]], parents: dict[int, str], now: int) -> Statement:
-        rows = [_row(n, task, parents, now) for n, task in tasks]
+    def insert(
+        self, tasks: Sequence[tuple[int, Task]], left: Mapping[int, int], now: int
+    ) -> Generator[Step, Rows, dict[int, int]]:
+        """Those that can be, in their order, by number: their ids. `left`: how many each waits for."""
+        rows = [_row(n, task, left[n], now) for n, task in tasks]
         more = [_more(task) for _, task in tasks]
         if any(map(any, more)):
             whole = ([*row, *rest] for row, rest in zip(rows, more, strict=True))
-            return Statement(self._insert_whole, {"now": now, "items": _WHOLE.rows(whole)})
-        return Statement(self._insert, {"now": now, "items": _PLAIN.rows(rows)})
+            new = yield Statement(self._insert_whole, {"now": now, "items": _WHOLE.rows(whole)})
+        else:
+            new = yield Statement(self._insert, {"now": now, "items": _PLAIN.rows(rows)})
+        by_task = {(project, task_id): id for id, project, task_id in new}
+        found = ((n, by_task.pop((task.project_id, clean(task.task_id)), None)) for n, task in tasks)
+        return {n: id for n, id in found if id is not None}
+
+    def let_go(
+        self, tasks: Sequence[Task], created: Mapping[int, Enqueued], now: int
+    ) -> Generator[Step, Rows, frozenset[int]]:
+        """Complete what nobody has to do; the ids of those of them that began as queued."""
+        by_itself = [
+            new.id
+            for n, new in created.items()
+            if new.status is Status.QUEUED and (tasks[n].instant or tasks[n].dedupe)
+        ]
+        if not by_itself:
+            return frozenset()
+        return (yield from self._dependents.let_go(by_itself, now))
+
+    def known(self, tasks: Sequence[Task]) -> Generator[Step, Rows, dict[int, Answer]]:
+        """By number, what their idempotency keys stand for already."""
+        return (yield from self._look_up(self._by_key, tasks, range(len(tasks))))
 
     def standing(self, task: Task) -> Generator[Step, Rows, Answer | None]:
         """What its idempotency key stands for already; None: nothing."""
@@ -131,10 +163,8 @@ class Enqueue:
         if named:
             yield Statement(self._remember, {"items": _ANSWERED.rows(named)})
 
-    def _parents(
-        self, tasks: Sequence[Task], which: Sequence[int], answers: dict[int, Answer]
-    ) -> Generator[Step, Rows, dict[int, str]]:
-        wanted = {parent for n in which for parent in tasks[n].after}
+    def parents(self, wanted: Collection[int]) -> Generator[Step, Rows, dict[int, str]]:
+        """How these stand, which others are to wait for, and know it from now on."""
         if not wanted:
             return {}
         parents = {"ids": ids(sorted(wanted))}
@@ -145,18 +175,13 @@ class Enqueue:
             parents,
         )
         rows = yield Statement(f"SELECT id, status FROM executions WHERE id IN {ids_of(self._dialect)}", parents)
-        statuses = {id: str(status) for id, status in rows}
-        for n in which:
-            for parent in tasks[n].after:
-                status = statuses.get(parent)
-                if status is None:
-                    answers[n] = UsageError(f"can't run after execution {parent}: there is none")
-                elif status in ("failed", "cancelled"):
-                    answers[n] = UsageError(f"can't run after execution {parent}: it is {status}; retry it first")
-        return statuses
+        return {id: str(status) for id, status in rows}
 
-    def _follow_up(self, tasks: Sequence[Task], created: dict[int, Enqueued], now: int) -> Generator[Step, Rows, None]:
-        edges = sorted({(created[n].id, parent) for n in created for parent in tasks[n].after})
+    def follow_up(
+        self, tasks: Sequence[Task], created: Mapping[int, Enqueued], edges: Iterable[tuple[int, int]], now: int
+    ) -> Generator[Step, Rows, None]:
+        """What goes with new rows; `edges`: (id, id that it waits for)."""
+        edges = sorted(edges)
         if edges:
             yield Statement(
                 "INSERT INTO dependencies (execution_id, depends_on) "
@@ -188,14 +213,26 @@ def _insert(dialect: Dialect, new: Table) -> str:
     )
 
 
-def _left(task: Task, parents: dict[int, str]) -> int:
-    return sum(parents[parent] != "completed" for parent in set(task.after))
+def unable(after: Iterable[int], statuses: Mapping[int, str]) -> UsageError | None:
+    """Why nothing can wait for these; None: it can."""
+    for parent in after:
+        status = statuses.get(parent)
+        if status is None:
+            return UsageError(f"can't run after execution {parent}: there is none")
+        if status in ("failed", "cancelled"):
+            return UsageError(f"can't run after execution {parent}: it is {status}; retry it first")
+    return None
 
 
-def _begins_as(task: Task, parents: dict[int, str]) -> Status:
+def _left(task: Task, statuses: Mapping[int, str]) -> int:
+    return sum(statuses[parent] != "completed" for parent in set(task.after))
+
+
+def begins_as(task: Task, left: int) -> Status:
+    """The first state of what waits for so many."""
     if task.held is not None:
         return Status.NEEDS_HUMAN
-    return Status.BLOCKED if _left(task, parents) else Status.QUEUED
+    return Status.BLOCKED if left else Status.QUEUED
 
 
 def _events(task: Task, new: Enqueued) -> Iterator[EventRow]:
@@ -221,8 +258,8 @@ def check(task: Task) -> None:
             raise UsageError(f"{name} {number} is out of range")
 
 
-def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
-    left, status = _left(task, parents), _begins_as(task, parents)
+def _row(n: int, task: Task, left: int, now: int) -> list[object]:
+    status = begins_as(task, left)
     available_at = now if task.available_at is None else task.available_at
     return [
         n, task.project_id, clean(task.task_id), clean(task.title), clean(task.body), clean(task.source),
@@ -234,10 +271,11 @@ def _row(n: int, task: Task, parents: dict[int, str], now: int) -> list[object]:
     ]  # fmt: skip
 
 
-def _more(task: Task) -> tuple[str | None, ...]:
+def _more(task: Task) -> tuple[str | int | None, ...]:
     return (
         None if task.origin is None else _json("origin", dict(task.origin)), short(task.held), task.session_id,
         task.workspace, None if task.feedback is None else clean(task.feedback),
+        clean(task.dedupe) if task.dedupe else None, int(task.instant),
     )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.text import clean, tail
+from pilot.store.artifacts import Artifacts, check_artifacts
 from pilot.store.claim import Claim, ClaimRequest
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
+from pilot.store.instant import Results
 from pilot.store.parks import Parks
 from pilot.store.publications import owe
 from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement, ids, ids_of, known, short
@@ -59,6 +61,8 @@ class FinishClaims:
         self._dependents = dependents
         self._parks = parks
         self._spending = spending
+        self._artifacts = Artifacts(dialect)
+        self._results = Results(dialect)
         self._end = f"""
             UPDATE executions SET
               status = f.status, reason = f.reason, slot = NULL, node = NULL, lease_until = NULL,
@@ -139,6 +143,8 @@ class FinishClaims:
 
     def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
         """End the claims that still stand; returns which of `finishes` did so."""
+        for finish in finishes:
+            check_artifacts(finish.artifacts)
         finishes = yield from self._heed(finishes)
         # The same claim twice in one group, as a repeated request brings it: the first counts, the other is late.
         claims: dict[tuple[int, int], int] = {}
@@ -155,6 +161,7 @@ class FinishClaims:
             freed[finish.execution.project_id] = freed.get(finish.execution.project_id, 0) + 1
         yield Statement(self._free, {"items": _FREED.rows(freed.items())})
         facts = yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
+        yield from self._artifacts.keep(done, now)
         # Before the events: of what they make people be told, the pull request is to be a part.
         published = yield from owe(done, now)
         yield events_statement(self._dialect, now, [row for finish in done for row in _events(finish, lost)])
@@ -166,6 +173,7 @@ class FinishClaims:
         accounts: dict[int, str] = {id: account for id, account, *_ in facts}
         yield from self._parks.settle(done, accounts, {id for id, _, probe, *_ in facts if probe}, now)
         yield from self._spending.settle((begun, reserved, cost) for _, _, _, begun, reserved, cost in facts)
+        settled = yield from self._know(done, now)
         parents = {
             finishes[n].execution.id: finishes[n].settlement.to
             for n, has_dependents in ended.items()
@@ -173,7 +181,17 @@ class FinishClaims:
         }
         if parents:
             yield from self._dependents.follow(parents, now)
+        yield from self._dependents.let_go(settled, now)
         return set(ended)
+
+    def _know(self, done: Sequence[Finish], now: int) -> Generator[Step, Rows, list[int]]:
+        """Keep what is known under its dedupe key from now on; the queued ones that may be done by that."""
+        keyed = [(f.execution, f.execution.dedupe, f.settlement.to) for f in done if f.execution.dedupe]
+        made = [(e.project_id, key, e.id) for e, key, to in keyed if key and to is Status.COMPLETED]
+        waiting: list[int] = []
+        if made:
+            waiting = yield from self._results.add(made, now)
+        return [*(e.id for e, _, to in keyed if to is Status.QUEUED), *waiting]
 
     def _heed(self, finishes: Sequence[Finish]) -> Generator[Step, Rows, Sequence[Finish]]:
         """What would run again, or wait for a person, ends when somebody asked for its end, in that person's words.
@@ -248,7 +266,9 @@ def _question_row(finish: Finish) -> list[object]:
 
 
 def _is_told(finish: Finish) -> bool:
-    return finish.execution.origin is not None or finish.settlement.to in (Status.FAILED, Status.NEEDS_HUMAN)
+    execution = finish.execution
+    followed = execution.origin is not None or execution.callback_url is not None
+    return followed or finish.settlement.to in (Status.FAILED, Status.NEEDS_HUMAN)
 
 
 def _text(text: str | None) -> str | None:

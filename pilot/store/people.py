@@ -95,8 +95,9 @@ class Cancel:
 class Answer:
     """Sends a held execution back to its queue, once: the first answer wins."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, dependents: Dependents) -> None:
         self._dialect = dialect
+        self._dependents = dependents
 
     def __call__(self, requests: Sequence[AnswerRequest], now: int) -> Generator[Step, Rows, list[Exception | None]]:
         """None, or why the answer was not taken."""
@@ -119,7 +120,7 @@ class Answer:
             "failure_class = CASE WHEN failure_class <> 'budget' THEN failure_class END "
             "WHERE id = :id AND status = 'needs_human' AND (:question IS NULL OR EXISTS (SELECT 1 FROM questions q "
             "  WHERE q.id = :question AND q.execution_id = executions.id AND q.answered_at IS NULL)) "
-            "RETURNING executions.project_id",
+            "RETURNING executions.project_id, executions.instant = 1 OR executions.dedupe IS NOT NULL",
             {"id": request.id, "text": text, "now": now, "question": request.question},
         )
         if not rows:
@@ -139,4 +140,6 @@ class Answer:
         )
         yield Notify({str(rows[0][0])})
         yield OWED
+        if rows[0][1]:  # what it makes may be there by now
+            yield from self._dependents.let_go([request.id], now)
         return None

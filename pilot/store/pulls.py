@@ -72,8 +72,9 @@ class SqlPulls:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._enqueue = Enqueue(database.dialect)
-        self._cancel = Cancel(database.dialect, Dependents(database.dialect))
+        dependents = Dependents(database.dialect)
+        self._enqueue = Enqueue(database.dialect, dependents)
+        self._cancel = Cancel(database.dialect, dependents)
         self._among = ids_of(database.dialect)
 
     async def live(self, projects: Collection[int]) -> list[Pull]:

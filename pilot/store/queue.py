@@ -8,12 +8,12 @@ from types import MappingProxyType
 from typing import Any
 
 from pilot.domain.budget import Budget, day_after, day_of
-from pilot.domain.errors import NotFound, UsageError
+from pilot.domain.errors import NotFound
 from pilot.domain.execution import Enqueued, Execution, Status
-from pilot.domain.ports import Accounts, Finish, Held, Node
-from pilot.domain.task import DEFAULT_PRIORITY, DIRECT_PRIORITY, Kind, Project, Task
+from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
+from pilot.domain.task import Project, Task
 from pilot.store.admin import Admin, Pause, Registration
-from pilot.store.claim import PAUSED, Claim, ClaimRequest, fits, head
+from pilot.store.claim import DUE_PROJECTS, PAUSED, Claim, ClaimRequest, fits, head
 from pilot.store.database import Database, Dialect, Listener, Rows, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
@@ -22,6 +22,8 @@ from pilot.store.holding import GRACE_ENDS
 from pilot.store.nodes import Beat, Loss, Nodes, Serving
 from pilot.store.parks import Parks, Unpark
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
+from pilot.store.plans import Plans, check_plan, steps_of
+from pilot.store.retry import Retry
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
 
@@ -31,15 +33,8 @@ _OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND ava
 
 
 def _ready(dialect: Dialect) -> str:
-    # A walk over the distinct projects of the claim index: its cost is theirs, whatever the backlog, as long as the
-    # first of each is one that may be run.
-    return f"""
-    WITH RECURSIVE walk(project_id) AS (
-      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
-      UNION ALL
-      SELECT (SELECT min(project_id) FROM executions
-              WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
-      FROM walk WHERE walk.project_id IS NOT NULL)
+    # It costs little as long as the first of each project is one that may be run.
+    return f"""{DUE_PROJECTS}
     SELECT p.id, e.cost_usd, e.forgiven_usd, n.per_execution_usd, n.per_day_usd, {BOOKED}
     FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
       JOIN executions e ON e.id = ({head(dialect, ":node", ":external")})
@@ -56,17 +51,30 @@ class SqlQueue:
         claim, dependents = Claim(dialect, self._parks, spending), Dependents(dialect)
         self._ready = _ready(dialect)
         self._claim_steps = claim
-        self._enqueue_steps = Enqueue(dialect)
+        self._enqueue_steps = Enqueue(dialect, dependents)
+        self._plans = Plans(dialect, self._enqueue_steps)
+        self._retry_steps = Retry(dialect, self._enqueue_steps, self._plans)
         self._finish_steps = FinishClaims(dialect, claim, dependents, self._parks, spending)
         self._cancel_steps = Cancel(dialect, dependents)
-        self._answer_steps = Answer(dialect)
+        self._answer_steps = Answer(dialect, dependents)
         self._nodes = Nodes(dialect, self._finish_steps, self._cancel_steps)
         self._admin = Admin(dialect)
+        # What workers elsewhere do, too; see `SqlWorkQueue`.
+        self.claiming, self.finishing, self.known_nodes = claim, self._finish_steps, self._nodes
 
     # Operations: bound methods, so that calls of one kind meet in one set of statements.
 
     def _enqueues(self, items: Sequence[Task]) -> Steps:
         return self._enqueue_steps(items, self._database.clock())
+
+    def _submissions(self, items: Sequence[PlanSteps]) -> Steps:
+        return self._plans.submit(items, self._database.clock())
+
+    def _retries(self, items: Sequence[int]) -> Steps:
+        return self._retry_steps.one(items, self._database.clock())
+
+    def _plan_retries(self, items: Sequence[tuple[int, str]]) -> Steps:
+        return self._retry_steps.plan(items, self._database.clock())
 
     def _claims(self, items: Sequence[ClaimRequest]) -> Steps:
         return self._claim_steps(items, self._database.clock())
@@ -252,22 +260,29 @@ class SqlQueue:
         """
         await self._database.write(self._answers, AnswerRequest(id, text, by, question))
 
+    async def submit(self, plan: PlanSteps) -> list[Enqueued]:
+        """See `PlanQueue.submit`. What is known already is answered with its newest retry, where it has one."""
+        check_plan(plan)
+        return await self._database.write(self._submissions, plan)
+
     async def retry(self, id: int) -> Enqueued:
-        """A new execution of the same task, linked to the ended one."""
-        old = await self.get(id)
-        if not old.status.final:
-            raise UsageError(f"execution {id} is {old.status}; only an ended one can be retried")
-        return await self.enqueue(
-            Task(
-                project_id=old.project_id, title=old.title, body=old.body, task_id=old.task_id, source=old.source,
-                kind=Kind(old.kind), labels=old.labels, lane=old.lane,
-                priority=DEFAULT_PRIORITY if old.priority == DIRECT_PRIORITY else old.priority,
-                payload=old.payload, options=old.options, backend=old.backend, fallback=old.fallback,
-                external=old.external,
-                model=old.model, max_attempts=old.max_attempts, callback_url=old.callback_url, plan=old.plan,
-                parent=old.id, origin=old.origin,
-            )
-        )  # fmt: skip
+        """A new execution of the same task, linked to the ended one.
+
+        Of a plan's step its newest execution, and with it all that was cancelled because of it. Raises `UsageError`
+        for what is open, and for a step that would wait for another that has to be retried first.
+        """
+        return await self._database.write(self._retries, id)
+
+    async def retry_plan(self, project_id: int, plan: str) -> list[Enqueued]:
+        """Retry what of the newest run of a plan has failed or was cancelled, in one transaction: the new executions.
+
+        In the order of the steps; none when there is nothing to retry. Raises `NotFound` for a plan that never was.
+        """
+        return await self._database.write(self._plan_retries, (project_id, plan))
+
+    async def steps_of(self, project_id: int, plan: str) -> list[Execution]:
+        """The newest execution of each step of the newest run of a plan, in the order of the steps; none is empty."""
+        return await steps_of(self._database, project_id, plan)
 
     async def pause(self, project_id: int, owner: str, reason: str) -> None:
         """Stop admission of a project (0: of all) until this owner resumes it."""

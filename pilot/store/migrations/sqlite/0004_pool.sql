@@ -4,8 +4,22 @@
 ALTER TABLE executions ADD COLUMN instant INTEGER NOT NULL DEFAULT 0;
 -- names what it makes: made once per project, and pointed to afterwards
 ALTER TABLE executions ADD COLUMN dedupe TEXT;
-CREATE INDEX executions_plan ON executions (project_id, plan, id) WHERE plan IS NOT NULL;
+-- the first execution of its plan's submission: the same for all that belongs to one run of a plan, retries, too
+ALTER TABLE executions ADD COLUMN plan_run INTEGER;
+-- what it waited for, and whose end ended it
+ALTER TABLE executions ADD COLUMN because INTEGER;
+CREATE INDEX executions_plan ON executions (project_id, plan, plan_run) WHERE plan IS NOT NULL;
+CREATE INDEX executions_run ON executions (plan_run, id) WHERE plan_run IS NOT NULL;
 CREATE INDEX executions_dedupe ON executions (project_id, dedupe) WHERE dedupe IS NOT NULL;
+
+-- with what a worker chooses by, and what is counted by kind
+DROP INDEX executions_ready;
+CREATE INDEX executions_ready ON executions (project_id, priority, id, lane, kind, available_at)
+  WHERE status = 'queued' AND due = 1;
+DROP INDEX executions_ended;
+CREATE INDEX executions_ended ON executions (status, finished_at, kind, failure_class, started_at)
+  WHERE finished_at IS NOT NULL;
+CREATE INDEX executions_held ON executions (kind) WHERE status = 'needs_human';
 
 CREATE TABLE results (                     -- by its dedupe key, what was made
   project_id   INTEGER NOT NULL,
