@@ -97,6 +97,6 @@ class Callbacks:
 
     def _leave_alone(self, host: str) -> None:
         rest = self._rests.setdefault(host, _Rest(0))
+        log.warning("callback.unanswered", host=host, seconds=rest.next / 1000)
         rest.until = self._clock() + rest.next
         rest.next = min(rest.next * 2, LONGEST_REST)
-        log.warning("callback.unanswered", host=host, seconds=rest.until - self._clock())

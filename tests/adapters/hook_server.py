@@ -48,6 +48,7 @@ class HookServer:
         """What the next ones are answered; then 204."""
         self.silence = 0.0
         """Seconds before an answer."""
+        self._host = f"[{host}]" if ":" in host else host
         self._changed = threading.Condition()
         self._http = (_SixServer if ":" in host else ThreadingHTTPServer)((host, 0), self._handler())
         if tls is not None:
@@ -61,7 +62,7 @@ class HookServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/news?key=hidden"
+        return f"http://{self._host}:{self.port}/news?key=hidden"
 
     def __enter__(self) -> Self:
         self._thread.start()
