@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from pilot.api import given
 from pilot.api.answers import body_errors, described, errors, json_answer, moment_of
 from pilot.api.asked import LAST, NewExecution
-from pilot.api.auth import needs
+from pilot.api.auth import allow_commands, needs
 from pilot.api.given import StatusWord
 from pilot.api.services import Services
 from pilot.dispatch.intake import TaskRequest
@@ -71,6 +71,7 @@ class ExecutionRoutes:
 
     async def enqueue(
         self,
+        request: Request,
         body: NewExecution,
         caller: Annotated[Caller, needs(Scope.WORK)],
         idempotency_key: Annotated[
@@ -89,7 +90,7 @@ class ExecutionRoutes:
         200 with `duplicate: true` when an open execution has its task_id, or any its key. Scope: work; admin for
         what runs a program (`@cmd:`, `#apply`, `#test`).
         """
-        request = TaskRequest(
+        task = TaskRequest(
             prompt=body.body if body.body.strip() else body.title,
             title=body.title,
             task_id=body.task_id,
@@ -108,7 +109,7 @@ class ExecutionRoutes:
             callback_url=body.callback_url,
             dedupe=body.dedupe,
         )
-        new = await self._own.door.submit(request, body.project, commands=caller.may(Scope.ADMIN))
+        new = await self._own.door.submit(task, body.project, lambda: allow_commands(request, caller))
         return json_answer(
             {"id": new.id, "status": str(new.status), "duplicate": new.duplicate},
             200 if new.duplicate else 201,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, json_answer
 from pilot.api.asked import NewPlan
-from pilot.api.auth import needs
+from pilot.api.auth import allow_commands, needs
 from pilot.api.services import Services
 from pilot.domain.access import Caller, Scope
 from pilot.domain.errors import UsageError
@@ -38,6 +38,7 @@ class PlanRoutes:
 
     async def submit(
         self,
+        request: Request,
         body: NewPlan,
         caller: Annotated[Caller, needs(Scope.WORK)],
         idempotency_key: Annotated[
@@ -59,7 +60,7 @@ class PlanRoutes:
             raise UsageError("key and Idempotency-Key are two different ones; give one of them")
         plan = _plan(body)
         key = body.key or idempotency_key
-        answers = await self._own.door.submit_plan(plan, body.project, key, commands=caller.may(Scope.ADMIN))
+        answers = await self._own.door.submit_plan(plan, body.project, key, lambda: allow_commands(request, caller))
         steps = [
             {
                 "id": step.id,

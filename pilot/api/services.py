@@ -44,13 +44,15 @@ class Steering(Protocol):
 
 
 class Door(Protocol):
-    """Where tasks and plans come in. `commands`: the caller may have pilot run programs; else raises `NotAllowed`."""
+    """Where tasks and plans come in. `commands` is called before anything goes in that runs a program; it may raise."""
 
-    async def submit(self, request: TaskRequest, project: str, *, commands: bool) -> Enqueued:
+    async def submit(self, request: TaskRequest, project: str, commands: Callable[[], None]) -> Enqueued:
         """One task. Raises `NotFound` for a project that is not configured, `UsageError`."""
         ...
 
-    async def submit_plan(self, plan: Plan, project: str, key: str | None, *, commands: bool) -> list[Enqueued]:
+    async def submit_plan(
+        self, plan: Plan, project: str, key: str | None, commands: Callable[[], None]
+    ) -> list[Enqueued]:
         """All steps, or none; in the order of the plan's steps."""
         ...
 
