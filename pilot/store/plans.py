@@ -65,7 +65,7 @@ class Plans:
         inner: dict[int, list[int]] = {}
         outer: dict[int, list[int]] = {}
         for n, place in fresh.items():
-            after: tuple[int, ...] = plan.after.get(n, ())
+            after = plan.after.get(n, ())
             inner[place] = [fresh[other] for other in after if other in fresh]
             outer[place] = [*plan.tasks[n].after, *(known[other].id for other in after if other in known)]
             for other in after:
@@ -123,7 +123,7 @@ class Plans:
         if not (yield from self._enqueue.let_go(tasks, created, now)):
             return [created[n] for n in range(len(tasks))]
         rows = yield Statement(f"SELECT id, status FROM executions WHERE id IN {ids_of(self._dialect)}", {"ids": mine})
-        after = dict(rows)
+        after: dict[int, str] = dict(rows)
         return [Enqueued(new[n], Status(after[new[n]]), duplicate=False) for n in range(len(tasks))]
 
 
