@@ -12,6 +12,7 @@ from pilot.domain.agent import Backend, Sandbox
 from pilot.domain.budget import Budget
 from pilot.domain.errors import PilotError, UsageError
 from pilot.domain.execution import Execution
+from pilot.domain.pointer import MACHINE, by_machine
 from pilot.domain.redact import Redactor
 from pilot.runner.identity import repository_key, url_key, without_secrets
 from pilot.runner.sandbox import make_sandbox
@@ -39,11 +40,12 @@ class Machine:
         return self._served[execution.project_id]
 
     def backend(self, execution: Execution) -> Backend:
-        """The agent that this execution was routed to, by its project's settings."""
-        key = (execution.project_id, execution.backend)
+        """The agent that this execution was routed to, by its project's settings; none for a machine's work."""
+        name = MACHINE if by_machine(execution.payload) else execution.backend
+        key = (execution.project_id, name)
         if key not in self._backends:
             executor = self.settings.executor_for(self.own(execution))
-            self._backends[key] = build(execution.backend, executor)
+            self._backends[key] = build(name, executor)
         return self._backends[key]
 
     def budget(self) -> Budget:

@@ -10,6 +10,7 @@ from pilot.config.conflicts import suggestion
 from pilot.config.executor import BUILT_IN, ExecutorSettings
 from pilot.domain.agent import Backend
 from pilot.domain.errors import ConfigError
+from pilot.domain.pointer import MACHINE
 
 __all__ = ["build", "known_backends"]
 
@@ -29,6 +30,10 @@ def build(name: str, executor: ExecutorSettings, environ: Mapping[str, str] | No
     `pilot.backends` whose name is the type; it is called with the name and the settings, the profile's over the
     executor's, and gives a `Backend`. Raises `ConfigError` in words for what can't be built.
     """
+    if name == MACHINE:  # nobody's to configure
+        from pilot.backends.payload import PayloadBackend
+
+        return PayloadBackend()
     environ = os.environ if environ is None else environ
     settings = executor.resolve(name)
     environment = settings.environment.variables(environ)

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pilot.domain.outcome import Outcome, Usage
+from pilot.domain.payload import Payload
 
 
 class OutputKind(StrEnum):
@@ -109,6 +110,11 @@ class AgentRequest:
     sandbox: Sandbox | None = None
     budget_usd: float | None = None
     """What this run may cost at most, for agents that keep to a limit themselves; the runner watches, too."""
+    kind: str = "code"
+    payload: Payload | None = None
+    """What is to be done without an agent; the prompt says nothing, then."""
+    allow_commands: tuple[str, ...] = ()
+    """The project's, as they are now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
+from pilot.domain.pointer import by_machine
 
 SECOND = 1000
 MINUTE = 60 * SECOND
@@ -71,6 +72,10 @@ RULES: Mapping[FailureClass, Rule] = {
     FailureClass.CANCELLED: Rule(counts=False, cap=0, last=Status.CANCELLED),
     FailureClass.UNKNOWN: Rule(counts=True, backoff=_BACKOFF),
 }
+
+
+_DECIDED = frozenset({FailureClass.LINT, FailureClass.TEST, FailureClass.BUILD, FailureClass.AGENT})
+"""What a program's exit code has said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,8 @@ def _settle_failure(
                 mark=mark,
             )
         return held
+    if failure in _DECIDED and by_machine(execution.payload):
+        return replace(held, to=rule.last)  # the same command on the same files would only say it again
     if rule.counts and mark == execution.mark:
         return replace(held, reason=f"{reason} (the same failure twice in a row)")
     used_up = rule.counts and execution.failures + 1 >= execution.max_attempts

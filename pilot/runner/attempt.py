@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from pilot.config.executor import ExecutorSettings
@@ -17,17 +17,17 @@ from pilot.domain.ports import Journal
 from pilot.domain.redact import Redactor
 from pilot.domain.sensitive import allows
 from pilot.domain.text import one_line, tail
+from pilot.domain.work import Made
 from pilot.runner import prompt
 from pilot.runner.files import remove_tree
 from pilot.runner.finalise import bounded, in_own_time
 from pilot.runner.gates import Gates, judge
 from pilot.runner.inspection import inspect
 from pilot.runner.record import Recorder, patiently
-from pilot.runner.shell import run_shell
+from pilot.runner.setup import set_up
 from pilot.runner.talk import Place, Talk
 from pilot.runner.workspace import Snapshot, Workspace, Workspaces
 
-SETUP_TIMEOUT = 1800.0
 _SAID = 16 << 10
 """Characters of the agent's last words that are kept while a person is asked: the pull request will have them."""
 _GOES_ON = frozenset(
@@ -67,6 +67,7 @@ class Attempt:
     redact: Redactor
     publish: Publish
     live: Collection[str] = ()
+    made: Sequence[Made] = ()
     ws: Workspace | None = None
     sandbox: Sandbox | None = None
     gates: tuple[GateResult, ...] = ()
@@ -92,7 +93,7 @@ class Attempt:
         await self.step("workspace", input_hash=prompt.freeze(self.execution))
         try:
             async with asyncio.timeout_at(self.talk.deadline):
-                self.ws = ws = await self.workspaces.prepare(self.project, self.execution, self.live)
+                self.ws = ws = await self.workspaces.prepare(self.project, self.execution, self.live, self.made)
         except TimeoutError as error:
             words = f"the workspace was not ready within {self.talk.allowed:g} s"
             raise WorkspaceError(FailureClass.INFRA, words) from error
@@ -107,29 +108,13 @@ class Attempt:
             return
         if self.project.setup:
             await self.step("setup")
-            for command in self.project.setup:
-                await self._set_up(command)
+            await set_up(self.project.setup, ws, self.talk, self.recorder, self.sandbox)
             made = await self.workspaces.set_up(ws)
             if made:
                 await self.recorder.say(f"set-up made files that are left out of the change: {_some(made)}")
         else:
             ws.record.set_up = True
             ws.save()
-
-    async def _set_up(self, command: str) -> None:
-        await self.recorder.say(f"set-up: {one_line(command, 500)}")
-        ran = await run_shell(
-            command,
-            cwd=self.space.path,
-            env=self.talk.environment,
-            marker=self.talk.marker,
-            timeout=min(SETUP_TIMEOUT, self.talk.time_left),
-            emit=self.recorder,
-            sandbox=self.sandbox,
-        )
-        if ran.timed_out or ran.exit_code:
-            how = "took too long" if ran.timed_out else f"ended with exit code {ran.exit_code}"
-            raise WorkspaceError(FailureClass.INFRA, f"set-up {one_line(command)!r} {how}", ran.tail)
 
     async def work(self) -> Outcome:
         """The agent's run; nothing to do for it when a person has let go out what it did before."""
@@ -141,10 +126,15 @@ class Attempt:
             self.talk.take_up()
             await self.recorder.say("a person has let this change be published as it is")
             return Outcome(ending=Ending.DONE, text=record.said)
-        await self.step("agent")
+        await self.step("payload" if self.talk.by_machine else "agent")
         asked = record.words if record.asked is not None else ""
         self._forget_question()
-        return await self.talk.begin(self._place(), asked)
+        outcome = await self.talk.begin(self._place(), asked)
+        if self.talk.only_looks and self.space.mode != "in_place":
+            left = await in_own_time(self.workspaces.restore(self.space))  # no part of any change, as with gates
+            if left:
+                await self.recorder.say(f"the test left files behind, which were put back: {_some(left)}")
+        return outcome
 
     async def repair(self, red: GateResult) -> Outcome:
         """The agent gets a red gate back."""
@@ -311,7 +301,7 @@ class Attempt:
 
     def _unspent(self, failure: FailureClass | None) -> bool:
         recorder = self.recorder
-        refused = failure in _REFUSED and not recorder.heard
+        refused = self.talk.by_machine or (failure in _REFUSED and not recorder.heard)
         return recorder.total == Usage() and (refused or not recorder.begun)
 
     @property

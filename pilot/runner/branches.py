@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 from pilot.config.schema import ProjectSettings
 from pilot.domain.errors import WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line, ref_name
+from pilot.domain.work import Made
+from pilot.runner.joining import join
 from pilot.runner.pristine import Left, Pristine
 from pilot.runner.source import Branches, Source, is_branch_name
 
@@ -29,6 +31,8 @@ class Start:
     seen: str | None
     start: str
     named: bool = False
+    tip: str = ""
+    """Where the base's own branch is, when the work begins elsewhere: at what other steps have made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Choice:
 
     `left`: what pilot remembers of branches. `stands_ok`: the one work tree that may stand on the branch.
     `shared`: agents commit on the project's branch itself, so it need not be where pilot saw it last.
-    `live`: branches that have an open pull request.
+    `live`: branches that have an open pull request. `made`: what the steps before this one have come to.
     """
 
     source: Source
@@ -49,12 +53,18 @@ class Choice:
     stands_ok: str | None = None
     shared: bool = False
     live: Collection[str] = ()
+    made: Sequence[Made] = ()
 
     async def start(self) -> Start:
         """Branch and start. Raises `WorkspaceError`, class `conflict`, when the branch is not to be had."""
         options = self.execution.options
         wanted = self.project.base if options.get("base") is None else options["base"]
-        base_name, base = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
+        base_name, tip = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
+        base = await self._joined(tip)
+        return replace(await self._start(base_name, base), tip=tip)
+
+    async def _start(self, base_name: str, base: str) -> Start:
+        options = self.execution.options
         named = options.get("branch")
         if named is not None:
             return await self._named(str(named), base_name, base)
@@ -65,9 +75,21 @@ class Choice:
         start = await self._ahead(branch, seen)
         return Start(branch, base_name, await self._fork(base, start), seen, start)
 
+    async def _joined(self, tip: str) -> str:
+        """The base, or what steps before this one have made of it."""
+        if not self.made:
+            return tip
+        base = await join(self.source, self.pristine, tip, self.made)
+        if base != tip and self.project.workspace == "in_place":
+            raise _conflict(
+                f"a step that starts from other steps' branches can't work in {self.source.where} itself (in_place); "
+                f"set the project's `workspace` to clone or worktree, and answer to go on"
+            )
+        return base
+
     async def _fork(self, base: str, start: str) -> str:
         """Where the branch left the base: what its pull request shows is counted from there."""
-        done = await self.source.git.run("merge-base", base, start, ok=(0, 1))
+        done = await self.pristine.git.run("merge-base", base, start, ok=(0, 1))
         return base if done.code else done.text
 
     async def _ahead(self, branch: str, ours: str) -> str:

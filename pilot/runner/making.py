@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,7 @@ from pilot.domain.errors import WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import slug
+from pilot.domain.work import Made
 from pilot.runner.branches import Choice, Start
 from pilot.runner.clone import CloneMode
 from pilot.runner.files import remove_tree
@@ -68,7 +69,7 @@ MODES: Mapping[str, Mode] = {"clone": CloneMode(), "worktree": WorktreeMode(), "
 class Maker:
     """Opens or makes the workspace of one execution. `home` is its folder, which nobody else works in now.
 
-    `live`: branches of the project that have an open pull request.
+    `live`: branches of the project that have an open pull request. `made`: what the work starts from.
     """
 
     project: ProjectSettings
@@ -78,6 +79,7 @@ class Maker:
     store_id: str
     git: Git
     live: Collection[str] = ()
+    made: Sequence[Made] = ()
 
     async def prepare(self) -> Workspace:
         """The workspace that is there, if it is fit to go on in; else a new one with the work of the old."""
@@ -150,7 +152,9 @@ class Maker:
         branches = await source.branches()
         stands_ok = str(source.top if mode == "in_place" else self.home / slug(self.project.name))
         shared = mode != "clone"
-        choice = Choice(source, pristine, branches, self.project, self.execution, left, stands_ok, shared, self.live)
+        choice = Choice(
+            source, pristine, branches, self.project, self.execution, left, stands_ok, shared, self.live, self.made
+        )
         start = await choice.start()
         last = await self._last_work(source, pristine, branches)
         if last is not None and shared and start.seen is not None:
@@ -274,5 +278,5 @@ def _fits(record: Record | None, store_id: str, execution: Execution) -> bool:
 def _refs_of_clone(packed: Mapping[str, str], start: Start) -> dict[str, str]:
     refs = dict(packed)
     if start.base_name != start.branch and f"refs/remotes/origin/{start.base_name}" in packed:
-        refs[f"refs/heads/{start.base_name}"] = start.base
+        refs[f"refs/heads/{start.base_name}"] = start.tip or start.base
     return refs

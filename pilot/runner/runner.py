@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +12,22 @@ from pilot.config.executor import ExecutorSettings
 from pilot.config.fields import SECRET_NAME
 from pilot.config.schema import ProjectSettings
 from pilot.domain.agent import Backend
-from pilot.domain.errors import Busy, ConfigError, LeaseLost, StoreError, WorkspaceError
+from pilot.domain.errors import Busy, ConfigError, LeaseLost, StoreError, UsageError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Publication, Usage, failed
+from pilot.domain.pointer import pointer
 from pilot.domain.policy import mark_of
 from pilot.domain.ports import Journal
 from pilot.domain.redact import Redactor
+from pilot.domain.work import Made
 from pilot.runner.attempt import Attempt, Confine, Publish
 from pilot.runner.gates import first_red
 from pilot.runner.record import Recorder
 from pilot.runner.talk import Talk
 from pilot.runner.workspace import Workspace, Workspaces
+
+AlreadyMade = Callable[[Execution], Awaitable[Sequence[Made]]]
+"""What the steps that an execution waited for have come to."""
 
 
 async def _nothing_booked(_session: str) -> Usage:
@@ -37,6 +42,10 @@ def _stays_here(_execution: Execution, _base: str) -> Publication | None:
     return None
 
 
+async def _nothing_made(_execution: Execution) -> Sequence[Made]:
+    return ()
+
+
 async def _no_pulls(_project: int) -> Collection[str]:
     return ()
 
@@ -46,7 +55,8 @@ class AttemptRunner:
 
     `booked`: what was booked for a session, in all. `budget`: dollars that the execution's attempt may cost.
     `confine`: its sandbox. `redact`: asked once per attempt for what takes secrets out. `publish`: the pull request
-    that a change is to become. `live`: the branches of a project (id) that have an open one.
+    that a change is to become. `live`: the branches of a project (id) that have an open one. `made`: what the steps
+    of a plan that it waited for have come to.
 
     What is raised: `CancelledError`, the work kept; `LeaseLost` and other errors of the store. All else is an
     outcome.
@@ -69,6 +79,7 @@ class AttemptRunner:
         redact: Callable[[], Redactor] = Redactor,
         publish: Publish = _stays_here,
         live: Callable[[int], Awaitable[Collection[str]]] = _no_pulls,
+        made: AlreadyMade = _nothing_made,
     ) -> None:
         self._project = project
         self._backend = backend
@@ -83,6 +94,7 @@ class AttemptRunner:
         self._redact = redact
         self._publish = publish
         self._live = live
+        self._made = made
 
     async def __call__(self, execution: Execution) -> Outcome:
         """See `ports.Runner`."""
@@ -92,6 +104,10 @@ class AttemptRunner:
             words = f"{execution.project} is no project of this pilot's configuration now"
             return failed(FailureClass.CONFLICT, words, unspent=True)
         try:
+            payload = pointer(execution.payload)
+        except UsageError as error:  # accepted by another version; what it means is for a person to say
+            return failed(FailureClass.CONFLICT, f"its payload can't be read: {error}", unspent=True)
+        try:
             backend = self._backend(execution)
             executor = self._executor(execution).resolve(execution.backend)
         except Exception as error:  # noqa: BLE001  the border to plug-ins and to settings that have changed
@@ -100,6 +116,8 @@ class AttemptRunner:
         redact = self._redact().plus(self._handed_on(executor))
         async with Recorder(self._journal, execution, redact=redact) as recorder:
             attempt = self._attempt(execution, project, executor, backend, recorder, redact)
+            attempt.talk.payload = payload
+            attempt.made = await self._made(execution) if execution.plan is not None else ()
             attempt.live = await self._live(execution.project_id)
             try:
                 return await self._carried_out(attempt)
@@ -139,7 +157,8 @@ class AttemptRunner:
             raise
         except ConfigError as error:  # what is asked of this machine, such as a sandbox, is not to be had
             await attempt.give_back()
-            return attempt.ended(failed(FailureClass.INVALID_CONFIG, "; ".join(error.problems)))
+            failure = FailureClass.CONFLICT if attempt.talk.by_machine else FailureClass.INVALID_CONFIG
+            return attempt.ended(failed(failure, "; ".join(error.problems)))
         except WorkspaceError as error:
             await attempt.give_back()
             # These two park the backend, for every project: what is wrong with one repository is that one's affair.
@@ -156,7 +175,7 @@ class AttemptRunner:
 
     async def _judged(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         """The work is preserved first, then judged; a red gate goes back to the agent as long as that may help."""
-        repairs = attempt.project.gate_repairs
+        repairs = 0 if attempt.talk.by_machine else attempt.project.gate_repairs
         red: Outcome | None = None
         while True:
             if attempt.goes_on(outcome):
@@ -225,6 +244,7 @@ class AttemptRunner:
             deadline=asyncio.get_running_loop().time() + seconds,
             booked=self._booked,
             budget=self._budget(execution),
+            allow_commands=project.allow_commands,
         )
         return Attempt(
             execution=execution,

@@ -1,10 +1,13 @@
-"""Runs the operator's own command lines, from pilot.yaml: set-up and gates. Never anything from outside."""
+"""Runs programs to their end and keeps what tells why they failed: set-up, gates, and a plan's commands.
+
+A shell is for the operator's own command lines, from pilot.yaml, and never for anything from outside.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,14 +111,29 @@ async def run_shell(
     The command is the operator's, but what it runs is the agent's: so it runs in the attempt's `sandbox`.
     Output goes to `emit` as it comes. Raises OSError when there is no shell or no such directory.
     """
+    argv = ("/bin/sh", "-c", command)
+    return await run_program(argv, cwd=cwd, env=env, marker=marker, timeout=timeout, emit=emit, sandbox=sandbox)
+
+
+async def run_program(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    marker: str,
+    timeout: float,
+    emit: Emit,
+    sandbox: Sandbox | None = None,
+    stdin: bytes | None = None,
+) -> Ran:
+    """The same for one program, without a shell. Raises OSError when it can't be started."""
     loop = asyncio.get_running_loop()
     started = loop.time()
     tail = Tail()
     code: int | None = None
     timed_out = False
     try:
-        argv = ("/bin/sh", "-c", command)
-        async with running(argv, cwd=str(cwd), env=env, marker=marker, sandbox=sandbox) as process:
+        async with running(argv, cwd=str(cwd), env=env, marker=marker, stdin=stdin, sandbox=sandbox) as process:
             async with asyncio.timeout(timeout):
                 async for stream, data in process.chunks():
                     tail.feed(data)

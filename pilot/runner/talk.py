@@ -13,8 +13,10 @@ from pilot.domain.agent import AgentRequest, Backend, Sandbox
 from pilot.domain.execution import Execution
 from pilot.domain.liveness import Liveness, Verdict
 from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Usage, failed
+from pilot.domain.payload import Payload
 from pilot.runner import prompt
 from pilot.runner.agent import watch
+from pilot.runner.pointed import is_test, read_task
 from pilot.runner.proctree import MARKER
 from pilot.runner.record import Recorder
 from pilot.runner.workspace import Workspace
@@ -33,7 +35,8 @@ class Place:
 class Talk:
     """The agent's runs. `allowed` is seconds, `deadline` loop time; `budget` is dollars, None for no limit.
 
-    `booked` tells what was booked for a session before.
+    `booked` tells what was booked for a session before. `payload`: what the task points to, under the project's
+    `allow_commands`.
     """
 
     execution: Execution
@@ -46,22 +49,38 @@ class Talk:
     deadline: float
     booked: Callable[[str], Awaitable[Usage]]
     budget: float | None = None
+    payload: Payload | None = None
+    allow_commands: tuple[str, ...] = ()
     session: str | None = None
     model: str | None = None
     _stalled: bool = field(default=False)
+    _task: Execution | None = field(default=None)
+    """The execution with the whole of its text, wherever that stands."""
 
     async def begin(self, place: Place, asked: str = "") -> Outcome:
         """The first run: in the session there is, else in a new one that is told everything.
 
         `asked`: what pilot asked a person before, of whom the execution has the answer.
         """
+        if self.by_machine:  # one run of a program, that nobody talks to
+            return await self._run(place, self.execution.title)
         self.take_up()
         feedback = prompt.answered(asked, self.execution.feedback)
-        everything = self._whole(place, feedback)
+        everything = await self._whole(place, feedback)
         if self.session is None:
             return await self._run(place, everything)
         words = prompt.go_on(replace(self.execution, feedback=feedback), fence=fence())
         return await self._run(place, words, otherwise=everything)
+
+    @property
+    def by_machine(self) -> bool:
+        """Whether no agent is needed."""
+        return self.payload is not None and self.payload.work.by_machine
+
+    @property
+    def only_looks(self) -> bool:
+        """Whether a machine's verdict is all that is asked for, and no files."""
+        return self.by_machine and is_test(self.execution, self.payload)
 
     def take_up(self) -> None:
         """Whatever is said next is said in the session there is."""
@@ -70,7 +89,7 @@ class Talk:
     async def repair(self, place: Place, red: GateResult) -> Outcome:
         """The agent gets a red gate back: in its session, or in a new one that is told everything."""
         words = prompt.repair(red.name, red.command, red.tail, fence=fence())
-        everything = self._whole(place, words)
+        everything = await self._whole(place, words)
         if self.session is None or not self.backend.capabilities().resume:
             self.session = None
             return await self._run(place, everything)
@@ -81,8 +100,11 @@ class Talk:
         """Seconds until nothing new may be begun."""
         return self.deadline - asyncio.get_running_loop().time()
 
-    def _whole(self, place: Place, feedback: str | None) -> str:
-        return prompt.build(self.execution, place.facts, fence=fence(), feedback=feedback)
+    async def _whole(self, place: Place, feedback: str | None) -> str:
+        if self._task is None:
+            text = await asyncio.to_thread(read_task, place.ws, self.execution, self.payload)
+            self._task = replace(self.execution, body=text)
+        return prompt.build(self._task, place.facts, fence=fence(), feedback=feedback)
 
     async def _run(self, place: Place, words: str, *, otherwise: str | None = None) -> Outcome:
         """One run of the agent. `otherwise`: what a new session is told when the one to go on in is gone."""
@@ -126,8 +148,13 @@ class Talk:
             session_used=await self._session_used(),
             sandbox=place.sandbox,
             budget_usd=self._budget_left(),
+            kind=execution.kind,
+            payload=self.payload if self.by_machine else None,
+            allow_commands=self.allow_commands,
         )
-        policy = Liveness(self.executor.stall_timeout, request.budget_usd)
+        # A program may wait for as long as it likes, within its time: only of an agent is silence a sign.
+        stall = self.allowed if self.by_machine else self.executor.stall_timeout
+        policy = Liveness(stall, request.budget_usd)
         return await watch(self.backend, request, self.recorder, deadline=self.deadline, policy=policy)
 
     def _ended_by(self, verdict: Verdict) -> Outcome:
@@ -144,7 +171,7 @@ class Talk:
 
     async def _asks(self, outcome: Outcome) -> Outcome:
         """A question at the end of what the agent said is one, whatever its backend knows of questions."""
-        if outcome.ending not in (Ending.DONE, Ending.NO_CHANGE):
+        if self.by_machine or outcome.ending not in (Ending.DONE, Ending.NO_CHANGE):
             return outcome
         question, problem = prompt.read_question(outcome.text)
         if problem:

@@ -15,6 +15,7 @@ from pilot.domain.errors import PilotError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import FailureClass
 from pilot.domain.text import one_line
+from pilot.domain.work import Made
 from pilot.runner import beside
 from pilot.runner.files import remove_tree
 from pilot.runner.git import Git
@@ -40,16 +41,23 @@ class Workspaces:
     def __post_init__(self) -> None:
         self.state_dir = Path(os.path.realpath(self.state_dir))  # as git will call what is in it
 
-    async def prepare(self, project: ProjectSettings, execution: Execution, live: Collection[str] = ()) -> Workspace:
+    async def prepare(
+        self,
+        project: ProjectSettings,
+        execution: Execution,
+        live: Collection[str] = (),
+        made: Sequence[Made] = (),
+    ) -> Workspace:
         """The execution's workspace: the one it has, with the work in it, or a new one.
 
         A new one of an execution that worked before starts from what was preserved of that. If the task's branch is
         one of those with an open pull request (`live`), what is there goes on: in the workspace that was kept for it,
-        else in a new one on top of the branch. The workspace is this process's alone until `close`. The class of what
-        is raised: `conflict` when a person has to put the repository in order, `infra`, `network` or `auth` otherwise.
+        else in a new one on top of the branch. A new one starts from what was `made` before it. The workspace is this
+        process's alone until `close`. The class of what is raised: `conflict` when a person has to put the repository
+        in order, `infra`, `network` or `auth` otherwise.
         """
         with _disk():
-            maker = self._maker(project, execution, live)
+            maker = replace(self._maker(project, execution, live), made=made)
             lock = lock_folder(maker.home)
             try:
                 ws = await maker.prepare()
