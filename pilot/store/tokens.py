@@ -93,7 +93,7 @@ class SqlTokens:
             await self._note(id, now)
         return Caller(kept.token.id, kept.token.name, kept.token.scopes)
 
-    async def counts(self, id: str) -> bool:
+    async def valid(self, id: str) -> bool:
         """Whether the token with this public part still counts, for whoever was let in long ago."""
         now = await self._refresh()
         return self._kept.get(id, _UNKNOWN).counts(now)
