@@ -14,6 +14,7 @@ from pilot.domain.errors import UsageError
 
 if TYPE_CHECKING:
     from pilot.domain.ports import Clock
+    from pilot.store.artifacts import SqlArtifacts
     from pilot.store.audit_log import SqlAudit
     from pilot.store.database import Database
     from pilot.store.duties import SqlDuties, SqlHealth
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
     from pilot.store.tokens import SqlTokens
+    from pilot.store.work_queue import SqlWorkQueue
 
 __all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
 
@@ -41,6 +43,7 @@ class Store:
     id: str
     database: Database
     queue: SqlQueue
+    work: SqlWorkQueue
     journal: SqlJournal
     history: History
     refusals: SqlRefusals
@@ -51,6 +54,7 @@ class Store:
     pulls: SqlPulls
     tokens: SqlTokens
     audit: SqlAudit
+    artifacts: SqlArtifacts
 
 
 def sqlite_path(url: str) -> Path:
@@ -65,6 +69,7 @@ def sqlite_path(url: str) -> Path:
 async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True) -> AsyncIterator[Store]:
     """Open a store by its URL, its schema brought up to date. Raises `StoreError` and `StoreRefused`."""
     # Here, so that a command that only reads doesn't load all that writes.
+    from pilot.store.artifacts import SqlArtifacts
     from pilot.store.audit_log import SqlAudit
     from pilot.store.duties import SqlDuties, SqlHealth
     from pilot.store.history import History
@@ -76,15 +81,20 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
     from pilot.store.refusals import SqlRefusals
     from pilot.store.sqlite import open_sqlite
     from pilot.store.tokens import SqlTokens
+    from pilot.store.work_queue import SqlWorkQueue
 
     database = await open_sqlite(sqlite_path(url), clock, create=create)
+    work: SqlWorkQueue | None = None
     try:
         ((id,),) = await database.read("SELECT id FROM store")
+        queue, journal = SqlQueue(database), SqlJournal(database)
+        work = SqlWorkQueue(database, queue, journal)
         yield Store(
             str(id),
             database,
-            queue=SqlQueue(database),
-            journal=SqlJournal(database),
+            queue=queue,
+            work=work,
+            journal=journal,
             history=History(database),
             refusals=SqlRefusals(database),
             duties=SqlDuties(database),
@@ -94,13 +104,16 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
             pulls=SqlPulls(database),
             tokens=SqlTokens(database),
             audit=SqlAudit(database),
+            artifacts=SqlArtifacts(database),
         )
     finally:
+        if work is not None:
+            await work.close()
         await database.close()
 
 
 @asynccontextmanager
-async def open_queue(url: str, *, clock: Clock = wall_clock) -> AsyncIterator[SqlQueue]:
+async def open_queue(url: str, *, clock: Clock = wall_clock) -> AsyncIterator[SqlWorkQueue]:
     """Only the queue, for programs that bring their own workers."""
     async with open_store(url, clock=clock) as store:
-        yield store.queue
+        yield store.work

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from pilot.store.records import OWED, EventRow, Table, dumps, event, events_stat
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
 
-_REQUESTS = Table(project_id="bigint", node="text", own="bigint", external="bigint")
+_REQUESTS = Table(project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text")
 _CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
 _REROUTED = Table(id="bigint", backend="text", fallback="text")
 _STARTED = Table(
@@ -27,16 +27,32 @@ _STARTED = Table(
 
 _PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
+DUE_PROJECTS = """
+    WITH RECURSIVE walk(project_id) AS (
+      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
+      UNION ALL
+      SELECT (SELECT min(project_id) FROM executions
+              WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
+      FROM walk WHERE walk.project_id IS NOT NULL)"""
+"""`walk`: the distinct projects of the claim index. Its cost is theirs, whatever the backlog."""
 
 
-def head(dialect: Dialect, node: str, external: str) -> str:
+def among(values: Iterable[object]) -> str | None:
+    """What a worker takes of one sort, as `head` reads it; None: any."""
+    words = ",".join(map(str, values))
+    return f",{words}," if words else None
+
+
+def head(dialect: Dialect, node: str, external: str, lanes: str = "NULL", kinds: str = "NULL") -> str:
     """A sub-select: the id of the first row of project `p` that a node may run. `n`: the node's row, if it has one.
 
+    `lanes`, `kinds`: what it takes, by `among`. The claim index has both, so that the others are passed by quickly.
     Passed over, so that they hold up nobody: rows whose backend is parked, and everyone's in its stead, too; that are
     left to remote workers; that have used up what one may cost; that are new, where pull requests hold up the project.
     """
     runnable = f"""
           e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
+          {_one_of(lanes, "e.lane")}{_one_of(kinds, "e.kind")}
           AND (NOT {_closed(node, "p.id", "e.backend")}
             OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")}
               WHERE NOT {_closed(node, "p.id", "f.value")}))
@@ -48,6 +64,10 @@ def head(dialect: Dialect, node: str, external: str) -> str:
           ELSE (SELECT e.id FROM executions e WHERE e.id IN ({EXEMPT}) AND +e.project_id = p.id AND {runnable}) END"""
 
 
+def _one_of(wanted: str, column: str) -> str:
+    return "" if wanted == "NULL" else f" AND ({wanted} IS NULL OR {wanted} LIKE '%,' || {column} || ',%')"
+
+
 def _closed(node: str, project: str, backend: str) -> str:
     return standing(backend, account_of(node, project, backend), closed=True)
 
@@ -57,6 +77,7 @@ class ClaimRequest:
     """One project's next execution for one node; `lease` in ms.
 
     `own`: only if it is reserved for the node, as a direct run's is. `external`: also what is left to remote workers.
+    `lanes`, `kinds`: only these, by `among`.
     """
 
     project_id: int
@@ -64,11 +85,13 @@ class ClaimRequest:
     lease: int
     own: bool = False
     external: bool = False
+    lanes: str | None = None
+    kinds: str | None = None
 
     @property
-    def who(self) -> tuple[int, str, bool, bool]:
+    def who(self) -> tuple[object, ...]:
         """What decides the answer: equal requests get equal ones."""
-        return self.project_id, self.node, self.own, self.external
+        return self.project_id, self.node, self.own, self.external, self.lanes, self.kinds
 
 
 class _Head(NamedTuple):
@@ -107,7 +130,7 @@ class Claim:
         found = f"""
             SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
               n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd,
-              ({head(dialect, "r.node", "r.external")}) AS id,
+              ({head(dialect, "r.node", "r.external", "r.lanes", "r.kinds")}) AS id,
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
                    SELECT 0 AS slot UNION ALL
@@ -154,10 +177,14 @@ class Claim:
 
     def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
         """Answers in the order of the requests."""
-        answers: dict[int, Execution] = {}
         yield Statement(_PROMOTE, {"now": now})
+        return (yield from self.take(requests, now))
+
+    def take(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
+        """The same, of what is known to be due."""
+        answers: dict[int, Execution] = {}
         waiting = list(range(len(requests)))
-        refused: set[tuple[int, str, bool, bool]] = set()
+        refused: set[tuple[object, ...]] = set()
         while waiting:
             # One per project and pass: the head of a project is another one once its first is taken.
             first: dict[int, int] = {}
@@ -183,7 +210,7 @@ class Claim:
     ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
         """What was taken, by project; and the projects to look at again, once this is written."""
         lease = {request.project_id: request.lease for request in requests}
-        wanted = _REQUESTS.rows((r.project_id, r.node, int(r.own), int(r.external)) for r in requests)
+        wanted = _REQUESTS.rows((r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds) for r in requests)
         rows = yield Statement(self._heads, {"now": now, "day": day_of(now), "items": wanted})
         chosen, reserved, later = _admitted(map(_Head._make, rows))
         if not chosen:

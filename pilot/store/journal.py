@@ -18,18 +18,24 @@ _FACTS = ("session_id", "model", "workspace", "branch", "base_sha", "head_sha", 
 _USAGE = {"input_tokens": "bigint", "output_tokens": "bigint", "cost_usd": "float"}
 _OWN = ("phase", "sandbox")
 """Facts of the attempt alone."""
+FACTS = frozenset({*_FACTS, *_OWN, "answered"})
+"""What may be noted."""
 _NOTES = Table(id="bigint", fence="bigint", **dict.fromkeys((*_OWN, *_FACTS), "text"), **_USAGE)
 _CLAIMS = Table(n="bigint", id="bigint", fence="bigint")
 
 
 @dataclass(frozen=True, slots=True)
-class _Note:
+class Note:
+    """Facts of one running attempt, by `FACTS` and its usage."""
+
     execution: Execution
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pieces:
+class Pieces:
+    """Output of one running attempt, in order."""
+
     execution: Execution
     pieces: Sequence[tuple[OutputKind, bytes]]
 
@@ -57,17 +63,18 @@ class SqlJournal:
 
     async def note(self, execution: Execution, usage: Usage | None = None, /, **facts: str | None) -> None:
         """See `Journal.note`."""
-        unknown = facts.keys() - {*_FACTS, *_OWN, "answered"}
+        unknown = facts.keys() - FACTS
         if unknown:
             raise TypeError(f"no such fact: {', '.join(sorted(unknown))}")
         figures = {} if usage is None else known(usage)
-        await self._database.write(self._notes, _Note(execution, {**facts, **figures}))
+        await self._database.write(self.notes, Note(execution, {**facts, **figures}))
 
     async def write(self, execution: Execution, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         """See `Journal.write`."""
-        await self._database.write(self._output, _Pieces(execution, pieces))
+        await self._database.write(self.output, Pieces(execution, pieces))
 
-    def _notes(self, notes: Sequence[_Note]) -> Generator[Step, Rows, list[Exception | None]]:
+    def notes(self, notes: Sequence[Note]) -> Generator[Step, Rows, list[Exception | None]]:
+        """The operation behind `note`."""
         # One row per claim: of two that meet in one group, an update would take either and lose the other.
         claims: dict[tuple[int, int], dict[str, Any]] = {}
         for n in notes:
@@ -82,7 +89,8 @@ class SqlJournal:
             yield from self._parks.answered(answered, self._database.clock())
         return [None if (n.execution.id, n.execution.fence) in mine else _lost(n.execution) for n in notes]
 
-    def _output(self, writes: Sequence[_Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
+    def output(self, writes: Sequence[Pieces]) -> Generator[Step, Rows, list[Exception | None]]:
+        """The operation behind `write`."""
         rows = yield Statement(
             self._standing,
             {"items": _CLAIMS.rows((n, w.execution.id, w.execution.fence) for n, w in enumerate(writes))},

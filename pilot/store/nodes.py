@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pilot.domain.budget import Budget
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution, Status
-from pilot.domain.outcome import Ending, Outcome, Question
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
 from pilot.domain.policy import MAX_LOSSES, Settlement
 from pilot.domain.ports import Accounts, Finish, Held, Node
 from pilot.domain.text import clean
@@ -21,6 +21,16 @@ from pilot.store.rows import EXECUTION_SELECT, to_execution
 _NAMES = Table(id="text")
 _IDS = Table(id="bigint")
 _ACCOUNTS = Table(project_id="bigint", backend="text", account="text")
+_WORKERS = Table(id="text", until="bigint", enough="bigint", per_execution="float", per_day="float")
+WORKER = "worker:"
+"""How the node id of a worker begins; its name is the rest."""
+QUIET = "it was not heard of for an hour"
+UNHEARD = 60 * 60 * 1000
+"""ms after the end of its lease when a worker is no longer listed."""
+LOST = "node {node} was lost: "
+"""How the detail of an attempt begins that nobody ended."""
+EXPIRED = "status = 'running' AND lease_until < :now AND node >= 'worker:' AND node < 'worker;'"
+"""Claims of workers whose own lease has ended: nobody else renews them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +39,16 @@ class Beat:
 
     node: str
     lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a worker's word says of itself: its lease and how long it stays besides (ms), what it may spend."""
+
+    node: str
+    lease: int
+    stay: int
+    budget: Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,24 @@ class Nodes:
               AND (e.reserved_for IN (SELECT d.id FROM {_NAMES.of(dialect, "d")})
                 OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND (n.lease_until >= :now
                   OR (:watched = 1 AND n.id NOT IN (SELECT s.id FROM {_NAMES.of(dialect, "s", "silent")})))))"""
+
+        self._expired = f"SELECT {EXECUTION_SELECT} FROM executions WHERE {EXPIRED}"
+        # Not with every word: a row that is good for long enough is left as it is.
+        self._seen = f"""
+            INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, started_at,
+              seen_at, lease_until, per_execution_usd, per_day_usd)
+            SELECT w.id, 'worker', '', '', 0, 0, '', 0, 'up', :now, :now, w.until, w.per_execution, w.per_day
+            FROM {_WORKERS.of(dialect, "w")}
+            WHERE NOT EXISTS (SELECT 1 FROM nodes k WHERE k.id = w.id AND k.lease_until >= w.enough
+              AND coalesce(k.per_execution_usd, -1) = coalesce(w.per_execution, -1)
+              AND coalesce(k.per_day_usd, -1) = coalesce(w.per_day, -1))
+            ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at,
+              started_at = CASE WHEN nodes.lease_until < excluded.seen_at THEN excluded.seen_at
+                ELSE nodes.started_at END,
+              lease_until = CASE WHEN nodes.lease_until > excluded.lease_until THEN nodes.lease_until
+                ELSE excluded.lease_until END,
+              per_execution_usd = excluded.per_execution_usd, per_day_usd = excluded.per_day_usd
+            RETURNING nodes.id, nodes.started_at"""
 
         gone = f"IN (SELECT d.id FROM {_NAMES.of(dialect, 'd')})"
         self._let_go = (
@@ -165,6 +203,35 @@ class Nodes:
             held.append([Held(id, fence, bool(cancel)) for id, fence, cancel in rows])
         return held
 
+    def seen(self, workers: Sequence[Worker], now: int) -> Generator[Step, Rows, None]:
+        """Make workers known, or known for longer; a new one's event, and an end to those long unheard."""
+        rows: dict[str, tuple[str, int, int, float | None, float | None]] = {}
+        for w in sorted(workers, key=lambda w: w.lease + w.stay):  # of one that speaks twice, the longer counts
+            until, enough = now + w.lease + w.stay, now + w.lease // 2 + w.stay
+            rows[w.node] = (w.node, until, enough, w.budget.per_execution, w.budget.per_day)
+        written = yield Statement(self._seen, {"now": now, "items": _WORKERS.rows(rows.values())})
+        new = [id for id, started_at in written if started_at == now]
+        if not new:
+            return
+        gone = yield Statement(
+            "DELETE FROM nodes WHERE kind = 'worker' AND lease_until < :past RETURNING nodes.id",
+            {"past": now - UNHEARD},
+        )
+        yield events_statement(
+            self._dialect,
+            now,
+            [event(EventType.NODE_STARTED, None, None, node=id, kind="worker") for id in new]
+            + [event(EventType.NODE_STOPPED, None, None, node=id, reason=QUIET) for (id,) in gone],
+        )
+
+    def expire(self, now: int) -> Generator[Step, Rows, None]:
+        """Take back what workers held on leases that have ended."""
+        rows = yield Statement(self._expired, {"now": now})
+        if rows:
+            lost = [to_execution(row) for row in rows]
+            yield from self._finish.end([_taken_back(e, Loss((), ""), now) for e in lost], now, lost=True)
+            yield Notify({str(execution.project_id) for execution in lost})
+
     def recover(self, losses: Sequence[Loss], now: int) -> Generator[Step, Rows, list[list[Execution]]]:
         """Take back what dead nodes and ended leases held; the rows as they were."""
         answers = []
@@ -212,12 +279,20 @@ class Nodes:
 def _taken_back(execution: Execution, loss: Loss, now: int) -> Finish:
     """Back to the queue, uncounted; unless somebody had asked for its end, or it may be what kills nodes."""
     why = loss.why if execution.node in loss.nodes else "its lease ended"
-    detail = why if loss.left else f"node {execution.node} was lost: {why}"
+    detail = why if loss.left else LOST.format(node=execution.node) + why
     outcome = Outcome(ending=Ending.INTERRUPTED, detail=detail)
     if execution.cancel_requested:
         settlement = Settlement(to=Status.CANCELLED, reason=execution.reason or "cancelled")
     elif execution.reserved_for is not None:
         settlement = Settlement(to=Status.CANCELLED, reason="the `pilot run` that ran it has ended", keep_session=True)
+    elif (execution.node or "").startswith(WORKER):
+        # Nobody can ask what became of such a worker: an end that says so, not a question.
+        if execution.losses + 1 >= execution.max_attempts:
+            outcome = Outcome(ending=Ending.FAILED, failure=FailureClass.INFRA, detail=detail)
+            reason = f"infra: {detail}; that happened {execution.losses + 1} times in a row (max_attempts)"
+            settlement = Settlement(to=Status.FAILED, reason=reason, keep_session=True)
+        else:
+            settlement = Settlement(to=Status.QUEUED, reason=detail, available_at=now, keep_session=True)
     elif execution.losses + 1 >= MAX_LOSSES and not loss.left:
         reason = f"{detail}; that happened {MAX_LOSSES} times in a row with this task. Answer to try it again"
         settlement = Settlement(to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason))

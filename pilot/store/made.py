@@ -1,0 +1,30 @@
+"""What the executions that another one waited for have come to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pilot.domain.work import Made
+from pilot.store.database import Dialect, Rows
+from pilot.store.records import ids_of
+
+
+def made_of(dialect: Dialect) -> str:
+    """The statement: of all that these executions (`:ids`) waited for."""
+    return (
+        "SELECT d.execution_id, e.id, e.task_id, e.branch, e.head_sha, e.artifacts "
+        "FROM dependencies d JOIN executions e ON e.id = d.depends_on "
+        f"WHERE d.execution_id IN {ids_of(dialect)} ORDER BY d.execution_id, e.id"
+    )
+
+
+def to_made(rows: Rows) -> Mapping[int, tuple[Made, ...]]:
+    """By the id of who waited; files only, not where a known result was pointed to."""
+    found: dict[int, list[Made]] = {}
+    for waiter, id, task_id, branch, head_sha, artifacts in rows:
+        kept = json.loads(artifacts) if artifacts else []
+        files = tuple(one for one in kept if isinstance(one, dict) and "sha256" in one)
+        made = Made(id=id, task_id=task_id, branch=branch, head_sha=head_sha, artifacts=files)
+        found.setdefault(waiter, []).append(made)
+    return {waiter: tuple(made) for waiter, made in found.items()}

@@ -1,0 +1,228 @@
+"""`SqlWorkQueue`: the queue as workers use it, on any engine. See `domain.work.WorkQueue`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pilot.domain.agent import OutputKind
+from pilot.domain.budget import Budget
+from pilot.domain.errors import NotFound, UsageError
+from pilot.domain.execution import Enqueued, Execution, Status
+from pilot.domain.outcome import Ending, FailureClass, Outcome
+from pilot.domain.policy import RULES, Rule
+from pilot.domain.ports import Document
+from pilot.domain.task import Project, Task
+from pilot.domain.text import one_line
+from pilot.domain.work import LEASE, LEASES, MAX_CLAIMED, Artifact, Beaten, Claim, Progress, Settled, Wanted
+from pilot.store.admin import Registration
+from pilot.store.database import Database
+from pilot.store.history import History
+from pilot.store.journal import FACTS, SqlJournal
+from pilot.store.last_words import Answer, ClaimKey, LastWords, Renewal, Renewals, Word
+from pilot.store.nodes import WORKER
+from pilot.store.pool import Ask, Pool, filter_of
+from pilot.store.queue import SqlQueue, Steps
+from pilot.store.stats import stats
+from pilot.store.waiters import Waiters
+
+_ANY, _NOTHING = Wanted(), Progress()
+GONE = "its worker had gone before it got it"
+
+
+class SqlWorkQueue:
+    """One transaction per method, shared with whoever else waits.
+
+    A project that nobody knows by that name gives nothing: it may be made known while a worker waits for it.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        queue: SqlQueue,
+        journal: SqlJournal,
+        *,
+        rules: Callable[[], Mapping[FailureClass, Rule]] = lambda: RULES,
+        budget: Callable[[], Budget] = Budget,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._history = History(database)
+        self._rules = rules
+        self._budget = budget
+        self._pool = Pool(database.dialect, queue.claiming, queue.known_nodes)
+        self._last_words = LastWords(database.dialect, queue.finishing, lambda: self._rules(), jitter)
+        self._renewals = Renewals(database.dialect, queue.known_nodes, journal)
+        self._waiters = Waiters(database.listen, self._worthwhile, self._take_all, self._give_back, self._due)
+        self._giving_back: set[asyncio.Task[None]] = set()
+
+    def govern(self, rules: Callable[[], Mapping[FailureClass, Rule]], budget: Callable[[], Budget]) -> None:
+        """Ask these, each time, what follows from a failure and what workers may spend; also after a reload."""
+        self._rules, self._budget = rules, budget
+
+    # Operations: bound methods, so that calls of one kind meet in one set of statements.
+
+    def _claims(self, items: Sequence[Ask]) -> Steps:
+        return self._pool(items, self._database.clock())
+
+    def _beats(self, items: Sequence[Renewal]) -> Steps:
+        return self._renewals.beat(items, self._database.clock())
+
+    def _outputs(self, items: Sequence[tuple[ClaimKey, Sequence[tuple[OutputKind, bytes]]]]) -> Steps:
+        return self._renewals.output(items, self._database.clock())
+
+    def _ends(self, items: Sequence[Word]) -> Steps:
+        return self._last_words(items, self._database.clock())
+
+    async def claim(
+        self, worker: str, *, max: int = 1, wanted: Wanted = _ANY, lease: int = LEASE, wait: float = 0.0
+    ) -> list[Claim]:
+        """See `WorkQueue.claim`. Who is cancelled meanwhile has claimed nothing: it is given back."""
+        if not 1 <= max <= MAX_CLAIMED:
+            raise UsageError(f"max {max} is out of range: 1 to {MAX_CLAIMED}")
+        if not (math.isfinite(wait) and wait >= 0):
+            raise UsageError(f"wait {wait} makes no sense: it is seconds, 0 or more")
+        ask = Ask(_node(worker), max, _lease(lease), int(wait * 1000), self._budget(), filter_of(wanted))
+        heard = self._waiters.heard
+        found = await self._take(ask)
+        return found if found or not wait else await self._waiters.wait(ask, wait, heard)
+
+    async def heartbeat(
+        self, id: int, worker: str, fence: int, *, lease: int = LEASE, progress: Progress = _NOTHING
+    ) -> Beaten:
+        """See `WorkQueue.heartbeat`."""
+        unknown = progress.facts.keys() - FACTS
+        if unknown:
+            raise UsageError(f"no such fact: {', '.join(sorted(unknown))}; there are {', '.join(sorted(FACTS))}")
+        renewal = Renewal(_key(id, worker, fence), _lease(lease), progress, self._budget())
+        return await self._database.write(self._beats, renewal)
+
+    async def output(self, id: int, worker: str, fence: int, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
+        """See `WorkQueue.output`."""
+        await self._database.write(self._outputs, (_key(id, worker, fence), pieces))
+
+    async def complete(
+        self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
+    ) -> Settled:
+        """See `WorkQueue.complete`."""
+        if outcome.ending not in (Ending.DONE, Ending.NO_CHANGE, Ending.QUESTION):
+            raise UsageError(f"what is {outcome.ending} is not complete; `fail` or `release` says that")
+        return await self._end(Word(_key(id, worker, fence), outcome, tuple(artifacts)))
+
+    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
+        """See `WorkQueue.fail`. A used-up allowance parks no backend: it is the worker's own, and this row waits."""
+        if outcome.ending is not Ending.FAILED:
+            raise UsageError(f"what is {outcome.ending} has not failed; `complete` says that")
+        return await self._end(Word(_key(id, worker, fence), outcome))
+
+    async def release(self, id: int, worker: str, fence: int, reason: str = "") -> Settled:
+        """See `WorkQueue.release`."""
+        key = _key(id, worker, fence)
+        detail = one_line(reason, 500) or f"given back by {key.node}"
+        return await self._end(Word(key, Outcome(ending=Ending.INTERRUPTED, detail=detail)))
+
+    async def enqueue(self, task: Task) -> Enqueued:
+        """See `Queue.enqueue`."""
+        return await self._queue.enqueue(task)
+
+    async def register(self, projects: Sequence[Registration]) -> list[Project]:
+        """See `Queue.register`."""
+        return await self._queue.register(projects)
+
+    async def get(self, id: int) -> Execution:
+        """One execution. Raises `NotFound`."""
+        return await self._queue.get(id)
+
+    async def counts(self) -> dict[Status, int]:
+        """How many executions there are of each status; every status is there."""
+        return await self._history.counts()
+
+    async def stats(self) -> Document:
+        """Counts, waits, throughput and failures; see `store.stats`."""
+        return await stats(self._database, await self.counts(), self._database.clock())
+
+    async def drain(self) -> None:
+        """Answer all who wait with nothing; from now on nobody waits."""
+        await self._waiters.close()
+
+    async def close(self) -> None:
+        """Nobody waits any more, and what was claimed for those who have gone is given back."""
+        await self.drain()
+        if self._giving_back:
+            await asyncio.wait(self._giving_back)
+
+    async def _end(self, word: Word) -> Settled:
+        answer: Answer = await self._database.write(self._ends, word)
+        assert isinstance(answer, Settled)  # noqa: S101  an error was raised
+        return answer
+
+    async def _take(self, ask: Ask) -> list[Claim]:
+        taking = asyncio.ensure_future(self._database.write(self._claims, ask))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            self._in_background(self._untake(taking))
+            raise
+
+    async def _untake(self, taking: asyncio.Future[list[Claim]]) -> None:
+        await asyncio.wait([taking])
+        if not taking.cancelled() and taking.exception() is None:
+            await self._release_all(taking.result())
+
+    async def _take_all(self, asks: Sequence[Ask]) -> list[list[Claim]]:
+        return list(await asyncio.gather(*(self._database.write(self._claims, ask) for ask in asks)))
+
+    def _give_back(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            self._in_background(self._release_all(claims))
+
+    async def _release_all(self, claims: Sequence[Claim]) -> None:
+        # Whatever can't be given back comes back by its lease.
+        words = [
+            Word(
+                ClaimKey(c.execution.id, c.execution.node or "", c.fence),
+                Outcome(ending=Ending.INTERRUPTED, detail=GONE),
+            )
+            for c in claims
+        ]
+        await asyncio.gather(*(self._database.write(self._ends, word) for word in words), return_exceptions=True)
+
+    def _in_background(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+
+    async def _worthwhile(self, asks: Sequence[Ask]) -> bool:
+        for statement in self._pool.waiting(asks, self._database.clock()):
+            if await self._database.read(statement.sql, statement.params):
+                return True
+        return False
+
+    async def _due(self) -> float | None:
+        due = await self._queue.next_due()
+        return None if due is None else (due - self._database.clock()) / 1000
+
+
+def _node(worker: str) -> str:
+    if not (0 < len(worker) <= 80 and worker.isprintable() and worker.strip()):
+        raise UsageError("a worker's name is 1 to 80 printable characters")
+    return WORKER + worker
+
+
+def _lease(lease: int) -> int:
+    shortest, longest = LEASES
+    if not shortest <= lease <= longest:
+        raise UsageError(f"a lease is {shortest // 1000} to {longest // 1000} seconds, not {lease / 1000:g}")
+    return lease
+
+
+def _key(id: int, worker: str, fence: int) -> ClaimKey:
+    if not 0 < id < 1 << 63:
+        raise NotFound(f"no execution {id}")
+    if not 0 <= fence < 1 << 63:
+        raise UsageError(f"fence {fence} is out of range; it came with the claim")
+    return ClaimKey(id, _node(worker), fence)
