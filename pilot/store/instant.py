@@ -2,7 +2,7 @@
 
 It needs no lease, no slot and no attempt, so a pause, a park or a time yet to come does not hold it up. Its row says
 why (`reason`). Of a result that was known, `artifacts` begins with `{"execution": ID}`, whoever made it, before the
-files themselves; `branch`, `base_sha` and `head_sha` are those of the one that made it.
+files themselves, and `base_sha` and `head_sha` are those of the one that made it, so that what comes next starts there.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from pilot.domain.events import EventType
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.records import OWED, Table, dumps, event, events_statement, ids, ids_of, short
 
-_DONE = Table(
-    id="bigint", reason="text", made_by="bigint", artifacts="text", branch="text", base_sha="text", head_sha="text"
-)
+_DONE = Table(id="bigint", reason="text", made_by="bigint", artifacts="text", base_sha="text", head_sha="text")
 _RESULTS = Table(project_id="bigint", key="text", execution_id="bigint")
 
 NOTE = "a note: nobody has to do it"
@@ -29,7 +27,7 @@ class Instant:
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._candidates = f"""
-            SELECT e.id, e.dedupe, r.execution_id, o.artifacts, o.branch, o.base_sha, o.head_sha
+            SELECT e.id, e.dedupe, r.execution_id, o.artifacts, o.base_sha, o.head_sha
             FROM executions e LEFT JOIN results r ON r.project_id = e.project_id AND r.key = e.dedupe
               LEFT JOIN executions o ON o.id = r.execution_id
             WHERE e.id IN {ids_of(dialect)} AND e.status = 'queued' AND (e.instant = 1 OR r.execution_id IS NOT NULL)
@@ -37,8 +35,9 @@ class Instant:
         self._complete = f"""
             UPDATE executions SET status = 'completed', outcome = 'done', reason = k.reason, due = 0,
               finished_at = :now, reserved_for = NULL, failure_class = NULL, error = NULL,
-              artifacts = coalesce(k.artifacts, executions.artifacts), branch = coalesce(k.branch, executions.branch),
-              base_sha = coalesce(k.base_sha, executions.base_sha), head_sha = coalesce(k.head_sha, executions.head_sha)
+              artifacts = coalesce(k.artifacts, executions.artifacts),
+              base_sha = CASE WHEN k.made_by IS NULL THEN executions.base_sha ELSE k.base_sha END,
+              head_sha = CASE WHEN k.made_by IS NULL THEN executions.head_sha ELSE k.head_sha END
             FROM {_DONE.of(dialect, "k")} WHERE executions.id = k.id AND executions.status = 'queued'
             RETURNING executions.id, executions.project_id, executions.has_dependents, executions.reason,
               executions.origin IS NOT NULL OR executions.callback_url IS NOT NULL"""

@@ -129,6 +129,7 @@ class Bed:
             *("projects", "executions", "dependencies", "attempts", "output", "events", "questions", "outbox"),
             *("idempotency_keys", "nodes", "node_projects", "node_accounts", "parks", "pauses", "spending"),
             *("refusals", "inbox", "pulls", "pull_executions", "duties", "sources"),
+            *("results", "artifacts", "artifact_uses"),
         )
         return {table: sorted(await self.rows(f"SELECT * FROM {table}"), key=repr) for table in tables}
 
