@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -30,16 +31,19 @@ def cancel(session: Session, ids: tuple[int, ...], reason: str, json: bool) -> i
     """
     person = session.person()
 
-    async def work(store: Store) -> dict[int, Status | None]:
+    async def each(cancel: Callable[[int], Awaitable[Status]]) -> dict[int, Status | None]:
         states: dict[int, Status | None] = {}
         for id in ids:
             try:
-                states[id] = await store.queue.cancel(id, person, reason)
+                states[id] = await cancel(id)
             except NotFound:
                 states[id] = None
         return states
 
-    states = session.act(work)
+    if session.server:
+        states = session.away(lambda client: each(lambda id: client.cancel(id, reason)))
+    else:
+        states = session.act(lambda store: each(lambda id: store.queue.cancel(id, person, reason)))
     if json:
         found = [{"id": id, "status": None if state is None else str(state)} for id, state in states.items()]
         session.ui.document({"executions": found})
@@ -63,7 +67,8 @@ def cancel(session: Session, ids: tuple[int, ...], reason: str, json: bool) -> i
 @click.pass_obj
 def retry(session: Session, id: int, json: bool) -> None:
     """Run an ended execution's task anew; prints the new id."""
-    new = session.act(lambda store: store.queue.retry(id))
+    away = session.server is not None
+    new = session.away(lambda client: client.retry(id)) if away else session.act(lambda store: store.queue.retry(id))
     if json:
         session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
         return
@@ -83,7 +88,10 @@ def answer(session: Session, id: int, text: str, json: bool) -> None:
     It goes on in the same session. TEXT `-` reads stdin.
     """
     words = words_from(text)
-    session.act(lambda store: store.queue.answer(id, words, session.person()))
+    if session.server:
+        session.away(lambda client: client.answer(id, words))
+    else:
+        session.act(lambda store: store.queue.answer(id, words, session.person()))
     if json:
         session.ui.document({"id": id, "status": "queued"})
     else:
@@ -108,12 +116,16 @@ def pause(session: Session, project: str | None, reason: str, owner: str | None,
         await store.queue.pause(found.id if found else 0, whose, reason)
         return found
 
-    found = session.act(work)
+    if session.server:
+        name = session.away(lambda client: client.pause(project, owner=whose, reason=reason))["project"]
+    else:
+        found = session.act(work)
+        name = found.name if found else None
     if json:
-        session.ui.document({"project": found.name if found else None, "owner": whose, "reason": reason})
+        session.ui.document({"project": name, "owner": whose, "reason": reason})
         return
-    again = f" {found.name}" if found else ""
-    session.ui.line(f"{found.name if found else 'everything'} is paused; `pilot resume{again}` lifts it")
+    again = f" {name}" if name else ""
+    session.ui.line(f"{name or 'everything'} is paused; `pilot resume{again}` lifts it")
 
 
 @click.command()
@@ -132,12 +144,17 @@ def resume(session: Session, project: str | None, owner: str | None, everybody: 
         lifted = await store.queue.resume(id, whose)
         return found, lifted, await store.history.paused_by(id)
 
-    found, lifted, left = session.act(work)
-    what = found.name if found else "everything"
+    if session.server:
+        told = session.away(lambda client: client.resume(project, owner=whose, everybody=everybody))
+        name, lifted, left = told["project"], told["lifted"], told["still_paused_by"]
+    else:
+        found, lifted, left = session.act(work)
+        name = found.name if found else None
+    what = name or "everything"
     if not lifted and left:
         raise UsageError(f"{what} is paused by {', '.join(left)}, not by {whose}; use --owner or --everybody")
     if json:
-        session.ui.document({"project": found.name if found else None, "lifted": lifted, "still_paused_by": left})
+        session.ui.document({"project": name, "lifted": lifted, "still_paused_by": left})
     elif left:
         session.ui.line(f"lifted; {what} stays paused by {', '.join(left)}")
     elif lifted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,12 +16,9 @@ from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.text import one_line
 
 if TYPE_CHECKING:
-    from pilot.domain.events import Event
     from pilot.domain.execution import Execution, Status
     from pilot.domain.task import Project
     from pilot.store.history import History
-
-_EVERY = 0.5  # seconds between looks of those that follow
 
 
 @click.command("list")
@@ -48,6 +46,25 @@ def list_(
     from pilot.store.glance import answer
 
     statuses = _statuses(status)
+    if session.server:
+        from pilot.cli import remote
+
+        page = session.away(
+            lambda client: client.list(
+                status=[str(one) for one in statuses],
+                project=project,
+                source=source,
+                task_id=task_id,
+                everything=everything,
+                limit=limit,
+                cursor=cursor,
+            )
+        )
+        if json:
+            session.ui.document(page)
+        else:
+            _show_list(session, remote.executions(page), page.get("next_cursor"))
+        return
     with session.history() as history:
         project_id = None if project is None else project_named(history, project).id
         found, following = answer(
@@ -65,6 +82,10 @@ def list_(
             documents = answer(history.documents(found))
             session.ui.document({"executions": documents, "next_cursor": following})
             return
+    _show_list(session, found, following)
+
+
+def _show_list(session: Session, found: Sequence[Execution], following: str | None) -> None:
     now = session.now()
     rows = [
         [
@@ -125,9 +146,12 @@ def status(session: Session, watch: bool, json: bool) -> None:
     """Counts, what runs since when, projects, parked backends, nodes."""
     from pilot.store.glance import answer
 
-    with session.history() as history:
+    with nullcontext(None) if session.server else session.history() as history:
         while True:
-            document = answer(history.status(session.now()))
+            if history is None:
+                document = session.away(lambda client: client.status())
+            else:
+                document = answer(history.status(session.now()))
             if watch and json:
                 session.ui.document_line(document)
             elif json:
@@ -225,76 +249,3 @@ def _show_outside(session: Session, document: Mapping[str, Any]) -> None:
     for box, what in (("inbox", "webhooks wait to be dealt with"), ("outbox", "words and changes wait to go out")):
         if document[box]["owed"]:
             ui.line(f"{document[box]['owed']} {what}, the oldest since {document[box]['oldest']}")
-
-
-@click.command()
-@click.option("--follow", "-f", is_flag=True, help="Go on until Ctrl-C.")
-@click.option("--type", "types", multiple=True, metavar="TYPE", help="Only these, e.g. trigger.refused.")
-@click.option("--execution", type=int, metavar="ID", help="Only this execution's.")
-@click.option("--after", type=click.IntRange(0, 2**63 - 1), metavar="ID", help="Only those behind this event.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="So many at most.")
-@click.option("--json", is_flag=True, help="One JSON document; with -f one a line.")
-@click.pass_obj
-def events(
-    session: Session,
-    follow: bool,
-    types: tuple[str, ...],
-    execution: int | None,
-    after: int | None,
-    limit: int,
-    json: bool,
-) -> None:
-    """The event log: the last 100, or those behind an id."""
-    from pilot.store.documents import event_document
-    from pilot.store.glance import answer
-
-    _check_types(types)
-    with session.history() as history:
-        found = answer(history.events(after=after, types=types, execution=execution, limit=limit))
-        if json and not follow:
-            last = found[-1].id if found else after
-            session.ui.document({"events": [event_document(event) for event in found], "next_after": last})
-            return
-        last = after or 0
-        while True:
-            for event in found:
-                last = event.id
-                if json:
-                    session.ui.document_line(event_document(event))
-                else:
-                    session.ui.line(_event_line(event))
-            if not follow:
-                return
-            session.ui.flush()
-            if not found:
-                time.sleep(_EVERY)
-            found = answer(history.events(after=last, types=types, execution=execution, limit=500))
-
-
-def _check_types(words: Sequence[str]) -> None:
-    from difflib import get_close_matches
-
-    from pilot.domain.events import EventType
-
-    for word in words:
-        if word not in list(EventType):
-            near = get_close_matches(word, list(EventType))
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(EventType)}"
-            raise UsageError(f"{word!r} is no event type; {hint}")
-
-
-def _event_line(event: Event) -> str:
-    from pilot.store.documents import rfc3339
-
-    if event.type == "trigger.refused":
-        data = _refused(event.data)
-        return f"{event.id}\t{rfc3339(event.at)}\t{event.type}\t{one_line(str(event.data.get('task_id')), 80)}\t{data}"
-    data = " ".join(f"{name}={one_line(str(value), 120)}" for name, value in event.data.items() if value is not None)
-    about = "-" if event.execution_id is None else str(event.execution_id)
-    return f"{event.id}\t{rfc3339(event.at)}\t{event.type}\t{about}\t{data}"
-
-
-def _refused(data: Mapping[str, Any]) -> str:
-    said = {name: one_line(str(data.get(name) or ""), 300) for name in ("source", "actor", "reason", "url")}
-    where = f" ({said['url']})" if said["url"] else ""
-    return f"{said['source']}: {said['actor'] or 'somebody'}: {said['reason']}{where}"

@@ -32,6 +32,9 @@ def logs(session: Session, id: int, follow: bool, attempt: int | None, raw: bool
     """What an execution's agents wrote. Survives restarts of the daemon."""
     from pilot.store.glance import answer
 
+    if session.server:
+        _logs_there(session, id, attempt, follow=follow, raw=raw, json=json)
+        return
     with session.history() as history:
         known(answer(history.execution(id)), id)
         if json and not follow:
@@ -52,6 +55,21 @@ def logs(session: Session, id: int, follow: bool, attempt: int | None, raw: bool
                 session.ui.flush()
                 time.sleep(_EVERY)
         printer.end()
+
+
+def _logs_there(session: Session, id: int, attempt: int | None, *, follow: bool, raw: bool, json: bool) -> None:
+    from pilot.cli import remote
+
+    pages = remote.pages(session, id, attempt, follow=follow, every=_EVERY * 2)
+    if json and not follow:
+        session.ui.document({"output": [piece for page in pages for piece in page]})
+        return
+    printer = _Printer(session, raw=raw, json=json)
+    for page in pages:
+        for piece in page:
+            printer.show(remote.piece_of(piece))
+        session.ui.flush()
+    printer.end()
 
 
 def _all(history: History, id: int, attempt: int | None) -> list[dict[str, object]]:

@@ -13,7 +13,7 @@ import click
 from pilot.cli.codes import table
 from pilot.cli.session import Session
 from pilot.cli.ui import ReaderGone, Ui
-from pilot.domain.errors import ConfigError, NotFound, PilotError
+from pilot.domain.errors import ConfigError, NotFound, PilotError, UsageError
 
 _COMMANDS = {
     "init": "begin:init",
@@ -26,7 +26,7 @@ _COMMANDS = {
     "show": "show:show",
     "why": "show:why",
     "logs": "logs:logs",
-    "events": "lists:events",
+    "events": "events:events",
     "status": "lists:status",
     "cancel": "act:cancel",
     "retry": "act:retry",
@@ -45,6 +45,12 @@ _COMMANDS = {
     "version": "main:version",
     "help": "main:help_",
 }
+
+
+_AWAY = frozenset(
+    ("enqueue", "list", "show", "why", "logs", "events", "status", "cancel", "retry", "answer", "pause", "resume")
+) | {"plan", "worker", "queue", "contract", "version", "help"}
+"""What can be done with a server elsewhere; everything else is an affair of one machine."""
 
 
 class _Commands(click.Group):
@@ -83,14 +89,35 @@ class _Commands(click.Group):
     type=click.Path(path_type=Path),
     help="This pilot.yaml (else $PILOT_CONFIG, ./pilot.yaml, …).",
 )
+@click.option("--server", metavar="URL", help="Talk to that `pilot serve` (else $PILOT_SERVER), not to the store.")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The token for it (else $PILOT_TOKEN, or this machine's own).",
+)
 @click.option("--debug", is_flag=True, help="Tracebacks, and more in the logs.")
 @click.option("--version", "wants_version", is_flag=True, help="Print the version.")
 @click.pass_context
-def root(context: click.Context, config: Path | None, debug: bool, wants_version: bool) -> None:
+def root(
+    context: click.Context,
+    *,
+    config: Path | None,
+    server: str | None,
+    token_file: Path | None,
+    debug: bool,
+    wants_version: bool,
+) -> None:
     """Tickets in, finished changes out: one at a time per repository, nothing lost, nothing done twice."""
     session: Session = context.obj
     session.config = config
     session.debug = debug
+    session.token_file = token_file
+    command = context.invoked_subcommand
+    if command in _AWAY:
+        session.server = server or session.environ.get("PILOT_SERVER") or None
+    elif server is not None and command is not None:
+        raise UsageError(f"`pilot {command}` works on this machine only; leave out --server, or run it over there")
     if wants_version:
         context.invoke(version, json=False)
         context.exit()
@@ -155,16 +182,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+_EVERYWHERE = ("--config", "--server", "--token-file")
+
+
 def _hoisted(arguments: list[str]) -> list[str]:
-    """Options of the whole programme may stand behind the command, too."""
+    """Options of the whole program may stand behind the command, too."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     front: list[str] = []
     rest: list[str] = []
     words = iter(arguments[:end])
     for word in words:
-        if word == "--config":
+        if word in _EVERYWHERE:
             front += [word, *([value] if (value := next(words, None)) is not None else [])]
-        elif word.startswith("--config=") or word == "--debug":
+        elif word.startswith(tuple(f"{name}=" for name in _EVERYWHERE)) or word == "--debug":
             front.append(word)
         else:
             rest.append(word)

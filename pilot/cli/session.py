@@ -12,6 +12,7 @@ from pilot.cli.ui import Ui
 from pilot.domain.errors import NotFound, PilotError
 
 if TYPE_CHECKING:
+    from pilot.client import Client
     from pilot.config.load import Loaded
     from pilot.config.locate import Located
     from pilot.domain.execution import Execution
@@ -23,12 +24,14 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Session:
-    """One run of the CLI. `config` is what `--config` named."""
+    """One run of the CLI. `config` is what `--config` named, `server` the pilot that is meant; None: this machine's."""
 
     ui: Ui
     environ: Mapping[str, str]
     config: Path | None = None
     debug: bool = False
+    server: str | None = None
+    token_file: Path | None = None
 
     def now(self) -> int:
         """UTC ms."""
@@ -69,6 +72,18 @@ class Session:
         async def go() -> T:
             async with open_store(self.located().store_url, create=False) as store:
                 return await work(store)
+
+        return asyncio.run(go())
+
+    def away(self, work: Callable[[Client], Awaitable[T]], server: str | None = None) -> T:
+        """Do something on the server that was named (or this one), over HTTP."""
+        import asyncio
+
+        from pilot.cli.remote import client_of
+
+        async def go() -> T:
+            async with client_of(self, server or self.server or "") as client:
+                return await work(client)
 
         return asyncio.run(go())
 

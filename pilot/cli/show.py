@@ -27,17 +27,11 @@ if TYPE_CHECKING:
 @click.pass_obj
 def show(session: Session, id: int, json: bool) -> None:
     """One execution: state, attempts, gates, question."""
-    from pilot.store.glance import answer
-
-    with session.history() as history:
-        execution = known(answer(history.execution(id)), id)
-        document = answer(history.document(execution))
-        if json:
-            session.ui.document(document)
-            return
-        attempts = answer(history.attempts(id))
-        questions = answer(history.questions(id))
-        reasons = answer(history.why(id, session.now()))
+    found = _there_of(session, id) if session.server else _here_of(session, id)
+    execution, document, attempts, questions, reasons = found
+    if json:
+        session.ui.document(document)
+        return
     _head(session, execution, document["after"])
     _body(session, execution)
     _attempts(session, attempts)
@@ -46,6 +40,28 @@ def show(session: Session, id: int, json: bool) -> None:
         session.ui.line()
         _reasons(session, reasons)
         _hints(session, execution, questions)
+
+
+Found = tuple["Execution", dict[str, Any], "list[Attempt]", "list[Asked]", "Why | None"]
+
+
+def _here_of(session: Session, id: int) -> Found:
+    from pilot.store.glance import answer
+
+    with session.history() as history:
+        execution = known(answer(history.execution(id)), id)
+        attempts, questions = answer(history.attempts(id)), answer(history.questions(id))
+        reasons = answer(history.why(id, session.now()))
+        return execution, answer(history.document(execution)), attempts, questions, reasons
+
+
+def _there_of(session: Session, id: int) -> Found:
+    from pilot.cli import remote
+    from pilot.client.documents import execution_of
+
+    document, reasons, told = session.away(lambda client: remote.shown(client, id))
+    attempts, questions = ([], []) if told is None else remote.attempts_of(told)
+    return execution_of(document), document, attempts, questions, remote.why_of(reasons)
 
 
 def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
@@ -210,6 +226,9 @@ def why(session: Session, id: str, json: bool) -> None:
     from pilot.store.documents import why_document
     from pilot.store.glance import answer
 
+    if session.server:
+        _why_there(session, id, json=json)
+        return
     with session.history() as history:
         execution = _meant(history, id)
         refusals = answer(history.refused(id if execution is None else execution.task_id))
@@ -226,6 +245,18 @@ def why(session: Session, id: str, json: bool) -> None:
     _reasons(session, reasons)
     for refusal in later:
         session.ui.line(f"refused since then: {_refusal(refusal)['detail']}", "yellow")
+
+
+def _why_there(session: Session, named: str, *, json: bool) -> None:
+    from pilot.cli import remote
+
+    execution, document = session.away(lambda client: remote.reasons(client, named))
+    if json:
+        session.ui.document(document)
+        return
+    session.ui.line(f"{execution.id}  {one_line(execution.task_id)}  {execution.status}", "bold")
+    session.ui.line(f"agent {_agent(execution)}")
+    _reasons(session, remote.why_of(document))
 
 
 def _meant(history: History, named: str) -> Execution | None:
