@@ -184,6 +184,7 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
 
     ui = session.ui
     ui.line("  ".join(f"{name} {count}" for name, count in document["counts"].items()))
+    _show_kinds(session, document["stats"]["kinds"])
     for pause in document["paused"]:
         whose = pause["project"] or "everything"
         ui.line(f"paused: {one_line(whose)} by {one_line(pause['owner'])}: {one_line(pause['reason'])}", "yellow")
@@ -229,7 +230,31 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
     if not nodes:
         ui.line("no node is up: `pilot serve` runs one", "yellow")
     for node in nodes:
-        ui.line(f"node {node['id']}: {node['kind']}, {node['state']} since {node['started_at']}, pid {node['pid']}")
+        where = f", pid {node['pid']}" if node["pid"] else ""  # a worker's is its own business
+        name = one_line(node["id"], 100)
+        ui.line(f"node {name}: {node['kind']}, {node['state']} since {node['started_at']}{where}")
+
+
+def _show_kinds(session: Session, kinds: Mapping[str, Mapping[str, Any]]) -> None:
+    """A line for each kind of work, where there is more than code."""
+    figures = ("queued", "running", "needs_human", "completed_24h", "failed_24h")
+    busy = {name: kind for name, kind in kinds.items() if any(kind[figure] for figure in figures)}
+    if set(busy) <= {"code"}:
+        return
+    for name, kind in busy.items():
+        wait = "" if (age := kind["oldest_wait_seconds"]) is None else f", the oldest for {_age(age)}"
+        held = f", {kind['needs_human']} for a person" if kind["needs_human"] else ""
+        session.ui.line(
+            f"{one_line(name, 40)}: {kind['queued']} queued{wait}, {kind['running']} running{held}; "
+            f"in 24 h {kind['completed_24h']} completed, {kind['failed_24h']} failed"
+        )
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s"
 
 
 def _show_outside(session: Session, document: Mapping[str, Any]) -> None:

@@ -14,11 +14,14 @@ from pilot.domain.errors import LeaseLost, PilotError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome
 from pilot.domain.policy import Settlement
-from pilot.domain.ports import Clock, DispatchQueue, Finish, Node
+from pilot.domain.ports import Clock, DispatchQueue, Finish, Node, NodeKind
+from pilot.domain.work import WORKER
 
 log = structlog.get_logger()
 FORGOTTEN = 24 * 60 * 60 * 1000
 """ms after the end of its lease when another host's node is no longer listed."""
+UNHEARD = 60 * 60 * 1000
+"""The same of a worker, which claims again under the same name when it comes back."""
 SELF_FENCE = 0.6
 """Part of the lease after which runs are ended if it could not be renewed; the rest is theirs to end in."""
 
@@ -112,7 +115,8 @@ class Recovery:
 
     `alive` judges a node of this host by its process; None for a node of another host. `end_processes` ends what an
     execution's claim left running here, verified, given (execution id, fence). A lease has ended when its time is
-    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep.
+    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep. A claim
+    of a worker has a short lease of its own, by which the worker ends what it runs: that one is over with its time.
     """
 
     queue: DispatchQueue
@@ -145,7 +149,8 @@ class Recovery:
             | {(execution.id, execution.fence): execution.lease_until or 0 for execution in held}
         )
         quiet = frozenset(key for key in silent if isinstance(key, str))
-        lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent]
+        workers = {(e.id, e.fence) for e in held if (e.node or "").startswith(WORKER) and (e.lease_until or 0) < now}
+        lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent | workers]
         if not lost and not dead:
             await self.queue.expire_parks()
             await self.queue.recover((), "", frozenset(), quiet)  # direct runs whose process is gone
@@ -167,7 +172,8 @@ class Recovery:
 
     def _is_dead(self, node: Node, lease_until: int, now: int) -> bool:
         alive = self.alive(node)
-        return lease_until < now - FORGOTTEN if alive is None else not alive
+        known_for = UNHEARD if node.kind == NodeKind.WORKER else FORGOTTEN
+        return lease_until < now - known_for if alive is None else not alive
 
     def _silent(self, ended: Mapping[str | tuple[int, int], int]) -> frozenset[str | tuple[int, int]]:
         """Of what has an ended lease (node id, or claim): what has been so, with the same end, for long enough."""

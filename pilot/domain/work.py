@@ -18,6 +18,8 @@ LEASE = 30_000
 """ms that a worker holds what it claimed, unless it asks for more; it renews at half of it."""
 LEASES = (1_000, 3_600_000)
 """ms: the shortest and the longest lease that a worker may ask for."""
+WORKER = "worker:"
+"""How a worker's node id begins; its name is the rest."""
 MAX_CLAIMED = 100
 """Executions in one claim, at most."""
 

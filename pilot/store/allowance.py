@@ -101,7 +101,7 @@ class Server:
 
 async def servers(database: Database, execution: Execution, now: int) -> list[Server]:
     """The nodes that are up and could run it: the one it is reserved for, else all that serve its project."""
-    which = "n.id = :own" if execution.reserved_for is not None else "n.kind <> 'run'"
+    which = "n.id = :own" if execution.reserved_for is not None else "n.kind = 'serve'"
     rows = await database.read(
         "SELECT n.id, n.per_execution_usd, n.per_day_usd, a.backend, a.account FROM nodes n "
         "LEFT JOIN node_accounts a ON a.node_id = n.id AND a.project_id = :project "

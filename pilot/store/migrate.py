@@ -112,7 +112,10 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 def _in_nobodys_hands(connection: sqlite3.Connection, path: Path, now: int) -> None:
     """Raise `Busy` while a node is up: it has the older schema in its statements, and knows no newer rule."""
     found = connection.execute(
-        "SELECT id, version, lease_until FROM nodes WHERE lease_until > ? ORDER BY lease_until DESC", (now,)
+        # A worker does not hold the file: whoever answers it does, and is a node itself.
+        "SELECT id, version, lease_until FROM nodes WHERE lease_until > ? AND kind <> 'worker' "
+        "ORDER BY lease_until DESC",
+        (now,),
     ).fetchone()
     if found is not None:
         node, version, until = found

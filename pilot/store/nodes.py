@@ -12,6 +12,7 @@ from pilot.domain.outcome import Ending, FailureClass, Outcome, Question
 from pilot.domain.policy import MAX_LOSSES, Settlement
 from pilot.domain.ports import Accounts, Finish, Held, Node
 from pilot.domain.text import clean
+from pilot.domain.work import WORKER
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
@@ -22,8 +23,6 @@ _NAMES = Table(id="text")
 _IDS = Table(id="bigint")
 _ACCOUNTS = Table(project_id="bigint", backend="text", account="text")
 _WORKERS = Table(id="text", until="bigint", enough="bigint", per_execution="float", per_day="float")
-WORKER = "worker:"
-"""How the node id of a worker begins; its name is the rest."""
 QUIET = "it was not heard of for an hour"
 UNHEARD = 60 * 60 * 1000
 """ms after the end of its lease when a worker is no longer listed."""

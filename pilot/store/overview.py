@@ -11,6 +11,7 @@ from pilot.store.allowance import budget_document, parked
 from pilot.store.database import Database
 from pilot.store.documents import rfc3339
 from pilot.store.owing import inbox_document, outbox_document, source_documents
+from pilot.store.stats import stats
 
 
 async def overview(database: Database, counts: Mapping[Status, int], now: int) -> Document:
@@ -26,6 +27,7 @@ async def overview(database: Database, counts: Mapping[Status, int], now: int) -
         "paused": await _paused(database),
         "outbox": await outbox_document(database),
         "inbox": await inbox_document(database),
+        "stats": await stats(database, counts, now),
     }
 
 

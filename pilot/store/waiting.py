@@ -91,7 +91,8 @@ async def _queued(database: Database, execution: Execution, now: int) -> Why:
         *_time(execution, due=due),
         *await _nodes(database, execution, now),
     ]
-    remote = [Hold("external", "left to a worker that claims over HTTP"), *_time(execution, due=due)]
+    left = f"left to a worker that claims over HTTP{await _workers(database, now) if execution.external else ''}"
+    remote = [Hold("external", left), *_time(execution, due=due)]
     holds = [
         *await _pauses(database, execution),
         *(remote if execution.external else local),
@@ -229,12 +230,13 @@ async def _nodes(database: Database, execution: Execution, now: int) -> list[Hol
         "SELECT n.id, n.state, n.max_running, "
         "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id), "
         "n.choosy = 0 OR EXISTS (SELECT 1 FROM node_projects s WHERE s.node_id = n.id AND s.project_id = :project) "
-        "FROM nodes n WHERE n.lease_until > :now AND n.kind <> 'run' ORDER BY n.started_at, n.id",
+        "FROM nodes n WHERE n.lease_until > :now AND n.kind = 'serve' ORDER BY n.started_at, n.id",
         {"now": now, "project": execution.project_id},
     )
     serving = [node for node in nodes if node[4]]
     if nodes and not serving:
-        return [Hold("unserved", f"no node that is up serves {execution.project} ({one_line(execution.project_path)})")]
+        where = f"{execution.project} ({one_line(execution.project_path)})"
+        return [Hold("unserved", f"no node that is up serves {where}{await _workers(database, now)}")]
     up = [(id, most, running) for id, state, most, running, _ in serving if state == "up"]
     if any(most == 0 or running < most for _, most, running in up):
         return []
@@ -242,7 +244,16 @@ async def _nodes(database: Database, execution: Execution, now: int) -> list[Hol
         full = ", ".join(f"{one_line(id, 80)} runs {running} of {most}" for id, most, running in up[:_NAMED])
         return [Hold("full", f"every node has as much as it may run (dispatcher.max_running): {full}")]
     detail = "the only node is draining" if nodes else "no node is up"
-    return [Hold("node", f"{detail}; `pilot serve` runs one")]
+    return [Hold("node", f"{detail}; `pilot serve` runs one{await _workers(database, now)}")]
+
+
+async def _workers(database: Database, now: int) -> str:
+    """Who else may take it. What they want is theirs to say with each claim, so nobody knows whether one will."""
+    rows = await database.read(
+        "SELECT id FROM nodes WHERE lease_until > :now AND kind = 'worker' ORDER BY id LIMIT 4", {"now": now}
+    )
+    names = [one_line(id, 80) for (id,) in rows[:3]] + ["…"] * (len(rows) > 3)
+    return f"; may take it: {', '.join(names)}" if names else ""
 
 
 async def _slots(database: Database, execution: Execution) -> list[Hold]:

@@ -17,13 +17,12 @@ from pilot.domain.policy import RULES, Rule
 from pilot.domain.ports import Document
 from pilot.domain.task import Project, Task
 from pilot.domain.text import one_line
-from pilot.domain.work import LEASE, LEASES, MAX_CLAIMED, Artifact, Beaten, Claim, Progress, Settled, Wanted
+from pilot.domain.work import LEASE, LEASES, MAX_CLAIMED, WORKER, Artifact, Beaten, Claim, Progress, Settled, Wanted
 from pilot.store.admin import Registration
 from pilot.store.database import Database
 from pilot.store.history import History
 from pilot.store.journal import FACTS, SqlJournal
 from pilot.store.last_words import Answer, ClaimKey, LastWords, Renewal, Renewals, Word
-from pilot.store.nodes import WORKER
 from pilot.store.pool import Ask, Pool, filter_of
 from pilot.store.queue import SqlQueue, Steps
 from pilot.store.stats import stats
