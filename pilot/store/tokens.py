@@ -60,6 +60,7 @@ class SqlTokens:
         self._kept: dict[str, _Kept] = {}
         self._read_at: int | None = None
         self._reading = asyncio.Lock()
+        self._changes = 0
         self._used: dict[str, int] = {}
 
     async def create(self, name: str, scopes: Collection[Scope], by: str, expires_at: int | None = None) -> str:
@@ -77,7 +78,7 @@ class SqlTokens:
             id=id, name=name, scopes=scopes_of(scopes), created_at=now, created_by=clean(by), expires_at=expires_at
         )
         await self._database.write(self._creates, _Kept(token, _digest(secret)))
-        self._read_at = None
+        self._changed()
         return f"pilot_{id}_{secret}"
 
     async def check(self, token: str) -> Caller | None:
@@ -101,7 +102,7 @@ class SqlTokens:
     async def revoke(self, id: str, by: str) -> Token:
         """See `Tokens.revoke`. Who did it is in the audit log."""
         token = await self._database.write(self._revokes, _Revocation(clean(id), clean(by)))
-        self._read_at = None
+        self._changed()
         return token
 
     async def _refresh(self) -> int:
@@ -111,14 +112,16 @@ class SqlTokens:
         async with self._reading:  # whoever comes meanwhile waits for the same answer
             if self._is_fresh(now := self._database.clock()):
                 return now
-            self._read_at = now  # of the question, not of the answer; what is made meanwhile asks again
-            try:
-                rows = await self._database.read(f"SELECT {_COLUMNS} FROM tokens")
-            except BaseException:
-                self._read_at = None
-                raise
+            changes = self._changes
+            rows = await self._database.read(f"SELECT {_COLUMNS} FROM tokens")
             self._kept = {row[0]: _to_kept(row) for row in rows}
+            # As old as the question; and if something was changed here meanwhile, the next one asks again.
+            self._read_at = now if self._changes == changes else None
         return now
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._read_at = None
 
     def _is_fresh(self, now: int) -> bool:
         # A clock that was set back must not make what is known last for ever.
