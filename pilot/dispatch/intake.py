@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pilot.config.schema import ExecutorSettings, ProjectSettings, Settings
+from pilot.domain.callback import check_callback
 from pilot.domain.errors import UsageError
 from pilot.domain.execution import Enqueued
+from pilot.domain.payload import Payload, Work, allowed, is_pointer, parse_payload
+from pilot.domain.pointer import MACHINE
 from pilot.domain.routing import Choice, choose
 from pilot.domain.task import DEFAULT_PRIORITY, Kind, Project, Task
 from pilot.domain.text import one_line, slug
@@ -18,6 +22,9 @@ from pilot.domain.text import one_line, slug
 MAX_TITLE = 200
 MAX_TASK_ID = 200
 MAX_BODY = 1 << 20
+MAX_DEDUPE = 200
+TICKETS = ("github", "linear", "telegram", "todo_scan", "failing_ci")
+"""Sources whose words come from outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +32,8 @@ class TaskRequest:
     """What somebody asks for, in their words. Times are UTC ms, `timeout` is ms.
 
     `title` defaults to the prompt's first line, `task_id` to a name made from it that is new every time.
-    `backend` overrides the routes. `origin`, `held`, `session_id` and what follows: see `domain.task.Task`.
+    `backend` overrides the routes. A `prompt` or `payload` that is a pointer says what is to be done. `origin`, `held`,
+    `session_id` and what follows: see `domain.task.Task`.
     """
 
     prompt: str
@@ -54,6 +62,11 @@ class TaskRequest:
     session_id: str | None = None
     workspace: str | None = None
     feedback: str | None = None
+    callback_url: str | None = None
+    dedupe: str | None = None
+    plan: str | None = None
+    done: bool = False
+    """It has been done already: nobody does it, whatever its payload says."""
 
 
 class EnqueueQueue(Protocol):
@@ -78,23 +91,39 @@ class Intake:
         return await self.queue.enqueue(self.task(request, project, own))
 
     def task(self, request: TaskRequest, project: Project, own: ProjectSettings) -> Task:
-        """The task as it will be stored: route and model decided, defaults filled in."""
-        title, body = _title_and_body(request)
-        executor = self.settings.executor_for(own)
-        choice = choose(
-            executor.domain_routes(),
-            executor.type,
-            executor.fallback,
-            project=project.name,
-            kind=request.kind,
-            labels=request.labels,
-            title=title,
-            source=request.source,
-        )
-        if request.backend is not None:
-            if request.backend not in (known := self.known(executor)):
-                raise UsageError(f"no backend {request.backend!r}; there are {', '.join(sorted(known))}")
-            choice = Choice(request.backend, None, (), "asked for")
+        """The task as it will be stored: route and model decided, defaults filled in. Raises `UsageError` in words."""
+        return self.desk(project, own).task(request)
+
+    def desk(self, project: Project, own: ProjectSettings) -> Desk:
+        """Where the tasks of one project are taken in; for many at once, such as a plan's."""
+        return Desk(self.settings, self.known, project, own)
+
+
+class Desk:
+    """Makes tasks of one project; what is the same for all of them is worked out once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        known: Callable[[ExecutorSettings], Collection[str]],
+        project: Project,
+        own: ProjectSettings,
+    ) -> None:
+        self._callbacks = settings.server.callbacks.allow_hosts
+        self._known = known
+        self._project = project
+        self._own = own
+        self._executor = settings.executor_for(own)
+        self._routes = self._executor.domain_routes()
+        self._external: dict[str, bool] = {}
+
+    def task(self, request: TaskRequest) -> Task:
+        """See `Intake.task`."""
+        prompt, kept, pointer = _pointed(request)
+        title, body = _title_and_body(request, prompt, pointer)
+        choice = self._choice(request, title, pointer)
+        if pointer is not None and pointer.work is Work.COMMAND and not request.done:
+            self._check_allowed(pointer)
         options: Mapping[str, Any] = {
             "branch": request.branch,
             "base": request.base,
@@ -103,7 +132,7 @@ class Intake:
             "route": choice.rule,
         }
         return Task(
-            project_id=project.id,
+            project_id=self._project.id,
             title=title,
             body=body,
             task_id=_task_id(request, title),
@@ -113,15 +142,19 @@ class Intake:
             priority=request.priority,
             lane=request.lane,
             after=request.after,
-            payload=request.payload,
+            payload=kept,
             options={key: value for key, value in options.items() if value is not None},
             backend=choice.backend,
             fallback=choice.fallback,
-            external=executor.resolve(choice.backend).type == "external",
+            external=choice.backend != MACHINE and self._is_external(choice.backend),
             model=request.model or choice.model,
-            max_attempts=request.max_attempts or executor.max_attempts,
+            max_attempts=request.max_attempts or self._executor.max_attempts,
             available_at=request.available_at,
+            callback_url=request.callback_url and check_callback(request.callback_url, self._callbacks),
             idempotency_key=request.idempotency_key,
+            plan=request.plan,
+            dedupe=_dedupe(request, pointer),
+            instant=request.done or (pointer is not None and pointer.work is Work.NOTHING),
             reserved_for=request.reserved_for,
             origin=request.origin,
             held=request.held,
@@ -131,10 +164,80 @@ class Intake:
             feedback=request.feedback,
         )
 
+    def _choice(self, request: TaskRequest, title: str, pointer: Payload | None) -> Choice:
+        """Who does it. What needs no agent pilot does itself, unless the route leaves it to workers elsewhere."""
+        by_machine = pointer is not None and pointer.work.by_machine
+        if request.backend is None:
+            choice = choose(
+                self._routes,
+                self._executor.type,
+                self._executor.fallback,
+                project=self._project.name,
+                kind=request.kind,
+                labels=request.labels,
+                title=title,
+                source=request.source,
+            )
+        elif request.backend in (known := self._known(self._executor)):
+            choice = Choice(request.backend, None, (), "asked for")
+        else:
+            raise UsageError(f"no backend {request.backend!r}; there are {', '.join(sorted(known))}")
+        if not by_machine or self._is_external(choice.backend):
+            return choice
+        if request.backend is not None or request.model is not None:
+            raise UsageError("pilot does this by itself, without an agent; leave backend and model out")
+        return Choice(MACHINE, None, (), "payload")
 
-def _title_and_body(request: TaskRequest) -> tuple[str, str]:
-    prompt = request.prompt.strip()
-    title = one_line(request.title or prompt.partition("\n")[0], MAX_TITLE)
+    def _is_external(self, backend: str) -> bool:
+        if backend not in self._external:
+            self._external[backend] = self._executor.resolve(backend).type == "external"
+        return self._external[backend]
+
+    def _check_allowed(self, pointer: Payload) -> None:
+        if not allowed(pointer.argv, self._own.allow_commands):
+            patterns = self._own.allow_commands
+            now = f"it allows {', '.join(map(repr, patterns))[:200]}" if patterns else "it allows none"
+            raise UsageError(
+                f"project {self._project.name} does not allow the command {one_line(shlex.join(pointer.argv), 100)!r}: "
+                f"{now}; add a pattern for the whole command to its allow_commands in pilot.yaml"
+            )
+
+
+def _pointed(request: TaskRequest) -> tuple[str, Any, Payload | None]:
+    """The prompt's words, the payload to keep, and what that points to.
+
+    A prompt that is a pointer is its payload, except from where strangers write tickets: their words never name a
+    program.
+    """
+    if is_pointer(request.payload):
+        pointer = parse_payload(request.payload)
+        same = request.prompt.strip() == pointer.text
+        return "" if same else request.prompt, pointer.text, pointer
+    if not is_pointer(request.prompt) or request.source in TICKETS or request.origin is not None:
+        return request.prompt, request.payload, None
+    pointer = parse_payload(request.prompt)
+    if request.payload is not None:
+        raise UsageError(f"the task is a payload itself ({one_line(pointer.text, 60)}), and can't have another one")
+    return "", pointer.text, pointer
+
+
+def _dedupe(request: TaskRequest, pointer: Payload | None) -> str | None:
+    if request.done:
+        return None  # what it made is not here to be pointed to
+    if request.dedupe is None:
+        return None if pointer is None else pointer.dedupe
+    if not request.dedupe.strip() or len(request.dedupe) > MAX_DEDUPE or not request.dedupe.isprintable():
+        raise UsageError(f"dedupe is 1 to {MAX_DEDUPE} printable characters, not {one_line(request.dedupe, 60)!r}")
+    return request.dedupe
+
+
+def _title_and_body(request: TaskRequest, prompt: str, pointer: Payload | None) -> tuple[str, str]:
+    prompt = prompt.strip()
+    words = "" if pointer is None else pointer.words
+    title = one_line(request.title or (prompt or words).partition("\n")[0], MAX_TITLE)
+    if pointer is not None:
+        title = title or one_line(pointer.text, MAX_TITLE)
+        prompt = "\n\n".join(filter(None, ["" if prompt == title else prompt, words]))
     if not title:
         raise UsageError("a task needs words: its prompt is empty")
     if len(prompt.encode(errors="replace")) > MAX_BODY:
