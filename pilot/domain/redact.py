@@ -30,6 +30,7 @@ _SHAPES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("a GitHub token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{20,}"),
     ("a GitHub token", ("github_pat_",), r"github_pat_[A-Za-z0-9_]{20,}"),
     ("a Linear key", ("lin_api_", "lin_oauth_"), r"lin_(?:api|oauth)_[A-Za-z0-9_]{16,}"),
+    ("a token of pilot's", ("pilot_",), r"pilot_[0-9a-f]{16}_[A-Za-z0-9_-]{43}"),
     ("an API key", ("sk-",), rf"{_BEGIN}sk-(?=[A-Za-z_-]*+[0-9])[A-Za-z0-9_-]{{20,}}"),
     ("a Slack token", ("xox",), r"xox[a-z]-[A-Za-z0-9-]{10,}"),
     ("an AWS key", ("AKIA", "ASIA"), rf"{_BEGIN}A[KS]IA[A-Z0-9]{{16}}(?![A-Za-z0-9])"),

@@ -52,22 +52,27 @@ def read_token(state_dir: Path) -> str:
         raise NotFound(f"no token at {path}; `pilot serve` makes one when it starts") from None
     except OSError as error:
         raise UsageError(f"can't read {path}: {error.strerror}. It has to be a file of your own, not a link") from None
-    with os.fdopen(file, "rb") as stream:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f"{path} is no file; move it away, and `pilot serve` makes one when it starts")
-        if found.st_uid != os.geteuid():
-            raise UsageError(f"{path} belongs to somebody else; move it away, and `pilot serve` makes a new one")
-        if found.st_mode & 0o077:
-            raise UsageError(
-                f"others can read {path} (mode {stat.S_IMODE(found.st_mode):04o}), so that the token in it may be "
-                "known to them: remove the file, and `pilot serve` makes a new token; revoke the old one with "
-                "`pilot token list` and `pilot token revoke ID`"
-            )
-        words = stream.read(_LONGEST).decode("ascii", "replace").split()
+    try:
+        _check(path, os.fstat(file))
+        words = os.read(file, _LONGEST).decode("ascii", "replace").split()
+    finally:
+        os.close(file)
     if len(words) != 1:
         raise NotFound(f"no token in {path}; remove the file, and `pilot serve` makes a new one when it starts")
     return words[0]
+
+
+def _check(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is no file; move it away, and `pilot serve` makes one when it starts")
+    if found.st_uid != os.geteuid():
+        raise UsageError(f"{path} belongs to somebody else; move it away, and `pilot serve` makes a new one")
+    if found.st_mode & 0o077:
+        raise UsageError(
+            f"others can read {path} (mode {stat.S_IMODE(found.st_mode):04o}), so that the token in it may be known "
+            "to them: remove the file, and `pilot serve` makes a new token; revoke the old one with "
+            "`pilot token list` and `pilot token revoke ID`"
+        )
 
 
 def _lock(state_dir: Path) -> int:
