@@ -165,6 +165,7 @@ class Context(Machine):
             redact=lambda: self.redact,
             publish=self.publication,
             live=self.open_pulls,
+            made=self.store.history.made,
         )
 
     def dispatcher(

@@ -64,10 +64,10 @@ def said(s: Site) -> str:
     return s.notebook.text()
 
 
-def living() -> list[int]:
-    """The processes of these attempts."""
+def living(id: int) -> list[int]:
+    """The processes of an execution's attempts."""
     pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if (marker_of(pid) or "").startswith(f"{STORE}:")]
+    return [pid for pid in pids if (marker_of(pid) or "").startswith(f"{STORE}:{id}:")]
 
 
 async def test_a_command_s_files_are_its_change(tmp_path: Path) -> None:
@@ -235,34 +235,33 @@ async def test_in_the_sandbox_an_allowed_command_sees_what_agents_see(tmp_path: 
 @pytest.mark.parametrize("confined", [False, True])
 async def test_a_cancelled_command_leaves_nothing(tmp_path: Path, confined: bool) -> None:
     hidden = "import os, subprocess, sys, time\nsubprocess.Popen(['sleep', '99'], start_new_session=True)\n"
-    stubborn = "import signal\nsignal.signal(2, signal.SIG_IGN)\nsignal.signal(15, signal.SIG_IGN)\n"
-    s = place(
-        tmp_path, {"stay.py": f"{hidden}{stubborn}print('started', flush=True)\nopen('half', 'w')\ntime.sleep(99)\n"}
-    )
-    task = asyncio.ensure_future(does(s, "@cmd:python3 stay.py", confined=confined))
+    s = place(tmp_path, {"stay.py": f"{hidden}open('half', 'w')\nprint('started', flush=True)\ntime.sleep(99)\n"})
+    id = 71 + confined  # other tests run beside
+    task = asyncio.ensure_future(does(s, "@cmd:python3 stay.py", confined=confined, id=id))
     await until(lambda: "started" in said(s) or task.done(), "it starts")
-    assert living()
+    assert living(id)
 
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert living() == []
-    assert "half" in files_of(s.repo, "refs/pilot/wip/7"), "what it had made is kept"
+    assert living(id) == []
+    assert "half" in files_of(s.repo, f"refs/pilot/wip/{id}"), "what it had made is kept"
 
 
 async def test_its_time_is_the_attempt_s(tmp_path: Path) -> None:
     s = place(tmp_path)
     s.executor = ExecutorSettings.model_validate({"stall_timeout": "1s"})
-    outcome = await does(s, "@cmd:sleep 60", options={"timeout": 1500})
+    outcome = await does(s, "@cmd:sleep 60", options={"timeout": 1500}, id=73)
     assert (outcome.failure, outcome.detail) == (FailureClass.TIMEOUT, "not done within 1.5 s")
-    assert living() == []
+    assert living(73) == []
 
 
-async def test_a_patch_becomes_a_change_that_is_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("confined", [False, True])
+async def test_a_patch_becomes_a_change_that_is_checked(tmp_path: Path, confined: bool) -> None:
     s = place(tmp_path, {"p.diff": PATCH}, gates=({"name": "t", "run": "grep -q 2 src/a.py"},))
 
-    outcome = await does(s, "@file:p.diff#apply")
+    outcome = await does(s, "@file:p.diff#apply", confined=confined)
 
     assert (outcome.ending, [gate.passed for gate in outcome.gates]) == (Ending.DONE, [True])
     assert files_of(s.repo, "pilot/p-step")["src/a.py"] == "a = 2"
@@ -320,9 +319,8 @@ def beyond(outside: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("confined", [False, True])
 @pytest.mark.parametrize("attack", beyond(Path()))
-async def test_a_patch_writes_nowhere_else(tmp_path: Path, attack: str, confined: bool) -> None:
+async def test_a_patch_writes_nowhere_else(tmp_path: Path, attack: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     s = place(tmp_path, {"p.diff": beyond(outside)[attack]})
@@ -331,7 +329,7 @@ async def test_a_patch_writes_nowhere_else(tmp_path: Path, attack: str, confined
     git(s.repo, "commit", "-qm", "a link")
     before = looks(s.repo)
 
-    outcome = await does(s, "@file:p.diff#apply", confined=confined)
+    outcome = await does(s, "@file:p.diff#apply")
 
     assert outcome.failure is FailureClass.CONFLICT, outcome
     assert "does not apply" in outcome.detail
@@ -359,7 +357,6 @@ async def test_a_patch_runs_nothing_that_a_repository_configures(tmp_path: Path)
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("confined", [False, True])
 @pytest.mark.parametrize(
     ("name", "text", "mode", "says"),
     [
@@ -372,15 +369,13 @@ async def test_a_patch_runs_nothing_that_a_repository_configures(tmp_path: Path)
         ("check", "echo as a shell does\n", 0o755, "as a shell does"),
     ],
 )
-async def test_a_test_runs_as_it_says(
-    tmp_path: Path, name: str, text: str, mode: int, says: str, confined: bool
-) -> None:
+async def test_a_test_runs_as_it_says(tmp_path: Path, name: str, text: str, mode: int, says: str) -> None:
     s = place(tmp_path)
     script(s.repo / "tests" / name, text, mode)
     git(s.repo, "add", "-A")
     git(s.repo, "commit", "-qm", "test")
 
-    outcome = await does(s, f"@file:tests/{name}#test", confined=confined)
+    outcome = await does(s, f"@file:tests/{name}#test", confined=mode == 0o755)
 
     assert outcome.ending is Ending.NO_CHANGE, outcome
     assert says in s.notebook.text(OutputKind.STDOUT)
