@@ -19,6 +19,7 @@ POINTERS = ("@cmd:", "@file:", "@doc:", "@url:", "@git:", "@gh:")
 _FRAGMENTS = ("apply", "test", "sha1=", "dual")
 _SHA1 = re.compile(r"[0-9a-fA-F]{40}")
 _ASSIGNED = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+_SPECIAL = re.compile(r"[\\'\"`$;|&<>()]")
 _EXPANDED = re.compile(r"\$(?:[A-Za-z_({]|[0-9?#@*!$-])")
 _LLM_TASK = re.compile(r"LLM_TASK(?::|(?!\S))")
 _ALMOST_LLM_TASK = re.compile(r"llm[ _-]?task(?![A-Za-z0-9])", re.IGNORECASE)
@@ -80,9 +81,11 @@ def parse_payload(text: str) -> Payload:
     if pointer not in POINTERS:
         raise UsageError(f"a payload begins with one of {' '.join(POINTERS)}, not {one_line(text, 40)!r}{_near(head)}")
     rest = rest.strip()
-    unseen = next((char for char in rest if not (char.isprintable() or (pointer == "@doc:" and char in "\n\t"))), None)
-    if unseen is not None:
-        raise UsageError(f"{pointer} has the unprintable character U+{ord(unseen):04X} in it")
+    if not rest.isprintable():
+        layout = "\n\t" if pointer == "@doc:" else ""
+        unseen = next((char for char in rest if not char.isprintable() and char not in layout), None)
+        if unseen is not None:
+            raise UsageError(f"{pointer} has the unprintable character U+{ord(unseen):04X} in it")
     if not rest:
         raise UsageError(f"{pointer} has nothing behind it")
     match pointer:
@@ -102,13 +105,14 @@ def _near(head: str) -> str:
 
 def _argv(line: str) -> tuple[str, ...]:
     """Words as a shell splits them; what only a shell could do is an error rather than an argument."""
-    if (shell := _for_a_shell(line)) is not None:
+    special = _SPECIAL.search(line)
+    if special and (shell := _for_a_shell(line)) is not None:
         raise UsageError(
             f"@cmd: runs without a shell, so {shell} would do nothing; quote it when the program is to get it as it "
             "stands, or put the line into a script or a make target"
         )
     try:
-        argv = tuple(shlex.split(line))
+        argv = tuple(shlex.split(line) if special else line.split())
     except ValueError as error:
         raise UsageError(f"@cmd: can't be split into words: {str(error).lower()} in {one_line(line, 80)!r}") from None
     if not argv or not argv[0]:
