@@ -150,7 +150,7 @@ class Desk:
             model=request.model or choice.model,
             max_attempts=request.max_attempts or self._executor.max_attempts,
             available_at=request.available_at,
-            callback_url=request.callback_url and check_callback(request.callback_url, self._callbacks),
+            callback_url=None if (url := request.callback_url) is None else check_callback(url, self._callbacks),
             idempotency_key=request.idempotency_key,
             plan=request.plan,
             dedupe=_dedupe(request, pointer),
