@@ -18,8 +18,10 @@ from pilot.domain.execution import FINAL, OPEN, Execution, Status
 from pilot.domain.outcome import Usage
 from pilot.domain.ports import Document, Why
 from pilot.domain.task import Project
+from pilot.domain.work import Made
 from pilot.store.database import Database
 from pilot.store.documents import execution_document
+from pilot.store.made import made_of, to_made
 from pilot.store.overview import overview
 from pilot.store.pages import ENDED_SHOWN, Page, first_page, page_after
 from pilot.store.pages import statements as page_statements
@@ -95,6 +97,7 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._wanted = ids_of(database.dialect)
+        self._made = made_of(database.dialect)
 
     async def execution(self, id: int) -> Execution | None:
         """One execution."""
@@ -299,6 +302,11 @@ class History:
             "SELECT execution_id FROM dependencies WHERE depends_on = :id ORDER BY execution_id", {"id": id}
         )
         return [row[0] for row in rows]
+
+    async def made(self, execution: Execution) -> Sequence[Made]:
+        """What the executions that it waited for have come to, in the order of ids."""
+        rows = await self._database.read(self._made, {"ids": ids([execution.id])})
+        return to_made(rows).get(execution.id, ())
 
     async def status(self, now: int) -> Document:
         """The document of `status --json`; `now` is UTC ms."""

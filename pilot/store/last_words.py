@@ -11,7 +11,7 @@ from pilot.domain.budget import Budget
 from pilot.domain.errors import LeaseLost, NotFound, UsageError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome
-from pilot.domain.payload import is_pointer, parse_payload
+from pilot.domain.pointer import pointer
 from pilot.domain.policy import Rule, Settlement, settle
 from pilot.domain.ports import Finish
 from pilot.domain.work import Artifact, Beaten, Progress, Settled, writes_once
@@ -164,9 +164,11 @@ def without_park(settlement: Settlement, now: int) -> Settlement:
 def _problem(execution: Execution, word: Word) -> UsageError | None:
     if not word.artifacts:
         return None
-    pointer = execution.payload
-    dual = isinstance(pointer, str) and is_pointer(pointer) and parse_payload(pointer).dual
-    words = writes_once(word.artifacts, dual=dual)
+    try:
+        payload = pointer(execution.payload)
+    except UsageError:  # it was let in, and who did it all the same may say so
+        payload = None
+    words = writes_once(word.artifacts, dual=payload is not None and payload.dual)
     return None if words is None else UsageError(words)
 
 

@@ -19,6 +19,7 @@ from pilot.domain.task import Project, Task
 from pilot.domain.text import one_line
 from pilot.domain.work import LEASE, LEASES, MAX_CLAIMED, WORKER, Artifact, Beaten, Claim, Progress, Settled, Wanted
 from pilot.store.admin import Registration
+from pilot.store.artifacts import check_artifacts
 from pilot.store.database import Database
 from pilot.store.history import History
 from pilot.store.journal import FACTS, SqlJournal
@@ -110,6 +111,7 @@ class SqlWorkQueue:
         """See `WorkQueue.complete`."""
         if outcome.ending not in (Ending.DONE, Ending.NO_CHANGE, Ending.QUESTION):
             raise UsageError(f"what is {outcome.ending} is not complete; `fail` or `release` says that")
+        check_artifacts(artifacts)
         return await self._end(Word(_key(id, worker, fence), outcome, tuple(artifacts)))
 
     async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
