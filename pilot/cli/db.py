@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pilot.cli import arguments
 from pilot.cli.arguments import json_option
 from pilot.cli.session import Session
+
+if TYPE_CHECKING:
+    from pilot.store import Store
 
 
 @click.group()
@@ -83,10 +87,16 @@ def backup(session: Session, file: Path, json: bool) -> None:
 @json_option
 @click.pass_obj
 def prune(session: Session, older_than: str, json: bool) -> None:
-    """Remove executions that ended long ago, with their output and events. Never open ones."""
+    """Remove executions that ended long ago, with their output and events, and calls over HTTP. Never open ones."""
     before = session.now() - arguments.milliseconds(older_than, "--older-than")
-    removed = session.act(lambda store: store.queue.prune(before))
+
+    async def both(store: Store) -> tuple[int, int]:
+        return await store.queue.prune(before), await store.audit.prune(before)
+
+    removed, calls = session.act(both)
     if json:
-        session.ui.document({"removed": removed})
+        session.ui.document({"removed": removed, "calls": calls})
     else:
         session.ui.line(f"removed {removed:,} execution{'' if removed == 1 else 's'}, ended over {older_than} ago")
+        if calls:
+            session.ui.line(f"removed {calls:,} record{'' if calls == 1 else 's'} of calls over HTTP")
