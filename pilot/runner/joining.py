@@ -44,8 +44,8 @@ async def join(source: Source, pristine: Pristine, base: str, made: Sequence[Mad
     for number, head in enumerate(heads[1:], 1):
         joined = _Head(await _merged(pristine.git, joined, head, heads[:number]), joined.by)
     if joined.sha != heads[0].sha:
-        await pristine.put({"base": joined.sha})
-        await source.take(pristine, "base", heads[0].sha)
+        await pristine.put({"joined": joined.sha})
+        await source.take(pristine, "joined", heads[0].sha)
     return joined.sha
 
 

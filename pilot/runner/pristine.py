@@ -17,7 +17,8 @@ class Pristine:
     """One for each workspace, and gone with it. It borrows the project's objects; no agent may write there.
 
     Refs: `refs/pilot/base` and `head` (where the work begins and how far it is), `wip` and `wip-head` (kept aside,
-    with and without what was not committed), `agent/…` (what the agent's clone has).
+    with and without what was not committed), `joined` (what the steps before have made, in one), `agent/…` (what
+    the agent's clone has).
     """
 
     path: Path
