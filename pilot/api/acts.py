@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import FastAPI, Path, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, json_answer
@@ -26,14 +26,19 @@ class ActRoutes:
     def __init__(self, services: Services) -> None:
         self._own = services
 
-    def router(self) -> APIRouter:
+    def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
-        router = APIRouter()
 
         def add(path: str, endpoint: Any, model: Any, *more: int, tag: str = "executions", **also: Any) -> None:
             responses = body_errors(*more) | also.pop("responses", {})
-            router.add_api_route(
-                path, endpoint, methods=["POST"], response_model=model, responses=responses, tags=[tag], **also
+            app.add_api_route(
+                f"/api/v1{path}",
+                endpoint,
+                methods=["POST"],
+                response_model=model,
+                responses=responses,
+                tags=[tag],
+                **also,
             )
 
         new = {200: {"model": given.EnqueuedGiven, "description": "One that is open stands for it already."}}
@@ -44,7 +49,6 @@ class ActRoutes:
         add("/projects/{name}/resume", self.resume, given.ResumedGiven, 404, tag="projects")
         add("/pause", self.pause_all, given.PausedGiven, tag="projects")
         add("/resume", self.resume_all, given.ResumedGiven, tag="projects")
-        return router
 
     async def cancel(self, id: _Id, caller: _Caller, body: Reason | None = None) -> Response:
         """End it; who runs it is asked to, and ends the agent with all its processes. Scope: admin.

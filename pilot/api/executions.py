@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Path, Query, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, described, errors, json_answer, moment_of
@@ -34,17 +34,21 @@ class ExecutionRoutes:
     def __init__(self, services: Services) -> None:
         self._own = services
 
-    def router(self) -> APIRouter:
+    def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
-        router = APIRouter(prefix="/executions", tags=["executions"])
+        at, tags = "/api/v1/executions", ["executions"]
 
         def get(path: str, endpoint: Any, model: Any, *more: int) -> None:
-            router.add_api_route(path, endpoint, methods=["GET"], response_model=model, responses=errors(422, *more))
+            responses = errors(422, *more)
+            app.add_api_route(
+                at + path, endpoint, methods=["GET"], response_model=model, responses=responses, tags=list(tags)
+            )
 
-        router.add_api_route(
-            "",
+        app.add_api_route(
+            at,
             self.enqueue,
             methods=["POST"],
+            tags=list(tags),
             status_code=201,
             response_model=given.EnqueuedGiven,
             responses=body_errors(404)
@@ -58,16 +62,16 @@ class ExecutionRoutes:
         get("/{id}/why", self.why, given.WhyGiven, 404)
         get("/{id}/attempts", self.attempts, given.AttemptsGiven, 404)
         get("/{id}/output", self.output, given.OutputGiven, 404)
-        router.add_api_route(
-            "/{id}/stream",
+        app.add_api_route(
+            f"{at}/{{id}}/stream",
             self.stream,
+            tags=list(tags),
             methods=["GET"],
             response_class=Response,
             responses=errors(404, 422)
             | described(204, "It has ended, and all of it was read.")
             | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
         )
-        return router
 
     async def enqueue(
         self,

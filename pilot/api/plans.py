@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import FastAPI, Header, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, json_answer
@@ -22,19 +22,18 @@ class PlanRoutes:
     def __init__(self, services: Services) -> None:
         self._own = services
 
-    def router(self) -> APIRouter:
-        """The routes. They answer by themselves; models are for the document alone."""
-        router = APIRouter(prefix="/plans", tags=["plans"])
-        router.add_api_route(
-            "",
+    def add_to(self, app: FastAPI) -> None:
+        """The route. It answers by itself; models are for the document alone."""
+        app.add_api_route(
+            "/api/v1/plans",
             self.submit,
             methods=["POST"],
+            tags=["plans"],
             status_code=201,
             response_model=given.PlanGiven,
             responses=body_errors(404)
             | {200: {"model": given.PlanGiven, "description": "It had been submitted; nothing is new."}},
         )
-        return router
 
     async def submit(
         self,

@@ -76,7 +76,9 @@ def handle_problems(app: FastAPI, redact: Callable[[str], str] = str) -> None:
         status = status_of(error)
         if status >= 500:
             log.warning("api.failed", path=request.url.path, status=status, error=str(error))
-        errors = [(f"line {one.line}" if one.line else "plan", redact(one.text)) for one in _problems(error)]
+        errors = []
+        if isinstance(error, PlanError):
+            errors = [(error.where(one) or "plan", redact(one.text)) for one in error.problems[:_MOST]]
         return problem(status, redact(str(error)), errors=errors)
 
     async def broken(request: Request, error: Exception) -> Response:
@@ -87,10 +89,6 @@ def handle_problems(app: FastAPI, redact: Callable[[str], str] = str) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(PilotError, failed)
     app.add_exception_handler(Exception, broken)
-
-
-def _problems(error: PilotError) -> Sequence[Any]:
-    return error.problems if isinstance(error, PlanError) else ()
 
 
 def _where(place: Sequence[int | str]) -> str:

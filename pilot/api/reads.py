@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Path, Query, Request, Response
 from pydantic import JsonValue
 
 from pilot.api import given
@@ -30,13 +30,12 @@ class ReadRoutes:
     def __init__(self, services: Services) -> None:
         self._own = services
 
-    def router(self) -> APIRouter:
+    def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
-        router = APIRouter()
 
         def get(path: str, endpoint: Any, model: Any, tag: str, *more: int) -> None:
-            router.add_api_route(
-                path, endpoint, methods=["GET"], response_model=model, responses=errors(*more), tags=[tag]
+            app.add_api_route(
+                f"/api/v1{path}", endpoint, methods=["GET"], response_model=model, responses=errors(*more), tags=[tag]
             )
 
         get("/projects", self.projects, given.ProjectsGiven, "projects")
@@ -45,16 +44,16 @@ class ReadRoutes:
         get("/status", self.status, dict[str, JsonValue], "state")
         get("/event-log", self.event_log, given.EventsGiven, "state", 422)
         get("/audit", self.audit, given.CallsGiven, "state", 422)
-        router.add_api_route(
-            "/events",
+        app.add_api_route(
+            "/api/v1/events",
             self.events,
             methods=["GET"],
             response_class=Response,
             tags=["state"],
             responses=errors(404, 422) | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
         )
-        router.add_api_route(
-            "/artifacts/{sha256}",
+        app.add_api_route(
+            "/api/v1/artifacts/{sha256}",
             self.artifact,
             methods=["GET"],
             response_class=Response,
@@ -62,7 +61,6 @@ class ReadRoutes:
             responses=errors(404, 422)
             | {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
         )
-        return router
 
     async def projects(self, _caller: _Reader) -> Response:
         """Every project that the store knows, and how it stands. Scope: read."""

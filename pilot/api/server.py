@@ -39,7 +39,7 @@ def build(ready: Callable[[], bool], webhooks: Webhooks | None = None, services:
     if services is not None:
         # Those that are called most come first: they are looked for in this order.
         for routes in (WorkRoutes, ExecutionRoutes, ActRoutes, PlanRoutes, ReadRoutes):
-            app.include_router(routes(services).router(), prefix="/api/v1")
+            routes(services).add_to(app)
         version = services.version
 
         async def openapi() -> Response:

@@ -8,7 +8,7 @@ import binascii
 from collections.abc import Coroutine
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import FastAPI, Path, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, json_answer, moment_of
@@ -47,12 +47,14 @@ class WorkRoutes:
         self._own = services
         self._waiting = 0
 
-    def router(self) -> APIRouter:
+    def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
-        router = APIRouter(prefix="/work", tags=["work"])
 
         def add(path: str, endpoint: Any, model: Any, *more: int) -> None:
-            router.add_api_route(path, endpoint, methods=["POST"], response_model=model, responses=body_errors(*more))
+            path = f"/api/v1/work{path}"
+            app.add_api_route(
+                path, endpoint, methods=["POST"], response_model=model, responses=body_errors(*more), tags=["work"]
+            )
 
         add("/claim", self.claim, given.ClaimsGiven)
         add("/{id}/heartbeat", self.heartbeat, given.BeatenGiven, 404, 409)
@@ -60,7 +62,6 @@ class WorkRoutes:
         add("/{id}/fail", self.fail, given.SettledGiven, 404, 409)
         add("/{id}/release", self.release, given.SettledGiven, 404, 409)
         add("/{id}/output", self.write_output, given.WrittenGiven, 404, 409)
-        return router
 
     async def claim(self, request: Request, body: ClaimRequest, _caller: _Caller) -> Response:
         """Take executions: those that waited longest first, never beyond what their projects may run at once.

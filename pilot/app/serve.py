@@ -9,12 +9,14 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
-from pilot.api.server import build, listen, server
+from pilot.api.server import listen, server
 from pilot.api.webhooks import Webhooks
 from pilot.app import agents
+from pilot.app.api import Api
 from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
 from pilot.app.outside import Outside
 from pilot.config.load import Loaded, load
@@ -22,6 +24,7 @@ from pilot.dispatch.dispatcher import Dispatcher
 from pilot.domain.errors import PilotError
 from pilot.domain.ports import NodeKind
 from pilot.runner.proctree import become_subreaper
+from pilot.store.token_file import ensure_token
 
 log = structlog.get_logger()
 _AT_START = ("state_dir", "store", "server", "dispatcher", "retry")
@@ -43,16 +46,21 @@ async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = N
                 outside.adopt(await outside.prepare(settings))
                 node = replace(node, notifies=outside.notifies)
                 dispatcher = context.dispatcher(node, limits_of(settings), context.stored.values())
-                with _signals(dispatcher, outside, context, loaded):
-                    await _run(dispatcher, outside, sock, node.id, len(context.stored))
+                webhooks = Webhooks(outside.inbox, outside.receivers, outside.feed.nudge)
+                api = Api(context, lambda: dispatcher.accepting, webhooks, host)
+                token = await ensure_token(context.state_dir, context.store.tokens)
+                with _signals(dispatcher, outside, context, loaded, api):
+                    await _run(dispatcher, outside, api, sock, node.id, len(context.stored), token)
             finally:
                 await outside.close()
 
 
-async def _run(dispatcher: Dispatcher, outside: Outside, sock: socket.socket, node: str, projects: int) -> None:
-    webhooks = Webhooks(outside.inbox, outside.receivers, outside.feed.nudge)
-    http = server(build(lambda: dispatcher.accepting, webhooks))
+async def _run(
+    dispatcher: Dispatcher, outside: Outside, api: Api, sock: socket.socket, node: str, projects: int, token: Path
+) -> None:
+    http = server(api.app)
     serving = asyncio.create_task(http.serve(sockets=[sock]))
+    telling = asyncio.create_task(api.run())
     trading: asyncio.Task[None] | None = None
 
     async def told() -> None:
@@ -65,27 +73,38 @@ async def _run(dispatcher: Dispatcher, outside: Outside, sock: socket.socket, no
         await dispatcher.started(dispatching)
         trading = asyncio.create_task(outside.run())
         host, port = sock.getsockname()[:2]
-        log.info("serve.started", node=node, pid=os.getpid(), url=f"http://{host}:{port}", projects=projects)
+        log.info(
+            "serve.started",
+            node=node,
+            pid=os.getpid(),
+            url=f"http://{host}:{port}",
+            projects=projects,
+            token=str(token),
+        )
         _notify_systemd("READY=1")
-        await asyncio.wait({serving, dispatching, trading}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (serving, trading):
+        await asyncio.wait({serving, dispatching, trading, telling}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (serving, trading, telling):
             if task.done():
                 task.result()  # it can't go on without having been told: say why
     finally:
         _notify_systemd("STOPPING=1")
         outside.stop_asking()
         dispatcher.drain()
+        api.refuse_work()
         try:
             await dispatching
         finally:
             outside.stop()
+            api.close()
+            telling.cancel()
             http.should_exit = True
-            await asyncio.gather(serving, *filter(None, [trading]), return_exceptions=True)
+            await asyncio.gather(serving, telling, *filter(None, [trading]), return_exceptions=True)
+            await api.settled()
             log.info("serve.stopped", node=node)
 
 
 @contextlib.contextmanager
-def _signals(dispatcher: Dispatcher, outside: Outside, context: Context, loaded: Loaded) -> Iterator[None]:
+def _signals(dispatcher: Dispatcher, outside: Outside, context: Context, loaded: Loaded, api: Api) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[None]] = set()
 
@@ -94,6 +113,7 @@ def _signals(dispatcher: Dispatcher, outside: Outside, context: Context, loaded:
             log.info("serve.draining", signal=name, running=len(dispatcher.worker_status()))
             outside.stop_asking()
             dispatcher.drain()
+            api.refuse_work()
         else:
             log.warning("serve.forced", signal=name)
             force()
