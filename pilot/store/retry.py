@@ -12,13 +12,12 @@ from pilot.domain.text import one_line
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.enqueue import Enqueue
 from pilot.store.plans import NAMED, NEWEST_RUN, Plans
-from pilot.store.records import OPEN_STATUSES, Table, ids, ids_of
+from pilot.store.records import OPEN_STATUSES, ids, ids_of
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
 Name = tuple[int, str]
 """(project id, task id): a step, whichever execution of it."""
 
-_KEYS = Table(project_id="bigint", key="text", task_id="text")
 _IN_VAIN = (Status.FAILED, Status.CANCELLED)
 
 
@@ -91,9 +90,9 @@ class Retry:
         self._plans = plans
         # Who wants again what is there already wants it made, not pointed to.
         self._unknow = f"""
-            DELETE FROM results WHERE (project_id, key) IN (SELECT k.project_id, k.key FROM {_KEYS.of(dialect, "k")}
-              WHERE NOT EXISTS (SELECT 1 FROM executions e
-                WHERE e.project_id = k.project_id AND e.task_id = k.task_id AND e.status IN {OPEN_STATUSES}))"""
+            DELETE FROM results WHERE project_id = :project AND key = :key AND NOT EXISTS
+              (SELECT 1 FROM executions e
+               WHERE e.project_id = :project AND e.task_id = :task AND e.status IN {OPEN_STATUSES})"""
 
     def one(self, requests: Sequence[int], now: int) -> Generator[Step, Rows, list[Enqueued | Exception]]:
         """A new execution for each of these ids. Raises, so that nothing of it is written."""
@@ -202,9 +201,10 @@ class Retry:
         return dict(zip(names, made, strict=True))
 
     def _forget(self, olds: Iterable[Execution]) -> Generator[Step, Rows, None]:
-        keys = [(o.project_id, o.dedupe, o.task_id) for o in olds if o.dedupe and o.status is Status.COMPLETED]
-        if keys:
-            yield Statement(self._unknow, {"items": _KEYS.rows(keys)})
+        for old in olds:
+            if old.dedupe and old.status is Status.COMPLETED:
+                facts = {"project": old.project_id, "key": old.dedupe, "task": old.task_id}
+                yield Statement(self._unknow, facts)
 
 
 def as_task(old: Execution) -> Task:

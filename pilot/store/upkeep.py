@@ -117,6 +117,24 @@ AUDITS = {
           AND v.type IN ('execution.queued', 'execution.started', 'execution.requeued', 'execution.asked',
             'execution.answered', 'execution.completed', 'execution.failed', 'execution.cancelled')
           AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.key = 'report:' || v.id)""",
+    "what nobody has to do waits for nobody": """
+        SELECT e.id || ' is queued, and ' || CASE WHEN e.instant = 1 THEN 'a note'
+          ELSE e.dedupe || ' was made by ' || r.execution_id END
+        FROM executions e LEFT JOIN results r ON r.project_id = e.project_id AND r.key = e.dedupe
+        WHERE e.status = 'queued' AND (e.instant = 1 OR r.execution_id IS NOT NULL)""",
+    "results were made": """
+        SELECT r.key || ' is said to be made by ' || e.id || ', which is ' || e.status || ' and makes '
+          || coalesce(e.dedupe, 'nothing')
+        FROM results r JOIN executions e ON e.id = r.execution_id
+        WHERE e.status <> 'completed' OR e.instant = 1 OR e.dedupe IS NOT r.key OR e.project_id <> r.project_id""",
+    "artifacts are there": """
+        SELECT e.id || ' has ' || (f.value ->> 'name') || ', and what was in it is not there'
+        FROM executions e, json_each(e.artifacts) f WHERE e.artifacts IS NOT NULL AND f.value ->> 'sha256' IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM artifact_uses u JOIN artifacts a ON a.sha256 = u.sha256
+            WHERE u.execution_id = e.id AND u.sha256 = f.value ->> 'sha256' AND a.size = length(a.content))""",
+    "artifacts belong to somebody": """
+        SELECT 'artifact ' || a.sha256 || ' belongs to nobody' FROM artifacts a
+        WHERE NOT EXISTS (SELECT 1 FROM artifact_uses u WHERE u.sha256 = a.sha256)""",
 }
 
 

@@ -145,6 +145,51 @@ _PROMISES: tuple[tuple[str, str], ...] = (
     ),
 )
 
+# What completes by itself, what came with results, and plans.
+_PROMISES += (
+    (
+        "execution {0} is queued, though it is a note ({1}) or {2} has made it",
+        "SELECT e.id, e.instant, r.execution_id FROM executions e "
+        "LEFT JOIN results r ON r.project_id = e.project_id AND r.key = e.dedupe "
+        "WHERE e.status = 'queued' AND (e.instant = 1 OR r.execution_id IS NOT NULL)",
+    ),
+    (
+        "{0} is said to be made by execution {1}, which is {2} and makes {3}",
+        "SELECT r.key, e.id, e.status, e.dedupe FROM results r JOIN executions e ON e.id = r.execution_id "
+        "WHERE e.status <> 'completed' OR e.instant = 1 OR e.project_id <> r.project_id "
+        "OR coalesce(e.dedupe, '') <> r.key",
+    ),
+    (
+        "execution {0} was completed by nobody, and makes {1}, which is not known",
+        "SELECT e.id, e.dedupe FROM executions e WHERE e.status = 'completed' AND e.instant = 0 AND e.attempt = 0 "
+        "AND e.dedupe IS NULL",
+    ),
+    (
+        "execution {0} waited for {1}, and was completed before it",
+        "SELECT e.id, p.id FROM executions e JOIN dependencies d ON d.execution_id = e.id "
+        "JOIN executions p ON p.id = d.depends_on WHERE e.status = 'completed' AND "
+        "(p.status <> 'completed' OR p.finished_at > e.finished_at)",
+    ),
+    (
+        "artifact {0} belongs to nobody, or has not {1} bytes",
+        "SELECT a.sha256, a.size FROM artifacts a WHERE a.size <> length(a.content) "
+        "OR NOT EXISTS (SELECT 1 FROM artifact_uses u WHERE u.sha256 = a.sha256)",
+    ),
+    (
+        "execution {0} was cancelled because of {1}, which it does not wait for, or which is {2}",
+        "SELECT e.id, e.because, p.status FROM executions e LEFT JOIN executions p ON p.id = e.because "
+        "WHERE e.because IS NOT NULL AND p.id IS NOT NULL AND (e.status <> 'cancelled' "
+        "OR p.status NOT IN ('failed', 'cancelled') OR NOT EXISTS "
+        "(SELECT 1 FROM dependencies d WHERE d.execution_id = e.id AND d.depends_on = p.id))",
+    ),
+    (
+        "execution {0}, a retry of {1}, is of run {2}, and that one of {3}",
+        "SELECT e.id, p.id, e.plan_run, p.plan_run FROM executions e JOIN executions p ON p.id = e.parent "
+        "WHERE e.task_id = p.task_id AND e.plan_run IS NOT NULL AND p.plan_run IS NOT NULL "
+        "AND e.plan_run <> p.plan_run",
+    ),
+)
+
 # What is owed to the outside.
 _PROMISES += (
     (

@@ -20,7 +20,8 @@ from pilot.store import migrate as module
 from pilot.store import open_store, sqlite_path
 from pilot.store.glance import glance
 from pilot.store.migrate import APPLICATION_ID, migrate, migrations, newest, statements
-from tests.store.bed import HOUR, Bed, Clock
+from pilot.store.upkeep import check
+from tests.store.bed import HOUR, Bed, Clock, done
 
 KNOWN = migrations("sqlite")
 COPY = f"pilot.db.schema-{len(KNOWN)}.backup"
@@ -398,6 +399,65 @@ async def test_a_store_of_the_first_version_goes_on_with_its_work_and_its_parks(
         assert (execution.task_id, execution.fallback, execution.external) == ("T", (), False)
 
     assert (tmp_path / "pilot.db.schema-1.backup").exists()
+
+
+async def test_a_store_of_before_the_plans_goes_on_with_its_work(tmp_path: Path) -> None:
+    path = tmp_path / "pilot.db"
+    path.touch(0o600)
+    columns = (
+        "project_id, project, project_path, task_id, title, body, source, kind, labels, priority, lane, due, "
+        "available_at, max_attempts, backend, created_at, status, deps_left, has_dependents, finished_at, plan, "
+        "callback_url"
+    )
+    with closing(sqlite3.connect(path)) as old:
+        for _, _, script in KNOWN[:3]:
+            old.executescript(script)
+        old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        old.execute("PRAGMA user_version = 3")
+        old.execute("INSERT INTO store VALUES ('old', 0)")
+        old.execute("INSERT INTO projects (id, key, name, path) VALUES (1, 'host:/src/api/.git', 'api', '/src/api')")
+        rows = (
+            ("ended", 0, "completed", 0, 0, 5, None),
+            ("next", 1, "queued", 0, 1, None, "https://example.org/x"),
+            ("waits", 0, "blocked", 1, 0, None, None),
+        )
+        for name, due, status, left, waited_for, finished, callback in rows:
+            values = (1, "api", "/src/api", name, "t", "", "plan", "code", "[]", 2, 0, due, 0, 3, "agent", 0)
+            marks = ", ".join("?" * 22)
+            more = (status, left, waited_for, finished, "p", callback)
+            old.execute(f"INSERT INTO executions ({columns}) VALUES ({marks})", (*values, *more))
+        old.execute("INSERT INTO dependencies VALUES (3, 2)")
+        old.executemany(
+            "INSERT INTO events (at, type, execution_id, data) VALUES (0, ?, ?, ?)",
+            [
+                *(("execution.queued", id, '{"status":"queued"}') for id in (1, 2)),
+                *(("execution.started", 1, "{}"), ("execution.completed", 1, "{}")),
+                ("execution.queued", 3, '{"status":"blocked"}'),
+            ],
+        )
+        old.execute(
+            "INSERT INTO attempts (execution_id, number, fence, node, backend, started_at, finished_at) "
+            "VALUES (1, 1, 1, 'n', 'agent', 0, 5)"
+        )
+        old.execute("UPDATE executions SET attempt = 1, fence = 1 WHERE id = 1")
+        old.execute("UPDATE projects SET fence = 1")
+        old.commit()
+
+    async with open_store(url(path), clock=(clock := Clock())) as store:
+        bed = Bed(store, clock)
+        api = await bed.project()
+        await bed.node()
+        assert await bed.queue.steps_of(api.id, "p") == []  # of a plan of before nobody knows the runs
+        execution = await bed.take(api)
+        assert (execution.task_id, execution.dedupe, execution.instant) == ("next", None, False)
+        await bed.queue.finish(done(execution))
+        assert await bed.value("SELECT count(*) FROM outbox WHERE kind = 'callback'") == 1
+        assert await bed.run(api) == 3
+        assert (await bed.queue.retry(3)).status == "queued"
+        await bed.check()
+
+    assert check(path) == []
+    assert (tmp_path / "pilot.db.schema-3.backup").exists()
 
 
 def test_migrations_are_numbered_without_gaps() -> None:

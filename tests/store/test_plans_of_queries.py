@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from pilot.domain.agent import OutputKind
 from pilot.domain.budget import Budget
 from pilot.domain.delivery import EffectKind, PullState, Refusal
 from pilot.domain.outcome import Publication
+from pilot.domain.ports import PlanSteps
+from pilot.domain.work import Artifact
 from pilot.store import open_store
 from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, node, task, used
 
 LARGE = (
     *("executions", "attempts", "events", "output", "dependencies", "questions", "outbox", "idempotency_keys"),
-    *("refusals", "inbox", "pulls", "pull_executions"),
+    *("refusals", "inbox", "pulls", "pull_executions", "results", "artifacts", "artifact_uses"),
 )
 # Walks that are over few rows by their nature: the whole index is what runs, what waits for its time, what is owed.
 SMALL: tuple[str, ...] = (
@@ -86,6 +89,41 @@ async def life(bed: Bed) -> None:
     await queue.nodes()
     await queue.pause(api.id, "me", "")
     await queue.resume(api.id)
+    clock.tick(HOUR)
+    await queue.prune(clock.now)
+
+
+async def planned(bed: Bed) -> None:
+    """Each operation on plans, notes, known results and what came with them."""
+    queue, clock = bed.queue, bed.clock
+    (api,) = await queue.register([("host:/src/plan/.git", "plan", "/src/plan", 1)])
+    await bed.node("n2")
+    tasks = [task(api, f"p::{n}", plan="p", idempotency_key=f"plan:p:{n}", dedupe=f"d{n}") for n in range(4)]
+    note = task(api, "p::note", plan="p", idempotency_key="plan:p:note", instant=True)
+    before = await bed.put(api, priority=0)
+    steps = PlanSteps(tasks=(*tasks, note), after={1: (0,), 2: (1,), 3: (1,), 4: (0,)})
+    await queue.submit(PlanSteps(tasks=(replace(tasks[0], after=(before,)),)))
+    await queue.submit(steps)
+    await queue.submit(steps)
+    await bed.run(api, "n2")
+    twin = await bed.put(api, dedupe="d0")
+    waits = await bed.put(api, after=(twin,))
+    execution = await bed.take(api, "n2")
+    files = Artifact("a", b"a"), Artifact("b", b"b")
+    await queue.finish(replace(done(execution), artifacts=files))
+    await bed.put(api, dedupe="d0")
+    await queue.cancel(waits, "me")
+    await queue.finish(broken(await bed.take(api, "n2")))
+    await queue.retry_plan(api.id, "p")
+    await queue.finish(broken(await bed.take(api, "n2")))
+    step = (await queue.steps_of(api.id, "p"))[1]
+    await queue.retry(step.id)
+    for _ in range(3):
+        await bed.run(api, "n2")
+    await queue.retry(execution.id)
+    await bed.store.artifacts.get(files[0].sha256)
+    await bed.store.artifacts.of(execution.id)
+    await bed.run(api, "n2")
     clock.tick(HOUR)
     await queue.prune(clock.now)
 
@@ -169,6 +207,7 @@ async def executed(tmp_path: Path) -> tuple[list[str], Path]:
         for connection in (store.database._writer, store.database._reader):  # type: ignore[attr-defined]
             await connection.call(listen)
         await life(bed)
+        await planned(bed)
         await outside(bed)
     return statements(trace), path
 
@@ -263,6 +302,19 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
         (r"SELECT executions\.id.*LEFT JOIN pulls", "events_execution (execution_id=?)"),
         (r"SELECT kind, payload, result", "outbox_execution (execution_id=?)"),
         (r"SELECT idempotency_key, 'accepted'", "executions_idempotency (project_id=? AND idempotency_key=?)"),
+        (r"SELECT max\(plan_run\)", "executions_plan (project_id=? AND plan=?)"),
+        (r"SELECT .*WHERE plan_run = ", "executions_run (plan_run=?)"),
+        (r"SELECT k\.n, e\.id, e\.status FROM", "executions_open_task (project_id=? AND task_id=?)"),
+        (r"WITH RECURSIVE chain", "executions_parent (parent=?)"),
+        (r"SELECT e\.id FROM .*AS k JOIN executions", "executions_dedupe (project_id=? AND dedupe=?)"),
+        (r"SELECT e\.id, e\.dedupe", "SEARCH r USING PRIMARY KEY (project_id=? AND key=?)"),
+        (r"SELECT e\.id, e\.dedupe", "SEARCH e USING INTEGER PRIMARY KEY (rowid=?)"),
+        (r"UPDATE results", "results_execution (execution_id=?)"),
+        (r"UPDATE results", "executions_dedupe (project_id=? AND dedupe=?)"),
+        (r"DELETE FROM results", "results USING PRIMARY KEY (project_id=? AND key=?)"),
+        (r"SELECT DISTINCT sha256", "artifact_uses_execution (execution_id=?)"),
+        (r"DELETE FROM artifacts", "sqlite_autoindex_artifacts_1 (sha256=?)"),
+        (r"DELETE FROM artifacts", "SEARCH u USING PRIMARY KEY (sha256=?)"),
     ],
 )
 async def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], what: str, index: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from pilot.domain.delivery import PullState
 from pilot.domain.errors import StoreError, StoreRefused, UsageError
 from pilot.domain.outcome import Publication
+from pilot.domain.work import Artifact
 from pilot.store import open_store
 from pilot.store.upkeep import AUDITS, backup, check, quick_check
 from tests.store.bed import Bed, Clock, asked, broken, done
@@ -40,6 +42,11 @@ def file(tmp_path: Path) -> Path:
                 await bed.put(tickets, origin={"source": "github"})
                 publication = Publication(repo="acme/api", base="main")
                 await store.queue.finish(done(await bed.take(tickets), publication=publication, head_sha="a" * 40))
+            made = await bed.project("made")
+            await bed.put(made, dedupe="k")
+            finish = done(await bed.take(made))
+            await store.queue.finish(replace(finish, artifacts=(Artifact("a", b"a"),)))
+            await bed.put(made, dedupe="k")
             await store.pulls.opened(1, number=7, url="u", head_sha="a" * 40)
             await store.pulls.saw(1, state=PullState.MERGED)
 
@@ -126,6 +133,18 @@ RUNNING = "UPDATE executions SET status = 'running', node = 'n1', lease_until = 
             ["UPDATE executions SET delivery = 'pr_open' WHERE delivery = 'merged'"],
         ),
         ("what happens to a ticket is owed to it", ["DELETE FROM outbox WHERE kind = 'report'"]),
+        (
+            "what nobody has to do waits for nobody",
+            ["UPDATE executions SET dedupe = 'k', project_id = 4 WHERE status = 'queued'"],
+        ),
+        (
+            "what nobody has to do waits for nobody",
+            ["UPDATE executions SET instant = 1 WHERE status = 'queued'"],
+        ),
+        ("results were made", ["UPDATE results SET key = 'other'"]),
+        ("artifacts are there", ["UPDATE artifacts SET content = ''"]),
+        ("artifacts are there", ["DELETE FROM artifact_uses"]),
+        ("artifacts belong to somebody", ["DELETE FROM artifact_uses"]),
         ("keys", ["UPDATE attempts SET execution_id = 77 WHERE execution_id = 1"]),
     ],
 )
@@ -170,7 +189,7 @@ def test_a_backup_is_whole_private_and_in_the_same_mode(file: Path, tmp_path: Pa
         async with open_store(f"sqlite:///{target}", create=False) as store:
             return len((await store.history.executions(everything=True))[0])
 
-    assert asyncio.run(count()) == 8
+    assert asyncio.run(count()) == 10
 
 
 def test_a_backup_is_taken_while_somebody_writes(file: Path, tmp_path: Path) -> None:
