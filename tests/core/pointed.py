@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilot.backends import build
+from pilot.backends.payload import PayloadBackend
 from pilot.config.executor import ExecutorSettings, SandboxSettings
-from pilot.domain.agent import Backend, Sandbox
+from pilot.domain.agent import AgentRequest, Backend, Sandbox
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Outcome
+from pilot.domain.payload import parse_payload
 from pilot.domain.pointer import MACHINE
 from pilot.domain.work import Made
+from pilot.runner.record import Recorder
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.sandbox import make_sandbox
 from pilot.runner.workspace import Workspace
 from tests.core.cell import bwrap
-from tests.core.worksite import ENVIRON, STORE, Scripted, Site, execution
+from tests.core.worksite import ENVIRON, STORE, Notebook, Scripted, Site, execution
 
 
 def runner(
@@ -76,3 +79,32 @@ def script(path: Path, text: str, mode: int = 0o755) -> Path:
     path.write_text(text)
     path.chmod(mode)
     return path
+
+
+async def alone(top: Path, payload: str, *, allow: Sequence[str] = ("*",), kind: str = "code") -> tuple[Outcome, str]:
+    """The same by the backend alone, in any folder: the outcome, and all that was said."""
+    notebook = Notebook()
+    request = AgentRequest(
+        prompt="p",
+        workspace=str(top),
+        execution=1,
+        attempt=1,
+        project="api",
+        task_id="t",
+        environment={"PATH": ENVIRON["PATH"]},
+        marker="m",
+        timeout=30.0,
+        kind=kind,
+        payload=parse_payload(payload),
+        allow_commands=tuple(allow),
+    )
+    async with Recorder(notebook, step(payload)) as emit:
+        outcome = await PayloadBackend().execute(request, emit)
+    return outcome, notebook.text()
+
+
+def folder(top: Path, files: Mapping[str, str]) -> Path:
+    """A workspace as far as a program sees one."""
+    for name, text in files.items():
+        script(top / name, text, 0o644)
+    return top

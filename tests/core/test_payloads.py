@@ -15,17 +15,15 @@ from pilot.backends import build
 from pilot.backends.payload import PayloadBackend
 from pilot.cli.main import main
 from pilot.config.executor import ExecutorSettings
-from pilot.domain.agent import AgentRequest, OutputKind
+from pilot.domain.agent import OutputKind
 from pilot.domain.errors import ConfigError
 from pilot.domain.execution import Status
 from pilot.domain.outcome import Ending, FailureClass, Usage
-from pilot.domain.payload import Payload, Work
 from pilot.domain.pointer import MACHINE
 from pilot.domain.policy import RULES, Parking, settle
 from pilot.runner.content import sha1_of
 from pilot.runner.proctree import PROC, marker_of
-from pilot.runner.record import Recorder
-from tests.core.pointed import does, prompted, runner, script, sha1, step
+from tests.core.pointed import alone, does, folder, prompted, runner, script, sha1, step
 from tests.core.worksite import STORE, Site, files_of, git, looks, repository, site, until
 
 PATCH = """\
@@ -111,9 +109,9 @@ async def test_its_words_are_its_own_and_no_shell_s(tmp_path: Path) -> None:
 async def test_an_exit_code_is_a_failure_of_its_kind(
     tmp_path: Path, payload: str, kind: str, failure: FailureClass
 ) -> None:
-    s = place(tmp_path, {"exit.py": "print('AssertionError: 1 != 2'); raise SystemExit(5)\n"})
+    top = folder(tmp_path, {"exit.py": "print('AssertionError: 1 != 2'); raise SystemExit(5)\n"})
 
-    outcome = await does(s, payload, kind=kind)
+    outcome, _ = await alone(top, payload, kind=kind)
 
     assert (outcome.ending, outcome.failure) == (Ending.FAILED, failure)
     assert outcome.detail == "python3 exited with 5"
@@ -153,7 +151,6 @@ ARGV_ATTACKS = [
     "env make",
     "env -i sh -c id",
     "sh -c 'make test'",
-    "make test; id",
     "make -f /etc/passwd test",
     "git -c alias.x='!id' x",
     "git --exec-path=. status",
@@ -171,21 +168,18 @@ ARGV_ATTACKS = [
 @pytest.mark.parametrize("line", ARGV_ATTACKS)
 async def test_what_is_not_allowed_does_not_run(tmp_path: Path, line: str) -> None:
     """Also when it was accepted once: the settings, as they are now, decide."""
-    s = place(tmp_path, {"Makefile": "test:\n\ttouch ran\n", "make": "#!/bin/sh\ntouch ran\n"})
-    s.set(allow_commands=["make test"])
+    top = folder(tmp_path, {"Makefile": "test:\n\ttouch ran\n", "make": "#!/bin/sh\ntouch ran\n"})
+    before = sha1_of(top)
 
-    outcome = await does(s, f"@cmd:{line}")
+    outcome, said = await alone(top, f"@cmd:{line}", allow=["make test"])
 
-    assert outcome.ending is Ending.FAILED
-    assert outcome.failure in (FailureClass.REFUSAL, FailureClass.CONFLICT)
-    assert "runs" not in s.notebook.text(OutputKind.PILOT)
+    assert (outcome.ending, outcome.failure, said) == (Ending.FAILED, FailureClass.REFUSAL, "")
+    assert sha1_of(top) == before
     assert settle(step(f"@cmd:{line}"), outcome, now=1, jitter=0.0).to is Status.NEEDS_HUMAN
 
 
 async def test_nothing_is_allowed_unless_it_is_said(tmp_path: Path) -> None:
-    s = place(tmp_path)
-    s.set(allow_commands=[])
-    outcome = await does(s, "@cmd:true")
+    outcome, _ = await alone(tmp_path, "@cmd:true", allow=[])
     assert outcome.failure is FailureClass.REFUSAL
     assert "allow_commands" in outcome.detail
 
@@ -295,13 +289,14 @@ async def test_a_patch_that_is_there_already_is_no_failure(tmp_path: Path) -> No
     ],
 )
 async def test_a_patch_that_does_not_fit_changes_nothing(tmp_path: Path, patch: str) -> None:
-    s = place(tmp_path, {"p.diff": patch or "\n"})
+    top = folder(tmp_path, {"README": "hello\n", "src/a.py": "a = 1\n", "p.diff": patch})
+    before = sha1_of(top)
 
-    outcome = await does(s, "@file:p.diff#apply")
+    outcome, _ = await alone(top, "@file:p.diff#apply")
 
-    assert (outcome.failure, outcome.branch) == (FailureClass.CONFLICT, None)
+    assert outcome.failure is FailureClass.CONFLICT
     assert outcome.detail.startswith("p.diff does not apply: ")
-    assert "pilot/p-step" not in git(s.repo, "branch", "--list")
+    assert sha1_of(top) == before
 
 
 def beyond(outside: Path) -> dict[str, str]:
@@ -323,19 +318,16 @@ def beyond(outside: Path) -> dict[str, str]:
 async def test_a_patch_writes_nowhere_else(tmp_path: Path, attack: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    s = place(tmp_path, {"p.diff": beyond(outside)[attack]})
-    (s.repo / "there").symlink_to(outside)
-    git(s.repo, "add", "-A")
-    git(s.repo, "commit", "-qm", "a link")
-    before = looks(s.repo)
+    files = {"README": "hello\n", "src/a.py": "a = 1\n", ".git/config": "", "p.diff": beyond(outside)[attack]}
+    top = folder(tmp_path / "work", files)
+    (top / "there").symlink_to(outside)
 
-    outcome = await does(s, "@file:p.diff#apply")
+    outcome, _ = await alone(top, "@file:p.diff#apply")
 
     assert outcome.failure is FailureClass.CONFLICT, outcome
     assert "does not apply" in outcome.detail
-    assert list(outside.iterdir()) == []
-    assert list(tmp_path.rglob("planted")) == []
-    assert looks(s.repo) == before
+    assert [path.name for path in top.parent.rglob("*") if path.name in ("planted", "post-commit", "out")] == []
+    assert (top / ".git/config").read_text() == ""
 
 
 async def test_a_patch_runs_nothing_that_a_repository_configures(tmp_path: Path) -> None:
@@ -344,13 +336,8 @@ async def test_a_patch_runs_nothing_that_a_repository_configures(tmp_path: Path)
     ran = tmp_path / "ran"
     for key in ("filter.evil.smudge", "filter.evil.clean", "core.fsmonitor"):
         git(s.repo, "config", key, f"touch {ran}; cat")
-    request = AgentRequest(
-        prompt="p", workspace=str(s.repo), execution=1, attempt=1, project="api", task_id="t",
-        environment={"PATH": os.environ["PATH"]}, marker="m", payload=Payload(text="", work=Work.APPLY, path="p.diff"),
-    )  # fmt: skip
 
-    async with Recorder(s.notebook, step("@doc:x")) as emit:
-        outcome = await PayloadBackend().execute(request, emit)
+    outcome, _ = await alone(s.repo, "@file:p.diff#apply")
 
     assert outcome.ending is Ending.DONE
     assert (s.repo / "src/a.py").read_text() == "a = 2\n"
@@ -370,20 +357,16 @@ async def test_a_patch_runs_nothing_that_a_repository_configures(tmp_path: Path)
     ],
 )
 async def test_a_test_runs_as_it_says(tmp_path: Path, name: str, text: str, mode: int, says: str) -> None:
-    s = place(tmp_path)
-    script(s.repo / "tests" / name, text, mode)
-    git(s.repo, "add", "-A")
-    git(s.repo, "commit", "-qm", "test")
+    script(tmp_path / "tests" / name, text, mode)
 
-    outcome = await does(s, f"@file:tests/{name}#test", confined=mode == 0o755)
+    outcome, said = await alone(tmp_path, f"@file:tests/{name}#test")
 
-    assert outcome.ending is Ending.NO_CHANGE, outcome
-    assert says in s.notebook.text(OutputKind.STDOUT)
+    assert outcome.ending is Ending.DONE, outcome
+    assert says in said
 
 
 async def test_a_test_that_nobody_can_run_says_what_is_lacking(tmp_path: Path) -> None:
-    s = place(tmp_path)
-    outcome = await does(s, "@file:README#test")
+    outcome, _ = await alone(folder(tmp_path, {"README": "hello\n"}), "@file:README#test")
     assert outcome.failure is FailureClass.CONFLICT
     assert "make it executable" in outcome.detail
 

@@ -107,10 +107,9 @@ async def test_what_the_base_has_by_now_counts_as_the_base(tmp_path: Path) -> No
     assert outcome.base_sha == git(s.repo, "rev-parse", "main")
 
 
-@MODES
-async def test_a_green_check_of_a_merge_hides_nothing(tmp_path: Path, mode: str) -> None:
+async def test_a_green_check_of_a_merge_hides_nothing(tmp_path: Path) -> None:
     """The store gives those after it what it had waited for itself; the merge is made anew."""
-    s = place(tmp_path, workspace=mode)
+    s = place(tmp_path)
     made = [(await work(s, n, name))[1] for n, name in enumerate("ab", 1)]
     checked, _ = await work(s, 3, "t", made, "test -e a -a -e b")
     assert checked.ending is Ending.NO_CHANGE
@@ -151,7 +150,7 @@ async def test_it_goes_on_when_a_person_has_resolved_it(tmp_path: Path) -> None:
     assert outcome.ending is Ending.DONE
 
 
-@pytest.mark.parametrize("sha", ["1" * 40, "--help", "main", "a\nb", "HEAD", ""])
+@pytest.mark.parametrize("sha", ["1" * 40, "--help", "a\nb", "HEAD"])
 async def test_a_commit_that_is_not_here_is_asked_for(tmp_path: Path, sha: str) -> None:
     """Made on another machine; or said by a worker that is no good."""
     s = place(tmp_path)
@@ -171,11 +170,9 @@ async def test_a_tree_is_no_commit(tmp_path: Path) -> None:
     assert (await work(s, 2, "b", made))[0].failure is FailureClass.CONFLICT
 
 
-@MODES
-async def test_the_next_attempt_goes_on_where_the_last_one_was(tmp_path: Path, mode: str) -> None:
+async def test_the_next_attempt_goes_on_where_the_last_one_was(tmp_path: Path) -> None:
     """Although there would be another base by now."""
-    s = place(tmp_path, workspace=mode, gate_repairs=0, gates=({"name": "g", "run": "test -e good"},))
-    s.set(gates=[])
+    s = place(tmp_path, gate_repairs=0)
     made = [(await work(s, n, name))[1] for n, name in enumerate("ab", 1)]
     s.set(gates=[{"name": "g", "run": "test -e good"}])
     one = execution(id=4, task_id="p::d", plan="p")
