@@ -150,7 +150,7 @@ async def _drained(deliveries: Deliveries, id: int) -> str:
     """Why not all of it could be delivered; empty when it could."""
     task = asyncio.create_task(deliveries.drain(id, DELIVERY))
     try:
-        with _on_interrupt(task.cancel):
+        with on_interrupt(task.cancel):
             await asyncio.wait({task})
         if task.cancelled():
             return "it was broken off"
@@ -216,7 +216,7 @@ def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[N
         tasks.append(asyncio.create_task(cancel()))
 
     try:
-        with _on_interrupt(interrupt):
+        with on_interrupt(interrupt):
             yield
     finally:
         for handle in again:
@@ -226,7 +226,7 @@ def _interrupts(context: Context, dispatcher: Dispatcher, id: int) -> Iterator[N
 
 
 @contextlib.contextmanager
-def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
+def on_interrupt(act: Callable[[], object]) -> Iterator[None]:
     """Call it at every signal that asks for the end."""
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGINT, signal.SIGTERM]

@@ -19,7 +19,6 @@ id_argument = click.argument("id", metavar="ID", type=ID)
 json_option = click.option("--json", is_flag=True, help="One JSON document.")
 
 MAX_PROMPT = 1 << 20
-_POINTERS = ("@cmd:", "@file:", "@doc:", "@url:", "@git:", "@gh:")
 
 
 def milliseconds(text: str, option: str) -> int:
@@ -60,11 +59,6 @@ def json_value(text: str, option: str) -> Any:
 def prompt_from(prompt: str | None, file: Path | None) -> str:
     """The task's words: as given, from a file, or (`-`) from stdin."""
     text, where = _read(prompt, file)
-    if text.startswith(_POINTERS):
-        raise UsageError(
-            f"{text.split(':')[0]}: is a payload of a plan's step, which this version can't run; "
-            "an agent would take it for its task"
-        )
     if not text.strip():
         raise UsageError(f"{where}: there is nothing in it")
     return text

@@ -148,7 +148,7 @@ def _ended(session: Session, execution: Execution) -> None:
 
 
 @click.command()
-@click.argument("prompt", metavar="PROMPT")
+@click.argument("prompt", metavar="PROMPT|PAYLOAD")
 @_project
 @_task_id
 @click.option("--title", help="Default: the prompt's first line.")
@@ -157,6 +157,7 @@ def _ended(session: Session, execution: Execution) -> None:
 @click.option("--lane", metavar="N", type=_NUMBER, default=0, help="Worker speciality.")
 @click.option("--after", metavar="ID", type=arguments.ID, multiple=True, help="Not before this completed; repeatable.")
 @click.option("--key", metavar="K", help="The same key is the same request, for ever.")
+@click.option("--callback", metavar="URL", help="Tell this address how it ends, or that it asks.")
 @click.option("--label", "labels", metavar="L", multiple=True, help="May be repeated.")
 @click.option("--at", metavar="TIME", help="Not before: 2026-12-31T18:00:00Z, or 2h from now.")
 @click.option("--source", metavar="S", default="cli", help="Where the task comes from.")
@@ -175,6 +176,7 @@ def enqueue(
     lane: int,
     after: tuple[int, ...],
     key: str | None,
+    callback: str | None,
     labels: tuple[str, ...],
     at: str | None,
     source: str,
@@ -183,7 +185,8 @@ def enqueue(
 ) -> None:
     """Put a task into its project's queue; prints its id.
 
-    PROMPT `-` reads stdin. The same open task, or the same key, gives the id that stands for it.
+    PROMPT `-` reads stdin. PAYLOAD points to what is to be done: @cmd:make test, @file:a.diff#apply, @file:t.sh#test,
+    @file:task.md, @doc:LLM_TASK words. The same open task, or the same key, gives the id that stands for it.
     """
     import asyncio
 
@@ -203,10 +206,15 @@ def enqueue(
         payload=None if payload is None else arguments.json_value(payload, "--payload"),
         available_at=None if at is None else arguments.moment(at, session.now()),
         idempotency_key=key,
+        callback_url=callback,
     )
-    loaded = session.loaded()
     _logs(session, "WARNING")
-    new = asyncio.run(put_in(loaded, request, project))
+    if session.server:
+        from pilot.cli.remote import put_in as put_in_there
+
+        new = put_in_there(session, request, project)
+    else:
+        new = asyncio.run(put_in(session.loaded(), request, project))
     if json:
         session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
         return

@@ -65,6 +65,8 @@ class TaskRequest:
     callback_url: str | None = None
     dedupe: str | None = None
     plan: str | None = None
+    plan_key: str | None = None
+    """Under what its plan was submitted: kept, since a retry has no idempotency key."""
     done: bool = False
     """It has been done already: nobody does it, whatever its payload says."""
 
@@ -130,6 +132,7 @@ class Desk:
             "publish": request.publish,
             "timeout": request.timeout,
             "route": choice.rule,
+            "plan_key": request.plan_key,
         }
         return Task(
             project_id=self._project.id,

@@ -66,6 +66,7 @@ def _request(plan: Plan, step: Step, told: list[str], key: str, source: str) -> 
         publish="branch",
         idempotency_key=f"plan:{plan.slug}:{key}:{step.id}",
         plan=plan.slug,
+        plan_key=key,
         dedupe=step.dedupe,
         done=step.done,
     )

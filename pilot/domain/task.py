@@ -44,8 +44,9 @@ class Task:
     """One request, before it is an execution.
 
     `options` are this task's own wishes over its project's settings: `branch`, `base`, `publish`,
-    `timeout` (ms), and `route`: the rule that chose the backend. `fallback`: who does it, in this order, while
-    `backend` takes no work. `external`: left to a remote worker.
+    `timeout` (ms); besides `route`: the rule that chose the backend, and `plan_key`: under what its plan was
+    submitted. `fallback`: who does it, in this order, while `backend` takes no work. `external`: left to a remote
+    worker.
     `payload` is any JSON value the source wants kept. Times are UTC milliseconds.
     """
 
