@@ -20,12 +20,14 @@ from pilot.domain.errors import LeaseLost, NotFound, PilotError, UsageError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage
 from pilot.domain.policy import settle
-from pilot.domain.ports import Finish
+from pilot.domain.ports import Finish, PlanSteps
 from pilot.domain.task import Task
+from pilot.domain.work import Artifact
 from pilot.store import Store, open_store
 from tests.store.audit import Past, audit
 from tests.store.bed import Clock, node
 from tests.store.model import SEEN, Model, Row
+from tests.store.model_plans import Name, PlanRules, again
 
 T = TypeVar("T")
 Mutation = Callable[[Store], Awaitable[None]]
@@ -36,6 +38,14 @@ OWNERS = ("me", "breaker")
 BUDGET = Budget(4.0, 14.0)
 COSTS = (None, 0.5, 1.0, 3.0)
 CHAINS: Sequence[tuple[str, ...]] = ((), (), ("b",), ("c",), ("b", "c"))
+MADE = (None, None, None, "d1", "d2")
+"""Dedupe keys."""
+STEPS = st.lists(
+    st.tuples(st.integers(0, 6), st.lists(st.integers(0, 5), max_size=3), st.sampled_from(MADE), st.booleans()),
+    min_size=1,
+    max_size=6,
+)
+"""Of a plan: name, names that it waits for, dedupe key, whether it is a note."""
 PROJECTS = st.sampled_from(range(len(LIMITS)))
 WHICH = st.integers(0, 40)
 NODES = st.integers(0, 2)  # two that serve, one direct run
@@ -97,6 +107,7 @@ class Queueing(RuleBasedStateMachine):
         limits = self.run(begin())
         self.projects = list(limits)
         self.model = Model(self.clock, limits)
+        self.plans = PlanRules(self.model)
         if limited:
             self.model.per_execution, self.model.per_day = BUDGET.per_execution, BUDGET.per_day
         for number in range(3):
@@ -158,7 +169,7 @@ class Queueing(RuleBasedStateMachine):
         id, status, duplicate = expected
         assert (found.status, found.duplicate) == (status, duplicate)
         if id is None:
-            self.model.add(found.id, task, status)
+            self.model.add(found.id, task)
         else:
             assert found.id == id
 
@@ -172,6 +183,8 @@ class Queueing(RuleBasedStateMachine):
         fallback=st.sampled_from(CHAINS),
         key=st.sampled_from([None, None, "k1", "k2"]),
         external=st.sampled_from([False] * 5 + [True]),
+        dedupe=st.sampled_from(MADE),
+        instant=st.sampled_from([False] * 7 + [True]),
     )
     def enqueue(
         self,
@@ -184,12 +197,14 @@ class Queueing(RuleBasedStateMachine):
         fallback: tuple[str, ...],
         key: str | None,
         external: bool,
+        dedupe: str | None,
+        instant: bool,
     ) -> None:
         parents = [id for number in after if (id := self.model.pick(number)) is not None]
         task = self._task(
             project, name, priority=priority, backend=backend, idempotency_key=key, after=tuple(parents),
             fallback=tuple(name for name in fallback if name != backend), external=external,
-            available_at=self.clock() + delay if delay else None,
+            dedupe=dedupe, instant=instant, available_at=self.clock() + delay if delay else None,
         )  # fmt: skip
         self._agree(task, self.run(self._enqueue(task))[0])
 
@@ -198,6 +213,59 @@ class Queueing(RuleBasedStateMachine):
         open_ = [id for id, row in self.model.rows.items() if row.open][-parents:]
         task = self._task(project, name, backend="b", after=tuple(open_))
         self._agree(task, self.run(self._enqueue(task))[0])
+
+    # Plans.
+
+    @rule(project=PROJECTS, run=st.sampled_from(["r1", "r2"]), steps=STEPS)
+    def submit(self, project: int, run: str, steps: list[tuple[int, list[int], str | None, bool]]) -> None:
+        named = {name: (deps, dedupe, instant) for name, deps, dedupe, instant in steps}
+        places = {name: n for n, name in enumerate(named)}
+        tasks = tuple(
+            self._task(
+                project, name, backend="a", plan="p", idempotency_key=f"{run}:{name}", dedupe=dedupe, instant=instant
+            )
+            for name, (_, dedupe, instant) in named.items()
+        )
+        # A step waits for such with a smaller name, wherever they stand.
+        after = {
+            places[name]: tuple({places[d] for d in deps if d < name and d in places})
+            for name, (deps, _, _) in named.items()
+        }
+        plan = PlanSteps(tasks=tasks, after=after)
+        known = self.plans.submit(tasks, after)
+        if isinstance(known, type):
+            assert self.raised(self.queue.submit(plan)) is known
+            return
+        found = self.run(self.queue.submit(plan))
+        assert [one.duplicate for one in found] == [n in known for n in range(len(tasks))]
+        assert {n: found[n].id for n in known} == {n: row.id for n, row in known.items()}
+        self.plans.submitted(tasks, after, known, [one.id for one in found])
+        assert [one.status for one in found] == [self.model.rows[one.id].status for one in found]
+
+    @rule(project=PROJECTS)
+    def retry_plan(self, project: int) -> None:
+        id = self.projects[project]
+        runs = [row.plan_run for row in self.model.rows.values() if row.task.project_id == id and row.plan_run]
+        if not runs:
+            assert self.raised(self.queue.retry_plan(id, "p")) is NotFound
+            return
+        run = self.plans.run(max(runs))
+        assert [e.id for e in self.run(self.queue.steps_of(id, "p"))] == [row.id for row in run.values()]
+        self._retry(run, self.plans.targets(run), self.queue.retry_plan(id, "p"))
+
+    def _retry(self, run: dict[Name, Row], targets: list[Name], asked: Coroutine[Any, Any, Any]) -> None:
+        names = self.plans.retry(run, targets)
+        if isinstance(names, type) or self.plans.open_elsewhere(names):
+            assert self.raised(asked) is UsageError
+            return
+        found = self.run(asked)
+        if not isinstance(found, list):  # of one step: the others are those that follow
+            ids = sorted(id for (id,) in self.run(self.store.database.read("SELECT id FROM executions")))
+            new = dict(zip(names, [id for id in ids if id not in self.model.rows], strict=True))
+            assert new[targets[0]] == found.id
+        else:
+            new = dict(zip(names, (one.id for one in found), strict=True))
+        self.plans.retried(run, targets, new)
 
     @rule(project=PROJECTS, names=st.lists(st.integers(0, 5), min_size=2, max_size=5))
     def enqueue_many_at_once(self, project: int, names: list[int]) -> None:
@@ -302,9 +370,11 @@ class Queueing(RuleBasedStateMachine):
         settlement = settle(execution, outcome, now=self.clock(), jitter=0.5)
         if settlement.available_at > self.clock():
             settlement = replace(settlement, available_at=self.clock() + 2000)  # within reach of a walk
+        files = (Artifact("f", b"%d" % (execution.fence % 3)),) if ending is Ending.DONE and evidence else ()
         return Finish(
-            execution=execution, outcome=outcome, settlement=settlement, next_lease=LEASE if going_on else None
-        )
+            execution=execution, outcome=outcome, settlement=settlement, next_lease=LEASE if going_on else None,
+            artifacts=files,
+        )  # fmt: skip
 
     @precondition(lambda self: self.held)
     @rule(number=WHICH, ending=ENDINGS, evidence=st.integers(0, 1), going_on=st.booleans())
@@ -387,12 +457,19 @@ class Queueing(RuleBasedStateMachine):
         if row.open:
             assert self.raised(self.queue.retry(id)) is UsageError
             return
-        old = row.task
-        task = replace(
-            old, backend=row.backend, fallback=row.fallback, priority=2 if old.priority == -1 else old.priority,
-            parent=id, idempotency_key=None, reserved_for=None, after=(), available_at=None,
-        )  # fmt: skip
-        self._agree(task, self.run(self.queue.retry(id)))
+        name = row.task.project_id, row.task.task_id
+        open_ = self.plans.open_elsewhere([name])
+        if row.plan_run is None:
+            if not open_:
+                self.model.forget(row)
+            self._agree(again(row), self.run(self.queue.retry(id)))
+            return
+        run = self.plans.run(row.plan_run)
+        if open_ and not isinstance(self.plans.retry(run, [name]), type):
+            answer = self.run(self.queue.retry(id))
+            assert (answer.id, answer.duplicate) == (open_[name].id, True)
+            return
+        self._retry(run, [name], self.queue.retry(id))
 
     @precondition(lambda self: len(self.model.pauses) < 2)
     @rule(project=st.integers(-1, len(LIMITS) - 1), owner=st.sampled_from(OWNERS))

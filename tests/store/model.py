@@ -41,6 +41,9 @@ class Row:
     forgiven: float = 0.0
     reserved_usd: float | None = None
     day: int = 0
+    plan_run: int | None = None
+    because: int | None = None
+    made_by: int | None = None
 
     @property
     def open(self) -> bool:
@@ -53,12 +56,14 @@ class Row:
             *(self.status.value, self.attempt, self.failures, self.losses, self.node, self.fence),
             *(self.lease_until, self.available_at, int(self.cancel), self.finished_at),
             *(self.backend, json.dumps(self.fallback, separators=(",", ":")), self.cost, self.forgiven),
+            *(self.plan_run, self.because, self.made_by),
         )
 
 
 SEEN = (
     "SELECT id, status, attempt, failures, losses, node, fence, lease_until, available_at, cancel_requested, "
-    "finished_at, backend, fallback, cost_usd, forgiven_usd FROM executions"
+    "finished_at, backend, fallback, cost_usd, forgiven_usd, plan_run, because, artifacts ->> '$[0].execution' "
+    "FROM executions"
 )
 
 
@@ -92,6 +97,7 @@ class Model:
     pauses: set[tuple[int, str]] = field(default_factory=set)
     nodes: dict[str, int] = field(default_factory=dict)
     keys: dict[tuple[int, str], int] = field(default_factory=dict)
+    results: dict[tuple[int, str], int] = field(default_factory=dict)
 
     # Enqueue.
 
@@ -108,13 +114,44 @@ class Model:
                 self._remember(task, row.id)
                 return row.id, row.status, True
         waits = any(parent is not None and parent.status is not Status.COMPLETED for parent in parents)
-        return None, Status.BLOCKED if waits else Status.QUEUED, False
+        nobodys = task.instant or (task.project_id, task.dedupe) in self.results
+        return None, Status.BLOCKED if waits else Status.COMPLETED if nobodys else Status.QUEUED, False
 
-    def add(self, id: int, task: Task, status: Status) -> None:
+    def add(self, id: int, task: Task) -> None:
+        self.insert(id, task)
+        self.by_itself(self.rows[id])
+
+    def insert(self, id: int, task: Task, run: int | None = None) -> None:
         assert id > max(self.rows, default=0)
         at = self.clock() if task.available_at is None else task.available_at
-        self.rows[id] = Row(id, task, status, at, task.reserved_for, backend=task.backend, fallback=task.fallback)
+        row = Row(id, task, Status.BLOCKED, at, task.reserved_for, backend=task.backend, fallback=task.fallback)
+        row.plan_run = run
+        self.rows[id] = row
+        if all(other in self.rows and self.rows[other].status is Status.COMPLETED for other in task.after):
+            row.status = Status.QUEUED
         self._remember(task, id)
+
+    # What completes by itself.
+
+    def by_itself(self, row: Row) -> None:
+        """Nobody has to do it: it is a note, or known."""
+        made_by = self.results.get((row.task.project_id, row.task.dedupe or ""))
+        if row.status is Status.QUEUED and (row.task.instant or made_by is not None):
+            row.status, row.made_by, row.reserved = Status.COMPLETED, made_by, None
+            self._ended([row])
+
+    def _know(self, row: Row) -> list[Row]:
+        """Those that wait for what it made."""
+        key = row.task.project_id, row.task.dedupe or ""
+        if not row.task.dedupe or key in self.results:
+            return []
+        self.results[key] = row.id
+        return [other for other in self.rows.values() if (other.task.project_id, other.task.dedupe) == key]
+
+    def forget(self, row: Row) -> None:
+        """It is wanted anew."""
+        if row.status is Status.COMPLETED:
+            self.results.pop((row.task.project_id, row.task.dedupe or ""), None)
 
     @staticmethod
     def _key(task: Task) -> tuple[int, str]:
@@ -226,7 +263,18 @@ class Model:
 
     # Ends.
 
-    def end(self, row: Row, settlement: Settlement, outcome: Outcome, *, lost: bool = False) -> None:
+    def end(self, row: Row, settlement: Settlement, outcome: Outcome) -> None:
+        """And all that follows."""
+        self._end(row, settlement, outcome)
+        self._follow_ends([row])
+
+    def _follow_ends(self, rows: Sequence[Row]) -> None:
+        waiting = [other for row in rows if row.status is Status.COMPLETED for other in self._know(row)]
+        self._ended([row for row in rows if row.status.final])
+        for row in [*(row for row in rows if row.status is Status.QUEUED), *waiting]:
+            self.by_itself(row)
+
+    def _end(self, row: Row, settlement: Settlement, outcome: Outcome, *, lost: bool = False) -> None:
         to, cost = settlement.to, outcome.usage.cost_usd
         self._pay(row, cost)
         self._learn(row, settlement.park, outcome)
@@ -243,7 +291,6 @@ class Model:
             row.available_at = settlement.available_at
         else:
             row.reserved = None
-        self._ended(row)
 
     def _pay(self, row: Row, cost: float | None) -> None:
         if cost is None:
@@ -285,20 +332,21 @@ class Model:
                 park.until, park.changed = 0, self.clock()
         return bool(own)
 
-    def _ended(self, row: Row) -> None:
-        if row.status.final:
+    def _ended(self, level: Sequence[Row]) -> None:
+        for row in level:
             row.finished_at = self.clock()
-            self._follow(row)
-
-    def _follow(self, ended: Row) -> None:
-        for row in self.rows.values():
-            if row.status is not Status.BLOCKED or ended.id not in row.task.after:
-                continue
-            if ended.status is not Status.COMPLETED:
-                row.status = Status.CANCELLED
-                self._ended(row)
-            elif all(self.rows[id].status is Status.COMPLETED for id in row.task.after):
+        for row in list(self.rows.values()):
+            if row.status is Status.BLOCKED and all(self.rows[id].status is Status.COMPLETED for id in row.task.after):
                 row.status = Status.QUEUED
+                self.by_itself(row)
+        in_vain = {row.id for row in level if row.status is not Status.COMPLETED}
+        cancelled = []
+        for row in self.rows.values():
+            if row.status is Status.BLOCKED and (because := in_vain & set(row.task.after)):
+                row.status, row.because = Status.CANCELLED, min(because)
+                cancelled.append(row)
+        if cancelled:
+            self._ended(cancelled)
 
     # People.
 
@@ -310,7 +358,7 @@ class Model:
             row.cancel = True
         elif row.open:
             row.status = Status.CANCELLED
-            self._ended(row)
+            self._ended([row])
         return row.status
 
     def answer(self, id: int) -> type[Exception] | None:
@@ -321,6 +369,7 @@ class Model:
             return UsageError
         row.status, row.available_at, row.losses, row.failures = Status.QUEUED, self.clock(), 0, 0
         row.forgiven = row.cost or 0.0
+        self.by_itself(row)
         return None
 
     # Nodes and time.
@@ -341,15 +390,19 @@ class Model:
             if row.status is not Status.RUNNING or row.lease_until is None:
                 continue
             if row.node in dead or (row.lease_until < self.clock() and not left):
-                taken.append(row.id)
-                self.end(row, self._taken_back(row, left), Outcome(ending=Ending.INTERRUPTED), lost=not left)
+                taken.append(row)
+                self._end(row, self._taken_back(row, left), Outcome(ending=Ending.INTERRUPTED), lost=not left)
+        self._follow_ends(taken)
+        orphans = []
         for row in list(self.rows.values()):
             orphan = row.reserved in dead or self.nodes.get(row.reserved or "", -1) < self.clock()
             if row.reserved and row.open and row.status is not Status.RUNNING and orphan:
-                self.cancel(row.id)
+                row.status = Status.CANCELLED
+                orphans.append(row)
+        self._ended(orphans)
         for node in dead:
             self.nodes.pop(node, None)
-        return taken
+        return [row.id for row in taken]
 
     def _taken_back(self, row: Row, left: bool) -> Settlement:
         if row.cancel or row.reserved:
@@ -391,8 +444,18 @@ class Model:
                 return count
             for id in gone:
                 del self.rows[id]
+            self._hand_on()
             self.keys = {key: id for key, id in self.keys.items() if id in self.rows}
             count += len(gone)
+
+    def _hand_on(self) -> None:
+        for key, id in list(self.results.items()):
+            if id not in self.rows:
+                same = [row for row in self.rows.values() if (row.task.project_id, row.task.dedupe) == key]
+                have = [row.id for row in same if row.status is Status.COMPLETED and not row.task.instant]
+                del self.results[key]
+                if have:
+                    self.results[key] = max(have)
 
     def pick(self, number: int, statuses: Sequence[Status] = tuple(Status)) -> int | None:
         """One of the rows that stand so."""

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from pilot.domain.outcome import Ending, FailureClass
-from tests.store.machine import CHAINS, ENDS, LEASE, LIMITS, OWNERS, Queueing
+from tests.store.machine import CHAINS, ENDS, LEASE, LIMITS, MADE, OWNERS, Queueing
 
 
 def _which(dice: Random) -> int:
@@ -20,6 +20,15 @@ def _ending(dice: Random) -> Ending | FailureClass:
 
 def _project(dice: Random) -> int:
     return dice.randrange(len(LIMITS))
+
+
+def steps(dice: Random) -> list[tuple[int, list[int], str | None, bool]]:
+    """Of a plan: name, names that it waits for, dedupe key, whether it is a note."""
+    names = dice.sample(range(7), dice.randint(1, 6))
+    return [
+        (name, [dice.randrange(6) for _ in range(dice.randrange(4))], dice.choice(MADE), dice.random() < 0.2)
+        for name in names
+    ]
 
 
 Draw = Callable[[Random], Any]
@@ -36,6 +45,8 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
             "fallback": lambda dice: dice.choice(CHAINS),
             "key": lambda dice: dice.choice([None, None, "k1", "k2"]),
             "external": lambda dice: dice.random() < 0.1,
+            "dedupe": lambda dice: dice.choice(MADE),
+            "instant": lambda dice: dice.random() < 0.1,
         },
     ),
     "enqueue_behind_open_ones": (
@@ -46,6 +57,8 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
         1,
         {"project": _project, "names": lambda dice: [dice.randrange(6) for _ in range(dice.randint(2, 5))]},
     ),
+    "submit": (2, {"project": _project, "run": lambda dice: dice.choice(["r1", "r2"]), "steps": steps}),
+    "retry_plan": (1, {"project": _project}),
     "run_directly": (2, {"project": _project, "name": lambda dice: dice.choice([5, 6])}),
     "claim": (2, {"project": _project, "number": lambda dice: dice.randrange(3)}),
     "claim_what_is_ready": (5, {"number": _which}),
