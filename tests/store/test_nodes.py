@@ -6,6 +6,7 @@ import pytest
 
 from pilot.domain.errors import LeaseLost
 from pilot.domain.execution import Execution, Status
+from pilot.domain.outcome import FailureClass, failed
 from pilot.domain.policy import MAX_LOSSES
 from pilot.domain.ports import NodeKind
 from tests.store.bed import HOUR, MINUTE, SECOND, Bed, again, asked, done
@@ -315,3 +316,78 @@ async def test_recovery_covers_every_open_state_and_leaves_what_waits_alone(stor
 
     statuses = [await store.status(id) for id in (held, running, queued, blocked, later)]
     assert statuses == [Status.NEEDS_HUMAN, Status.QUEUED, Status.QUEUED, Status.BLOCKED, Status.QUEUED]
+
+
+async def test_a_worker_is_a_node_as_long_as_it_is_heard_of(store: Bed) -> None:
+    api = await store.project()
+    id = await store.put(api)
+    (claim,) = await store.store.work.claim("w")
+    store.clock.tick(SECOND)
+
+    (node,) = (await store.store.history.status(store.clock.now))["nodes"]
+
+    assert (node["id"], node["kind"], node["state"], node["running"]) == ("worker:w", "worker", "up", 1)
+    assert (node["host"], node["pid"], node["max_running"]) == ("", 0, None)
+    started = await store.rows("SELECT type, data FROM events WHERE type = 'node.started'")
+    assert started == [("node.started", '{"node":"worker:w","kind":"worker"}')]
+    store.clock.tick(25 * SECOND)
+    await store.store.work.heartbeat(id, "w", claim.fence, lease=MINUTE)
+    store.clock.tick(MINUTE)
+    (node,) = (await store.store.history.status(store.clock.now - 1))["nodes"]
+    assert node["state"] == "up"
+    (node,) = (await store.store.history.status(store.clock.now))["nodes"]
+    assert node["state"] == "lost"
+
+
+async def test_a_worker_that_is_good_for_long_enough_costs_no_write(store: Bed) -> None:
+    await store.store.work.claim("w")
+    before = await store.rows("SELECT * FROM nodes")
+    store.clock.tick(14 * SECOND)
+    await store.store.work.claim("w")
+    assert await store.rows("SELECT * FROM nodes") == before
+
+    store.clock.tick(2 * SECOND)
+    await store.store.work.claim("w")
+
+    assert await store.value("SELECT lease_until FROM nodes") == store.clock.now + 30 * SECOND
+    assert await store.value("SELECT started_at FROM nodes") == store.clock.now - 16 * SECOND
+
+
+async def test_a_worker_of_long_ago_is_forgotten_when_a_new_one_comes(store: Bed) -> None:
+    await store.store.work.claim("old", lease=SECOND)
+    store.clock.tick(SECOND + HOUR)
+    await store.store.work.claim("new")
+    assert await store.rows("SELECT id FROM nodes ORDER BY id") == [("worker:new",), ("worker:old",)]
+
+    store.clock.tick(1)
+    await store.store.work.claim("newer")
+
+    assert await store.rows("SELECT id FROM nodes ORDER BY id") == [("worker:new",), ("worker:newer",)]
+
+
+async def test_a_worker_tells_nobody_and_people_are_not_owed_for_it(store: Bed) -> None:
+    api = await store.project()
+    await store.put(api, max_attempts=1)
+    (claim,) = await store.store.work.claim("w")
+
+    await store.store.work.fail(claim.execution.id, "w", claim.fence, failed(FailureClass.AGENT, "broke"))
+
+    assert await store.rows("SELECT * FROM outbox") == []
+
+
+async def test_why_names_the_workers_that_may_take_it(store: Bed) -> None:
+    api, web = await store.project("api"), await store.project("web")
+    local, left = await store.put(api), await store.put(web, external=True)
+    history, now = store.store.history, store.clock.now
+    await store.queue.pause(0, "me", "")
+    await store.store.work.claim("w")
+    await store.queue.resume(0)
+
+    for id, words in (
+        (local, "no node is up; `pilot serve` runs one; may take it: worker:w"),
+        (left, "left to a worker that claims over HTTP; may take it: worker:w"),
+    ):
+        why = await history.why(id, now)
+        assert why is not None
+        (hold,) = why.holds
+        assert hold.detail.startswith(words)

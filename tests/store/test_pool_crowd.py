@@ -43,10 +43,10 @@ async def test_twenty_claimers_in_several_processes_and_one_that_is_killed(url: 
         doomed.kill()
         doomed.communicate()
 
-        processes = [started(url, f"process-{n}", 5) for n in range(4)]
+        processes = [started(url, f"process-{n}", 10) for n in range(2)]
         said = [await asyncio.to_thread(process.communicate, timeout=120) for process in processes]
 
-        assert [(process.returncode, err) for process, (_, err) in zip(processes, said, strict=True)] == [(0, b"")] * 4
+        assert [(process.returncode, err) for process, (_, err) in zip(processes, said, strict=True)] == [(0, b"")] * 2
         done = [int(line.split()[1]) for out, _ in said for line in out.splitlines() if line.startswith(b"done")]
         assert sorted(done) == list(range(1, PROJECTS * EACH + 1)), "each of them once"
         assert (await store.work.counts())[Status.COMPLETED] == PROJECTS * EACH
@@ -102,16 +102,17 @@ class Model:
         return found
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(10))
 async def test_random_workers_do_as_a_small_model_says(store: Bed, seed: int) -> None:
     dice = random.Random(seed)
     places = [await store.project(f"p{n}", max_running=n // 2 + 1) for n in range(4)]
     model = Model({place.id: place.max_running for place in places})
     known: list[tuple[str, Claim]] = []
-    for _ in range(70):
+    for n in range(60):
         step = dice.choices(["put", "claim", "beat", "complete", "fail", "release", "time"], [5, 8, 2, 5, 2, 2, 2])[0]
         await STEPS[step](store, model, places, known, dice)
-        await store.check()
+        if n % 6 == 0:
+            await store.check()
     for id, row in model.rows.items():
         assert (await store.queue.get(id)).status is row["status"]
 
