@@ -89,6 +89,8 @@ class Client:
 
     async def output(self, id: int, worker: str, fence: int, pieces: Sequence[tuple[OutputKind, bytes]]) -> None:
         """See `WorkQueue.output`. Not sent again by itself: it would stand there twice."""
+        if not pieces:
+            return
         body = {"pieces": [documents.piece_document(piece) for piece in pieces]}
         await self._say(id, worker, fence, "output", body, again=False)
 

@@ -49,7 +49,9 @@ class Followed:
                         if event.retry is not None:
                             self._pause = min(max(event.retry / 1000, 0.05), 10.0)
                         if event.data:
-                            yield event.event or "message", _document(event.data)
+                            told = _document(event.data)
+                            named = event.event not in ("", "message")
+                            yield event.event if named else str(told.get("type", "")), told
                         if event.id:
                             self._after = event.id
                         if event.event == LAST:

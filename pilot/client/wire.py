@@ -52,6 +52,7 @@ class Wire:
         self.place = urlsplit(self._url).netloc
         host = urlsplit(self._url).hostname
         self._jitter = jitter
+        self._pause = PAUSE
         # A redirect would carry the token elsewhere; and no proxy leads to this machine.
         self._http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {token}", "User-Agent": "pilot"},
@@ -108,7 +109,7 @@ class Wire:
                 failure, safe = problem, again
             if not safe or number == TRIES or (asked or 0.0) > LONGEST:
                 raise failure
-            full = min(LONGEST, PAUSE * 2 ** (number - 1))
+            full = min(LONGEST, self._pause * 2 ** (number - 1))
             await asyncio.sleep(max(asked or 0.0, full * (0.5 + self._jitter() / 2)))
         raise AssertionError("unreachable")
 
