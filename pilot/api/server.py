@@ -16,6 +16,7 @@ from pilot.api.answers import json_answer
 from pilot.api.description import PATH, describe, operation_id
 from pilot.api.executions import ExecutionRoutes
 from pilot.api.plans import PlanRoutes
+from pilot.api.posting import Route
 from pilot.api.problems import handle_problems
 from pilot.api.reads import ReadRoutes
 from pilot.api.services import Services
@@ -35,6 +36,7 @@ def build(ready: Callable[[], bool], webhooks: Webhooks | None = None, services:
     app = FastAPI(
         title="pilot", openapi_url=None, docs_url=None, redoc_url=None, generate_unique_id_function=operation_id
     )
+    app.router.route_class = Route
     handle_problems(app, services.redact if services else str)
     if services is not None:
         # Those that are called most come first: they are looked for in this order.

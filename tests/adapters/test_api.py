@@ -174,11 +174,11 @@ async def test_events_and_the_state_of_things(rig: Rig) -> None:
     assert (await rig.get("/stats"))["counts"]["running"] == 1
 
 
-@pytest.mark.parametrize("path", ["", "/why", "/attempts", "/output", "/stream"])
-async def test_there_is_no_such_execution(rig: Rig, path: str) -> None:
-    assert "execution 7" in (await rig.get(f"/executions/7{path}", code=404))["detail"]
-    for bad in ("0", "-1", "x", str(1 << 63), "9" * 400, "%00", "1.5"):
-        await rig.get(f"/executions/{bad}{path}", code=422)
+async def test_there_is_no_such_execution(rig: Rig) -> None:
+    for path in ("", "/why", "/attempts", "/output", "/stream"):
+        assert "execution 7" in (await rig.get(f"/executions/7{path}", code=404))["detail"]
+        for bad in ("0", "-1", "x", str(1 << 63), "9" * 400, "%00", "1.5"):
+            await rig.get(f"/executions/{bad}{path}", code=422)
 
 
 # What people do
