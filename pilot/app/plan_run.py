@@ -112,7 +112,7 @@ async def run_plan(loaded: Loaded, request: PlanRequest, show: Show = lambda _ne
         dispatcher = context.dispatcher(node, limits, [project])
         new = await _put_in(context, request, project, own)
         run = PlanRun(context, request.plan, project, new, dispatcher, show)
-        run.begin(at_once)
+        run.begin(request.agents or 0)
         with run.interrupts():
             async with dispatcher:
                 await run.watch()
@@ -168,17 +168,17 @@ class PlanRun:
     _seen: dict[str, tuple[int, str, int]] = field(default_factory=dict)
     _said: str = ""
 
-    def begin(self, at_once: int) -> None:
-        """Say what there is to do."""
+    def begin(self, asked: int) -> None:
+        """Say what there is to do. `asked`: for so many at once."""
         new = sum(not one.duplicate for one in self.submitted.steps) + len(self.submitted.retried)
         done = sum(one.status is Status.COMPLETED for one in self.submitted.steps)
         words = f"plan {self.plan.slug}: {len(self.plan.steps)} steps, {new} new"
         self.show(News(NewsKind.SUBMITTED, f"{words}, {done} done already" if done else words))
-        if at_once > self.project.max_running:
+        if asked > self.project.max_running:
             self.show(
                 News(
                     NewsKind.SUBMITTED,
-                    f"project {self.project.name} runs {self.project.max_running} at a time, not {at_once}: "
+                    f"project {self.project.name} runs {self.project.max_running} at a time, not {asked}: "
                     "its max_running in pilot.yaml says so",
                 )
             )
