@@ -248,11 +248,11 @@ def _submit_there(
 
     if project is None:
         raise UsageError("which project? Name it with -p, as the server calls it (`pilot status` lists them)")
+    if retry:
+        raise UsageError("--retry works on this machine's store; there, `pilot retry ID` does a failed step again")
     body: dict[str, Any] = {"project": project, "markdown": to_markdown(plan)}
     if key is not None:
         body["key"] = key
-    if retry:
-        body["retry"] = True
     steps: Sequence[dict[str, Any]] = session.away(lambda client: client.submit(body))["steps"]
     return steps
 
