@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -469,3 +471,10 @@ def test_any_document_is_a_plan_or_a_plan_error(document: Any) -> None:
         assert plan.steps
         return
     assert error == for_terminal(error)
+
+
+def test_the_plans_of_the_documentation_are_plans(repository_root: Path) -> None:
+    text = (repository_root / "docs" / "plans.md").read_text()
+    blocks = re.findall(r"^```(markdown|json)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    found = [parse_plan(block) for _, block in blocks]
+    assert [(plan.slug, len(plan.steps)) for plan in found] == [("my-feature", 4), ("my-feature", 2)]
