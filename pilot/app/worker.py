@@ -155,7 +155,7 @@ class Worker:
             await self._drain(grace=0.0)
             raise
         self._say("stopped", f"{request.holder} has ended")
-        return last
+        return last if request.once else None
 
     @property
     def _grace(self) -> float:
