@@ -9,7 +9,6 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from urllib.parse import parse_qsl, urlsplit
 
@@ -38,6 +37,7 @@ _WATCHED = frozenset(
 _NEVER_TWICE = (b"host", b"authorization", b"content-length", b"origin")
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _LOOPBACK, _LOOPBACK_6 = ip_network("127.0.0.0/8"), ip_network("::1/128")
+_REMEMBERED = 256  # Host headers that were looked at before
 _UNIFORM = "this needs a token that counts, sent as `Authorization: Bearer …`"
 
 
@@ -47,6 +47,7 @@ class Hosts:
     def __init__(self, names: Iterable[str], origins: Iterable[str] = ()) -> None:
         self._names = frozenset(name.lower().removesuffix(".") for name in names)
         self._origins = frozenset(origins)
+        self._allowed: set[tuple[str, str]] = set()
 
     @classmethod
     def of(cls, bound: str, public_url: str | None, allowed: Iterable[str]) -> Hosts:
@@ -58,6 +59,14 @@ class Hosts:
 
     def allow(self, host: str, local: str) -> bool:
         """Whether a Host header means this server; `local` is the address at which the connection arrived."""
+        if (host, local) in self._allowed:
+            return True
+        allowed = self._allow(host, local)
+        if allowed and len(self._allowed) < _REMEMBERED:
+            self._allowed.add((host, local))
+        return allowed
+
+    def _allow(self, host: str, local: str) -> bool:
         found = _HOST.fullmatch(host.lower())
         if found is None or int(found[2] or 0) > 65535:
             return False
@@ -186,7 +195,7 @@ class Guard:
             raise Refused(401, _UNIFORM)
         if not self._rates.take(caller.token, now):
             raise Refused(429, "too many requests with this token; server.rate_limit says how many are served")
-        return replace(caller, peer=peer)
+        return Caller(caller.token, caller.name, caller.scopes, peer)
 
     async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes | None:
         length = headers.get(b"content-length", "")
@@ -211,9 +220,9 @@ class Guard:
             if message["type"] == "http.response.start" and not told:
                 told = True
                 await self._tell(scope, caller, message["status"])
-            await onwards(message)
+                _add_headers(message)
+            await send(message)
 
-        onwards = _with_headers(send)
         try:
             await self._app(scope, receive, watched)
         finally:
@@ -258,12 +267,16 @@ def _headers(scope: Scope) -> dict[bytes, str]:
 def _with_headers(send: Send) -> Send:
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
-            there = {name for name, _ in headers}
-            message["headers"] = headers + [header for header in _ALWAYS if header[0] not in there]
+            _add_headers(message)
         await send(message)
 
     return sending
+
+
+def _add_headers(message: Message) -> None:
+    headers = list(message.get("headers", ()))
+    there = {name for name, _ in headers}
+    message["headers"] = headers + [header for header in _ALWAYS if header[0] not in there]
 
 
 def _replaying(body: bytes | None, receive: Receive) -> Receive:

@@ -70,33 +70,47 @@ class TestEvents:
             "execution": event.execution_id, "project_id": event.project_id, "project": "api", "data": event.data,
         }  # fmt: skip
 
-    async def test_whoever_joins_whenever_and_resumes_wherever_gets_each_once(self, rig: Guarded) -> None:
-        stream_page, writing = 7, True
-        original, stream.PAGE = stream.PAGE, stream_page  # pages that end in the middle of everything
-        try:
-            await facts(rig, 20)
-            first = (await ids_in_store(rig))[-1]
+    async def test_whoever_joins_whenever_and_resumes_wherever_gets_each_once(
+        self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stream, "PAGE", 7)  # pages that end in the middle of everything
+        monkeypatch.setattr(stream, "SLICE", 1)  # and others have their turn in the middle of each
+        await facts(rig, 20)
+        first, writing = (await ids_in_store(rig))[-1], True
 
-            async def write() -> None:
-                for _ in range(30):
-                    await facts(rig, 3)
-                    rig.bed.clock.tick(1)
-                nonlocal writing
-                writing = False
+        async def write() -> None:
+            for _ in range(30):
+                await facts(rig, 3)
+            nonlocal writing
+            writing = False
 
-            async def read(after: int) -> list[int]:
-                """Leaves again and again, and resumes behind what it has seen."""
-                found: list[int] = []
-                while len(found) < len(await ids_in_store(rig, after)) or writing:
-                    async with rig.stream(EVENTS, last_event_id=str(found[-1] if found else after)) as opened:
-                        found += ids(await opened.take(5 if writing else 1))
-                return found
+        async def read(after: int) -> list[int]:
+            """Leaves again and again, and resumes behind what it has seen."""
+            found: list[int] = []
+            while len(found) < len(await ids_in_store(rig, after)) or writing:
+                async with rig.stream(EVENTS, last_event_id=str(found[-1] if found else after)) as opened:
+                    found += ids(await opened.take(5 if writing else 1))
+            return found
 
-            starts = (0, 5, first - 1, first)
-            _, *got = await asyncio.gather(write(), *(read(after) for after in starts))
-        finally:
-            stream.PAGE = original
+        starts = (0, 5, first - 1, first)
+        _, *got = await asyncio.gather(write(), *(read(after) for after in starts))
         assert got == [await ids_in_store(rig, after) for after in starts]
+
+    async def test_who_is_ahead_of_the_others_is_told_nothing_old(
+        self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stream, "TIMER", 1000)
+        async with rig.stream(EVENTS) as one:
+            await until(lambda: rig.hub._readers)
+            await facts(rig, 1)
+            assert len(await one.take(1)) == 1
+            for owner in "abc":
+                await rig.bed.queue.pause(0, owner, "")  # hints at nothing
+            async with rig.stream(EVENTS) as two:
+                await until(lambda: len(rig.hub._readers) == 2)
+                await facts(rig, 1)
+                assert ids(await two.take(1)) == (await ids_in_store(rig))[-1:]
+                assert ids(await one.take(4)) == (await ids_in_store(rig))[-4:]
 
     async def test_only_what_is_wanted(self, rig: Guarded) -> None:
         api, web = await rig.bed.project(), await rig.bed.project("web")
@@ -187,6 +201,7 @@ class TestLimits:
                     tasks = [task(api, f"x{written}-{n}", source="s" * 1000) for n in range(300)]
                     await asyncio.gather(*(rig.bed.queue.enqueue(each) for each in tasks))
                     written += len(tasks)
+                    assert reader._held < 1_000_000  # one page may be more than HELD, two are not kept
                     assert ids(await opened.take(len(tasks))) == (await ids_in_store(rig))[-len(tasks) :]
             await until(lambda: len(rig.hub._everybody) == 1)
             await facts(rig, 1)
