@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -220,18 +220,13 @@ class Queueing(RuleBasedStateMachine):
     def submit(self, project: int, run: str, steps: list[tuple[int, list[int], str | None, bool]]) -> None:
         named = {name: (deps, dedupe, instant) for name, deps, dedupe, instant in steps}
         places = {name: n for n, name in enumerate(named)}
-        tasks = tuple(
-            self._task(
-                project, name, backend="a", plan="p", idempotency_key=f"{run}:{name}", dedupe=dedupe, instant=instant
-            )
-            for name, (_, dedupe, instant) in named.items()
-        )
         # A step waits for such with a smaller name, wherever they stand.
         after = {
             places[name]: tuple({places[d] for d in deps if d < name and d in places})
             for name, (deps, _, _) in named.items()
         }
-        plan = PlanSteps(tasks=tasks, after=after)
+        plan = self.compiled(project, run, named, after)
+        tasks, after = plan.tasks, dict(plan.after)
         known = self.plans.submit(tasks, after)
         if isinstance(known, type):
             assert self.raised(self.queue.submit(plan)) is known
@@ -241,6 +236,25 @@ class Queueing(RuleBasedStateMachine):
         assert {n: found[n].id for n in known} == {n: row.id for n, row in known.items()}
         self.plans.submitted(tasks, after, known, [one.id for one in found])
         assert [one.status for one in found] == [self.model.rows[one.id].status for one in found]
+
+    def compiled(
+        self,
+        project: int,
+        run: str,
+        named: Mapping[int, tuple[list[int], str | None, bool]],
+        after: Mapping[int, tuple[int, ...]],
+    ) -> PlanSteps:
+        """As it goes into the queue."""
+        tasks = tuple(
+            replace(
+                self._task(project, name, backend="a", dedupe=dedupe, instant=instant),
+                task_id=f"p::{name}",
+                plan="p",
+                idempotency_key=f"{run}:{name}",
+            )
+            for name, (_, dedupe, instant) in named.items()
+        )
+        return PlanSteps(tasks=tasks, after=after)
 
     @rule(project=PROJECTS)
     def retry_plan(self, project: int) -> None:
@@ -261,10 +275,12 @@ class Queueing(RuleBasedStateMachine):
         found = self.run(asked)
         if not isinstance(found, list):  # of one step: the others are those that follow
             ids = sorted(id for (id,) in self.run(self.store.database.read("SELECT id FROM executions")))
-            new = dict(zip(names, [id for id in ids if id not in self.model.rows], strict=True))
-            assert new[targets[0]] == found.id
+            made = [id for id in ids if id not in self.model.rows]
         else:
-            new = dict(zip(names, (one.id for one in found), strict=True))
+            made = [one.id for one in found]
+        assert len(made) == len(names)
+        new = dict(zip(names, made, strict=True))
+        assert isinstance(found, list) or new[targets[0]] == found.id
         self.plans.retried(run, targets, new)
 
     @rule(project=PROJECTS, names=st.lists(st.integers(0, 5), min_size=2, max_size=5))

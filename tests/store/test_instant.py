@@ -208,6 +208,19 @@ async def test_of_two_results_in_one_commit_the_first_counts(store: Bed) -> None
     assert (await store.queue.get(third)).artifacts == [{"execution": first}]
 
 
+async def test_of_two_results_the_first_stands(store: Bed) -> None:
+    api = await store.project(max_running=2)
+    await store.node()
+    first, second = await store.put(api, dedupe="k"), await store.put(api, dedupe="k")
+    claims = [await store.take(api), await store.take(api)]
+    for claim in claims:
+        await store.queue.finish(done(claim))
+
+    third = await store.put(api, dedupe="k")
+    assert (await store.queue.get(third)).artifacts == [{"execution": first}]
+    assert (await store.queue.get(second)).artifacts is None
+
+
 async def test_an_answer_to_what_is_known_by_now_completes_it(store: Bed) -> None:
     api = await store.project(max_running=2)
     await store.node()
