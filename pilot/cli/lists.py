@@ -237,15 +237,16 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
 
 def _show_kinds(session: Session, kinds: Mapping[str, Mapping[str, Any]]) -> None:
     """A line for each kind of work, where there is more than code."""
-    figures = ("queued", "running", "needs_human", "completed_24h", "failed_24h")
+    figures = ("blocked", "queued", "running", "needs_human", "completed_24h", "failed_24h")
     busy = {name: kind for name, kind in kinds.items() if any(kind[figure] for figure in figures)}
     if set(busy) <= {"code"}:
         return
     for name, kind in busy.items():
         wait = "" if (age := kind["oldest_wait_seconds"]) is None else f", the oldest for {_age(age)}"
         held = f", {kind['needs_human']} for a person" if kind["needs_human"] else ""
+        later = f", {kind['blocked']} blocked" if kind["blocked"] else ""
         session.ui.line(
-            f"{one_line(name, 40)}: {kind['queued']} queued{wait}, {kind['running']} running{held}; "
+            f"{one_line(name, 40)}: {kind['queued']} queued{wait}{later}, {kind['running']} running{held}; "
             f"in 24 h {kind['completed_24h']} completed, {kind['failed_24h']} failed"
         )
 

@@ -25,10 +25,17 @@ from pilot.store.made import made_of, to_made
 from pilot.store.overview import overview
 from pilot.store.pages import ENDED_SHOWN, Page, first_page, page_after
 from pilot.store.pages import statements as page_statements
-from pilot.store.records import OPEN_STATUSES, ids, ids_of
+from pilot.store.records import ids, ids_of
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.waiting import why
 
+# Each by the index that has its rows alone.
+_COUNTS = """
+    SELECT status, count(*) FROM executions WHERE finished_at IS NOT NULL GROUP BY status
+    UNION ALL SELECT 'queued', count(*) FROM executions WHERE status = 'queued' AND due = 1
+    UNION ALL SELECT 'queued', count(*) FROM executions WHERE status = 'queued' AND due = 0
+    UNION ALL SELECT 'running', count(*) FROM executions WHERE status = 'running'
+    UNION ALL SELECT status, count(*) FROM executions WHERE status IN ('blocked', 'needs_human') GROUP BY status"""
 _PROJECT_COLUMNS = "id, key, name, path, max_running"
 
 
@@ -223,12 +230,10 @@ class History:
 
     async def counts(self) -> dict[Status, int]:
         """How many executions there are of each status; every status is there."""
-        rows = await self._database.read(
-            "SELECT status, count(*) FROM executions WHERE finished_at IS NOT NULL GROUP BY status UNION ALL "
-            f"SELECT status, count(*) FROM executions WHERE status IN {OPEN_STATUSES} GROUP BY status"
-        )
+        rows = await self._database.read(_COUNTS)
         counted = dict.fromkeys(Status, 0)
-        counted.update((Status(status), count) for status, count in rows)
+        for status, count in rows:
+            counted[Status(status)] += count
         return counted
 
     async def projects(self) -> list[Project]:

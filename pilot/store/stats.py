@@ -28,7 +28,8 @@ _OPEN = """
     UNION ALL
     SELECT kind, 'running', count(*), NULL FROM executions WHERE status = 'running' GROUP BY kind
     UNION ALL
-    SELECT kind, 'needs_human', count(*), NULL FROM executions WHERE status = 'needs_human' GROUP BY kind"""
+    SELECT kind, status, count(*), NULL FROM executions WHERE status IN ('blocked', 'needs_human')
+      GROUP BY status, kind"""
 _ENDED = """
     SELECT status, kind, failure_class, count(*), sum(CASE WHEN finished_at > :hour THEN 1 ELSE 0 END)
     FROM executions WHERE status IN ('completed', 'failed') AND finished_at > :day
@@ -84,7 +85,7 @@ def _kinds(waiting: Rows, ended: Rows, now: int) -> dict[str, Document]:
         mine = [row for row in waiting if row[0] == name]
         since = [at for *_, at in mine if at is not None]
         found[name] = {
-            **{s: sum(row[2] for row in mine if row[1] == s) for s in ("queued", "running", "needs_human")},
+            **{s: sum(row[2] for row in mine if row[1] == s) for s in ("blocked", "queued", "running", "needs_human")},
             "oldest_wait_seconds": _age(min(since), now) if since else None,
             "completed_24h": sum(row[3] for row in ended if row[1] == name and row[0] == "completed"),
             "failed_24h": sum(row[3] for row in ended if row[1] == name and row[0] == "failed"),

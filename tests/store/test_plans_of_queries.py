@@ -5,6 +5,7 @@ The statements are not copied here: a whole life of a store is run, and what its
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import Iterable
@@ -17,10 +18,12 @@ import pytest
 from pilot.domain.agent import OutputKind
 from pilot.domain.budget import Budget
 from pilot.domain.delivery import EffectKind, PullState, Refusal
-from pilot.domain.outcome import Publication
+from pilot.domain.outcome import Ending, FailureClass, Outcome, Publication, failed
 from pilot.domain.ports import PlanSteps
-from pilot.domain.work import Artifact
+from pilot.domain.task import Kind
+from pilot.domain.work import Artifact, Progress, Wanted
 from pilot.store import open_store
+from pilot.store.stats import stats
 from tests.store.bed import HOUR, MINUTE, Bed, Clock, again, asked, broken, done, interrupted, limited, node, task, used
 
 LARGE = (
@@ -35,6 +38,7 @@ SMALL: tuple[str, ...] = (
     "executions_slot",
     "executions_reserved",
 )
+SMALL += ("executions_ready", "executions_held")  # counted by kind: all that waits, by the index alone
 SMALL += ("outbox_owed", "outbox_due", "inbox_owed", "pulls_live", "executions_begun")
 
 
@@ -128,6 +132,39 @@ async def planned(bed: Bed) -> None:
     await queue.prune(clock.now)
 
 
+async def pool(bed: Bed) -> None:
+    """Each operation of workers elsewhere, and what is counted."""
+    work, clock = bed.store.work, bed.clock
+    one, two = await bed.project("one", 2), await bed.project("two")
+    parent = await bed.put(one, priority=-1, backend="x")
+    await bed.put(two, after=(parent,), lane=2, kind=Kind.TEST, backend="x")
+    wanted = Wanted(lanes=(0, 2), kinds=("code", "test"))
+    (claim,) = await work.claim("w", wanted=wanted)
+    progress = Progress(facts={"phase": "x", "answered": "yes"})
+    await work.heartbeat(claim.execution.id, "w", claim.fence, progress=progress)
+    await work.output(claim.execution.id, "w", claim.fence, [(OutputKind.TEXT, b"x")])
+    for _ in range(2):
+        outcome = Outcome(ending=Ending.DONE)
+        await work.complete(claim.execution.id, "w", claim.fence, outcome, [Artifact("a", b"x")])
+    (claim,) = await work.claim("w", wanted=Wanted(projects=("two",)))
+    await bed.store.history.made(claim.execution)
+    await work.fail(claim.execution.id, "w", claim.fence, failed(FailureClass.AGENT, "x"))
+    clock.tick(HOUR)
+    claim, *_ = await work.claim("x", max=9)
+    await work.release(claim.execution.id, "x", claim.fence)
+    await work.claim("dead")
+    clock.tick(2 * HOUR)
+    waiting = asyncio.create_task(work.claim("y", wanted=Wanted(lanes=(9,)), wait=9))
+    other = asyncio.create_task(work.claim("z", wanted=Wanted(projects=("nobody",)), wait=9))
+    while len(work._waiters._waiting) < 2 or not work._waiters._news.is_set():
+        await asyncio.sleep(0.001)
+        work._waiters._news.set()
+    await bed.put(two, lane=1)
+    await work.drain()
+    await asyncio.wait([waiting, other])
+    await stats(bed.database, {}, clock.now)
+
+
 async def outside(bed: Bed) -> None:
     """Each operation on what is owed to the outside and comes from it."""
     store, queue, clock = bed.store, bed.queue, bed.clock
@@ -192,10 +229,14 @@ def statements(trace: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-@pytest.fixture
-async def executed(tmp_path: Path) -> tuple[list[str], Path]:
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """The statements of a whole life, and the file they ran on."""
-    path = tmp_path / "pilot.db"
+    path = tmp_path_factory.mktemp("plans") / "pilot.db"
+    return statements(asyncio.run(_lived(path))), path
+
+
+async def _lived(path: Path) -> list[str]:
     trace: list[str] = []
 
     def listen(connection: sqlite3.Connection) -> None:
@@ -207,9 +248,10 @@ async def executed(tmp_path: Path) -> tuple[list[str], Path]:
         for connection in (store.database._writer, store.database._reader):  # type: ignore[attr-defined]
             await connection.call(listen)
         await life(bed)
-        await planned(bed)
         await outside(bed)
-    return statements(trace), path
+        await planned(bed)
+        await pool(bed)
+    return trace
 
 
 def plans(path: Path, sqls: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -241,7 +283,7 @@ def walks(sql: str, plan: Iterable[str]) -> list[str]:
     return found
 
 
-async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path]) -> None:
+def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path]) -> None:
     sqls, path = executed
 
     found = [(step, sql) for sql, plan in plans(path, sqls) for step in walks(sql, plan)]
@@ -258,8 +300,21 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
         (r"WITH RECURSIVE walk", "executions_ready (project_id>?)"),
         (r"WITH RECURSIVE walk", "executions_ready (project_id=?)"),
         (r"UPDATE executions SET due = 1", "executions_later (available_at<?)"),
+        (r"WITH RECURSIVE walk.*, p\.max_running - p\.running", "executions_ready (project_id=?)"),
+        (r"WITH RECURSIVE walk.* SELECT 1", "executions_ready (project_id=?)"),
+        (r"WITH walk\(project_id\).*max_running - p\.running", "projects_name (name=?)"),
+        (r"WITH walk\(project_id\).* SELECT 1", "executions_ready (project_id=?)"),
+        (r"SELECT executions\.id.*status = 'running' AND lease_until < \d+ AND node >=", "executions_"),
+        (r"SELECT 1 FROM executions WHERE status = 'queued' AND due = 0", "executions_later (available_at<?)"),
+        (r"WITH RECURSIVE behind", "PRIMARY KEY (execution_id=?)"),
+        (r"UPDATE executions SET lease_until = b\.until", "INTEGER PRIMARY KEY (rowid=?)"),
+        (r"SELECT a\.execution_id, a\.fence, a\.node", "PRIMARY KEY (execution_id=?)"),
+        (r"\s*SELECT kind, 'queued'", "COVERING INDEX executions_ready"),
+        (r"\s*SELECT kind, 'queued'", "COVERING INDEX executions_held"),
+        (r"\s*SELECT status, kind", "COVERING INDEX executions_ended (status=? AND finished_at>?)"),
+        (r"\s*SELECT finished_at - started_at", "COVERING INDEX executions_ended (status=? AND finished_at>?)"),
         (r"SELECT min\(t\)", "executions_later"),
-        (r"UPDATE executions SET lease_until", "executions_node (node=?)"),
+        (r"UPDATE executions SET lease_until = \d+ WHERE node", "executions_node (node=?)"),
         (r"SELECT id FROM executions WHERE status = 'running' AND node", "executions_node (node=?)"),
         (r"SELECT .* FROM executions\s+WHERE status = 'running' AND \(lease_until", "executions_"),
         (r"SELECT e\.id, e\.reserved_for", "executions_reserved"),
@@ -317,7 +372,7 @@ async def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], 
         (r"DELETE FROM artifacts", "SEARCH u USING PRIMARY KEY (sha256=?)"),
     ],
 )
-async def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], what: str, index: str) -> None:
+def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], what: str, index: str) -> None:
     sqls, path = executed
     wanted = [sql for sql in sqls if re.match(rf"\s*{what}", sql, re.DOTALL)]
     assert wanted, f"nothing like {what} was run"
@@ -326,7 +381,7 @@ async def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path
         assert any(index in step for step in plan), (sql, plan)
 
 
-async def test_the_test_can_fail(executed: tuple[list[str], Path]) -> None:
+def test_the_test_can_fail(executed: tuple[list[str], Path]) -> None:
     sqls, path = executed
     with closing(sqlite3.connect(path)) as connection:
         for index in ("executions_ready", "executions_later", "executions_reserved"):

@@ -12,14 +12,14 @@ CREATE INDEX executions_plan ON executions (project_id, plan, plan_run) WHERE pl
 CREATE INDEX executions_run ON executions (plan_run, id) WHERE plan_run IS NOT NULL;
 CREATE INDEX executions_dedupe ON executions (project_id, dedupe) WHERE dedupe IS NOT NULL;
 
--- with what a worker chooses by, and what is counted by kind
+-- with what a worker chooses by and what is counted, so that nobody has to look at the rows for it
 DROP INDEX executions_ready;
-CREATE INDEX executions_ready ON executions (project_id, priority, id, lane, kind, available_at)
+CREATE INDEX executions_ready ON executions (project_id, priority, id, lane, kind, available_at, status, due)
   WHERE status = 'queued' AND due = 1;
 DROP INDEX executions_ended;
 CREATE INDEX executions_ended ON executions (status, finished_at, kind, failure_class, started_at)
   WHERE finished_at IS NOT NULL;
-CREATE INDEX executions_held ON executions (kind) WHERE status = 'needs_human';
+CREATE INDEX executions_held ON executions (status, kind) WHERE status IN ('blocked', 'needs_human');
 
 CREATE TABLE results (                     -- by its dedupe key, what was made
   project_id   INTEGER NOT NULL,
