@@ -11,11 +11,20 @@ from pilot.store.records import ids_of
 
 
 def made_of(dialect: Dialect) -> str:
-    """The statement: of all that these executions (`:ids`) waited for."""
+    """The statement: of all that these executions (`:ids`) waited for.
+
+    What has no commit of its own (a note, a green test) stands for what it waited for itself: that work is not lost
+    for those that come after it.
+    """
     return (
-        "SELECT d.execution_id, e.id, e.task_id, e.branch, e.head_sha, e.artifacts "
-        "FROM dependencies d JOIN executions e ON e.id = d.depends_on "
-        f"WHERE d.execution_id IN {ids_of(dialect)} ORDER BY d.execution_id, e.id"
+        "WITH RECURSIVE behind (waiter, id) AS ("
+        "  SELECT d.execution_id, d.depends_on FROM dependencies d "
+        f"  WHERE d.execution_id IN {ids_of(dialect)} "
+        "  UNION "
+        "  SELECT b.waiter, d.depends_on FROM behind b JOIN executions e ON e.id = b.id AND e.head_sha IS NULL "
+        "  JOIN dependencies d ON d.execution_id = e.id"
+        ") SELECT b.waiter, e.id, e.task_id, e.branch, e.head_sha, e.artifacts "
+        "FROM behind b JOIN executions e ON e.id = b.id ORDER BY b.waiter, e.id"
     )
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from pilot.domain.execution import Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome
-from pilot.domain.policy import settle
+from pilot.domain.policy import Settlement, settle
+from pilot.domain.ports import Finish
 from pilot.domain.work import Made
 from tests.core.pointed import runner, step
+from tests.core.stage import Stage
 from tests.core.worksite import Scripted, Site, again, execution, files_of, git, looks, repository, site
 
 LINES = "".join(f"{n}\n" for n in range(20))
@@ -126,7 +128,7 @@ async def test_steps_that_contradict_each_other_are_named_with_the_files(tmp_pat
     _, b = await work(s, 2, "b")
     _, c = await work(s, 3, "c", script="sed -i 5s/$/c/ lines; echo $(printf '\\033[31m') > x")
 
-    outcome, _ = await work(s, 4, "d", [a, b, c])
+    outcome, _ = await work(s, 4, "d", [b, a, c])
 
     assert (outcome.ending, outcome.failure) == (Ending.FAILED, FailureClass.CONFLICT)
     assert "steps p::a and p::c change the same lines: lines." in outcome.detail
@@ -150,10 +152,11 @@ async def test_it_goes_on_when_a_person_has_resolved_it(tmp_path: Path) -> None:
     assert outcome.ending is Ending.DONE
 
 
-@pytest.mark.parametrize("sha", ["1" * 40, "--help", "a\nb", "HEAD"])
+@pytest.mark.parametrize("sha", ["1" * 40, "--help", "MAIN", "MAIN~0\nMAIN"])
 async def test_a_commit_that_is_not_here_is_asked_for(tmp_path: Path, sha: str) -> None:
     """Made on another machine; or said by a worker that is no good."""
     s = place(tmp_path)
+    sha = sha.replace("MAIN", git(s.repo, "rev-parse", "main")[:12])
     made = [Made(id=1, task_id="p::a", branch="pilot/p-a", head_sha=sha)]
 
     outcome, _ = await work(s, 2, "b", made)
@@ -263,3 +266,25 @@ async def test_an_old_git_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest
     assert outcome.failure is FailureClass.CONFLICT
     assert "git 2.38" in outcome.detail
     assert (await work(s, 4, "d", made[:1]))[0].ending is Ending.DONE
+
+
+async def test_the_store_looks_behind_what_made_nothing(stage: Stage) -> None:
+    """a is a change, b a green test of it, c a note behind b; d waits for c and e."""
+    api = await stage.project("api")
+    a = await stage.task(api, "p::a", plan="p")
+    e = await stage.task(api, "p::e", plan="p")
+    b = await stage.task(api, "p::b", plan="p", after=(a,))
+    c = await stage.task(api, "p::c", plan="p", after=(b,), instant=True)
+    d = await stage.task(api, "p::d", plan="p", after=(c, e))
+    for id, head in ((a, "a" * 40), (e, "e" * 40), (b, None)):
+        outcome = Outcome(ending=Ending.DONE if head else Ending.NO_CHANGE, head_sha=head)
+        (one,) = await stage.store.queue.claim("n", lease=1000, projects=[api.id])
+        assert one.id == id
+        settlement = Settlement(to=Status.COMPLETED)
+        await stage.store.queue.finish(Finish(execution=one, outcome=outcome, settlement=settlement))
+
+    made = await stage.store.history.made(await stage.row(d))
+
+    assert [(one.task_id, one.head_sha) for one in made] == [
+        ("p::a", "a" * 40), ("p::e", "e" * 40), ("p::b", None), ("p::c", None)
+    ]  # fmt: skip
