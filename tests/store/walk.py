@@ -105,9 +105,13 @@ STEPS: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
 }
 
 
-def walk(machine: Queueing, dice: Random, steps: int) -> None:
-    """So many steps that are possible, each followed by the check; raises what the first broken promise raises."""
-    names, weights = list(STEPS), [weight for weight, _ in STEPS.values()]
+def walk(machine: Queueing, dice: Random, steps: int, often: Mapping[str, int] | None = None) -> None:
+    """So many steps that are possible, each followed by the check; raises what the first broken promise raises.
+
+    `often`: only these, so often.
+    """
+    chosen = often or {name: weight for name, (weight, _) in STEPS.items()}
+    names, weights = list(chosen), list(chosen.values())
     try:
         machine.start(limited=dice.random() < 0.3)
         while steps > 0:
