@@ -14,8 +14,7 @@ Redact = Callable[[str], str]
 
 def completed(asked: Completion, redact: Redact) -> Outcome:
     """Done, nothing changed, or a question. Raises `UsageError` for a branch that can't be one."""
-    if asked.branch is not None and not is_branch_name(asked.branch):
-        raise UsageError(f"{asked.branch[:80]!r} is no name of a branch")
+    check_branch(asked.branch)
     question = asked.question
     return Outcome(
         ending=Ending(asked.outcome),
@@ -65,3 +64,9 @@ def failed_with(asked: Failure, retry_at: int | None, redact: Redact) -> Outcome
 def usage_of(asked: UsageAsked | None) -> Usage:
     """What is not said is not known."""
     return Usage() if asked is None else Usage(asked.input_tokens, asked.output_tokens, asked.cost_usd)
+
+
+def check_branch(name: str | None) -> None:
+    """Raise `UsageError` for what can't be one."""
+    if name is not None and not is_branch_name(name):
+        raise UsageError(f"{name[:80]!r} is no name of a branch")

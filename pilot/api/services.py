@@ -57,6 +57,13 @@ class Door(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Waiting:
+    """How many claims wait for work."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """One server's. `redact` takes secrets out of what comes from workers, before it is stored."""
@@ -74,5 +81,6 @@ class Services:
     redact_bytes: Callable[[bytes], bytes]
     ready: Callable[[], bool]
     version: str
+    waiting: Waiting = field(default_factory=Waiting)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     """The server goes down: nothing is claimed any more, and who waits is answered."""

@@ -24,7 +24,7 @@ from pilot.api.asked import (
     Release,
 )
 from pilot.api.auth import needs
-from pilot.api.outcomes import completed, failed_with, usage_of
+from pilot.api.outcomes import check_branch, completed, failed_with, usage_of
 from pilot.api.services import Services
 from pilot.domain.access import Caller, Scope
 from pilot.domain.agent import OutputKind
@@ -45,7 +45,6 @@ class WorkRoutes:
 
     def __init__(self, services: Services) -> None:
         self._own = services
-        self._waiting = 0
 
     def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
@@ -86,10 +85,10 @@ class WorkRoutes:
         self, request: Request, worker: str, claiming: Coroutine[Any, Any, list[Claim]]
     ) -> list[Claim]:
         """The claims, or none once the caller hangs up or the server goes down: nobody is given what he can't get."""
-        if self._waiting >= MAX_WAITING:
+        if self._own.waiting.count >= MAX_WAITING:
             claiming.close()
             raise Busy(f"{MAX_WAITING} claims wait already; try again, or without wait_seconds")
-        self._waiting += 1
+        self._own.waiting.count += 1
         claim = asyncio.create_task(claiming)
         gone = asyncio.create_task(_gone(request))
         ends = [gone, asyncio.create_task(self._own.closing.wait())]
@@ -103,7 +102,7 @@ class WorkRoutes:
                 await self._give_back(worker, found)
             return found
         finally:
-            self._waiting -= 1
+            self._own.waiting.count -= 1
             for task in (claim, *ends):
                 task.cancel()
 
@@ -118,6 +117,7 @@ class WorkRoutes:
         """Renew a lease, at half of it at the latest, and say how it goes. Scope: work."""
         request.state.worker = body.worker
         said = {} if body.progress is None else body.progress.model_dump(exclude_none=True)
+        check_branch(said.get("branch"))
         beaten = await self._own.work.heartbeat(
             id,
             body.worker,

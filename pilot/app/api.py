@@ -118,6 +118,11 @@ class Api:
         """What is served."""
         return self._guard
 
+    @property
+    def waiting(self) -> int:
+        """How many claims wait for work."""
+        return self.services.waiting.count
+
     async def run(self) -> None:
         """Tell subscribers what happens, until cancelled."""
         await self.hub.run()
