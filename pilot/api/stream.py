@@ -8,6 +8,7 @@ What it does not take in time piles up for it alone, and not far: then its conne
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
@@ -104,6 +105,8 @@ class Hub:
         self._hint = asyncio.Event()
         self._somebody = asyncio.Event()
         self._closed = False
+        # Workers come first: where only 1,024 files may be open, streams get half of them.
+        self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     # -- routes
 
@@ -259,8 +262,8 @@ class Hub:
         """See `Places.enter`."""
         if self._closed:
             return "this server is going down; connect again in a moment"
-        if len(self._everybody) >= MOST:
-            return f"{MOST:,} streams are open already; close some, or try again later"
+        if len(self._everybody) >= min(MOST, self._room):
+            return f"{len(self._everybody):,} streams are open already; close some, or try again later"
         self._everybody.add(listener)
         return ""
 

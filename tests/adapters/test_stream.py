@@ -235,6 +235,8 @@ class TestLimits:
         await until(lambda: not rig.hub._everybody)
         async with rig.stream(EVENTS) as opened:
             assert opened.status == 200
+            rig.hub._room = 1  # few files may be open: those are for workers, too
+            assert (await rig.ask(EVENTS)).status == 503
 
     async def test_a_revoked_tokens_streams_end(self, rig: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(stream, "REVIEW", 0.05)
