@@ -106,7 +106,8 @@ class Hub:
         self._somebody = asyncio.Event()
         self._closed = False
         # Workers come first: where only 1,024 files may be open, streams get half of them.
-        self._room = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._room = MOST if files == resource.RLIM_INFINITY else files // 2
 
     # -- routes
 
