@@ -221,6 +221,17 @@ def test_the_digest_is_of_what_is_said_and_stays() -> None:
         assert parse_markdown(SAMPLE.replace(old, new)).digest != plan.digest
 
 
+def test_steps_stay_as_they_are_written_where_nobody_has_to_wait() -> None:
+    lines = (
+        "- [ ] id=z lane=1 deps=x payload=@gh:1",
+        "- [ ] id=x lane=1 payload=@gh:1",
+        "- [ ] id=y lane=1 payload=@gh:1",
+    )
+    assert [step.id for step in in_order(plan_of(*lines))] == ["x", "z", "y"]
+    both = (plan_of(*lines, f"- [ ] id=a lane=1 deps={deps} payload=@gh:1") for deps in ("x,y", "y,x"))
+    assert len({plan.digest for plan in both}) == 1
+
+
 def test_json_says_the_same() -> None:
     document = {
         "slug": "my-feature",
