@@ -269,14 +269,15 @@ async def test_an_old_git_says_what_it_lacks(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_the_store_looks_behind_what_made_nothing(stage: Stage) -> None:
-    """a is a change, b a green test of it, c a note behind b; d waits for c and e."""
+    """a is a change, b a green test of it, c a note behind b; d waits for all but a, which has z in it."""
     api = await stage.project("api")
-    a = await stage.task(api, "p::a", plan="p")
+    z = await stage.task(api, "p::z", plan="p")
+    a = await stage.task(api, "p::a", plan="p", after=(z,))
     e = await stage.task(api, "p::e", plan="p")
     b = await stage.task(api, "p::b", plan="p", after=(a,))
     c = await stage.task(api, "p::c", plan="p", after=(b,), instant=True)
-    d = await stage.task(api, "p::d", plan="p", after=(c, e))
-    for id, head in ((a, "a" * 40), (e, "e" * 40), (b, None)):
+    d = await stage.task(api, "p::d", plan="p", after=(b, c, e))
+    for id, head in ((z, "f" * 40), (a, "a" * 40), (e, "e" * 40), (b, None)):
         outcome = Outcome(ending=Ending.DONE if head else Ending.NO_CHANGE, head_sha=head)
         (one,) = await stage.store.queue.claim("n", lease=1000, projects=[api.id])
         assert one.id == id
