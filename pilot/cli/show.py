@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,8 @@ def _there_of(session: Session, id: int) -> Found:
 
     document, reasons, told = session.away(lambda client: remote.shown(client, id))
     attempts, questions = ([], []) if told is None else remote.attempts_of(told)
-    return execution_of(document), document, attempts, questions, remote.why_of(reasons)
+    execution = replace(execution_of(document), body=str((told or {}).get("body") or ""))
+    return execution, document, attempts, questions, remote.why_of(reasons)
 
 
 def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
