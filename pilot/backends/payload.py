@@ -36,7 +36,7 @@ _INTERPRETERS = {
     ".pl": ("perl",),
 }
 """What runs a test that is not executable, by the end of its name; a `#!` line goes before it."""
-_BY_KIND = {Kind.TEST: FailureClass.TEST, Kind.BUILD: FailureClass.BUILD}
+_BY_KIND: Mapping[str, FailureClass] = {Kind.TEST: FailureClass.TEST, Kind.BUILD: FailureClass.BUILD}
 _APPLY = ("git", "apply", "--whitespace=nowarn", "--verbose")
 _NO_REPOSITORY = {
     "GIT_DIR": os.devnull,
@@ -102,7 +102,7 @@ class _Run:
         if len(program.parts) > 1 and not program.is_absolute():
             # One that a link leads out of the workspace is somebody else's program under an allowed name.
             os.close(await asyncio.to_thread(open_confined, self.top, argv[0]))
-        return await self._judged(argv, _BY_KIND.get(Kind(self.request.kind), FailureClass.AGENT))
+        return await self._judged(argv, _BY_KIND.get(self.request.kind, FailureClass.AGENT))
 
     async def test(self) -> Outcome:
         """A file of the repository: itself if it is executable, else by its `#!` line, else by its name."""
