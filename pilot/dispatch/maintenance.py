@@ -15,7 +15,7 @@ from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Clock, DispatchQueue, Finish, Node, NodeKind
-from pilot.domain.work import WORKER
+from pilot.domain.work import LEASE, WORKER
 
 log = structlog.get_logger()
 FORGOTTEN = 24 * 60 * 60 * 1000
@@ -115,8 +115,8 @@ class Recovery:
 
     `alive` judges a node of this host by its process; None for a node of another host. `end_processes` ends what an
     execution's claim left running here, verified, given (execution id, fence). A lease has ended when its time is
-    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep. A claim
-    of a worker has a short lease of its own, by which the worker ends what it runs: that one is over with its time.
+    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep. The
+    claim of a worker has a lease of its own, which is short: half of a usual one is silence enough.
     """
 
     queue: DispatchQueue
@@ -146,11 +146,11 @@ class Recovery:
         held = [execution for execution in await self.queue.held_by(dead) if execution.node != self.node.id]
         silent = self._silent(
             {id: until for id, (_, until) in nodes.items() if until < now and id != self.node.id}
-            | {(execution.id, execution.fence): execution.lease_until or 0 for execution in held}
+            | {(execution.id, execution.fence): execution.lease_until or 0 for execution in held},
+            frozenset((e.id, e.fence) for e in held if (e.node or "").startswith(WORKER)),
         )
         quiet = frozenset(key for key in silent if isinstance(key, str))
-        workers = {(e.id, e.fence) for e in held if (e.node or "").startswith(WORKER) and (e.lease_until or 0) < now}
-        lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent | workers]
+        lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent]
         if not lost and not dead:
             await self.queue.expire_parks()
             await self.queue.recover((), "", frozenset(), quiet)  # direct runs whose process is gone
@@ -175,11 +175,17 @@ class Recovery:
         known_for = UNHEARD if node.kind == NodeKind.WORKER else FORGOTTEN
         return lease_until < now - known_for if alive is None else not alive
 
-    def _silent(self, ended: Mapping[str | tuple[int, int], int]) -> frozenset[str | tuple[int, int]]:
-        """Of what has an ended lease (node id, or claim): what has been so, with the same end, for long enough."""
+    def _silent(
+        self, ended: Mapping[str | tuple[int, int], int], workers: Collection[tuple[int, int]]
+    ) -> frozenset[str | tuple[int, int]]:
+        """Of what has an ended lease (node id, or claim): what has been so, with the same end, for long enough.
+
+        `workers`: the claims of workers among them.
+        """
         now = asyncio.get_running_loop().time()
         before, self._ended = self._ended, {}
         for key, until in ended.items():
             seen = before.get(key)
             self._ended[key] = seen if seen is not None and seen[0] == until else (until, now)
-        return frozenset(key for key, (_, since) in self._ended.items() if now - since >= self.silence)
+        enough: dict[str | tuple[int, int], float] = {key: min(self.silence, LEASE / 2000) for key in workers}
+        return frozenset(key for key, (_, since) in self._ended.items() if now - since >= enough.get(key, self.silence))

@@ -88,7 +88,7 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
     try:
         ((id,),) = await database.read("SELECT id FROM store")
         queue, journal = SqlQueue(database), SqlJournal(database)
-        work = SqlWorkQueue(database, queue, journal)
+        work = SqlWorkQueue(database, queue, journal, steady=time.monotonic if clock is wall_clock else None)
         yield Store(
             str(id),
             database,

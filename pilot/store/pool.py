@@ -63,10 +63,13 @@ class Pool:
         self._first = {False: f"{DUE_PROJECTS} {first}", True: f"{named} {first}"}
         self._any = {False: f"{DUE_PROJECTS} SELECT 1 {rest} LIMIT 1", True: f"{named} SELECT 1 {rest} LIMIT 1"}
 
-    def __call__(self, asks: Sequence[Ask], now: int) -> Generator[Step, Rows, list[list[Claimed]]]:
-        """Answers in the order of the asks."""
+    def __call__(
+        self, asks: Sequence[Ask], now: int, *, expire: bool = True
+    ) -> Generator[Step, Rows, list[list[Claimed]]]:
+        """Answers in the order of the asks. `expire`: take back first what workers hold on ended leases."""
         yield from self._claim.promote([None], now)
-        yield from self._nodes.expire(now)
+        if expire:
+            yield from self._nodes.expire(now)
         yield from self._nodes.seen([Worker(a.worker, a.lease, a.stay, a.budget) for a in asks], now)
         taken = yield from self._take(asks, now)
         found = [execution for executions in taken for execution in executions]

@@ -30,6 +30,8 @@ from pilot.store.stats import stats
 from pilot.store.waiters import Waiters
 
 _ANY, _NOTHING = Wanted(), Progress()
+JUMP = 2_000
+"""ms by which the wall clock may leave the steady one between two looks: it is set bit by bit, not at once."""
 GONE = "its worker had gone before it got it"
 
 
@@ -37,6 +39,7 @@ class SqlWorkQueue:
     """One transaction per method, shared with whoever else waits.
 
     A project that nobody knows by that name gives nothing: it may be made known while a worker waits for it.
+    `steady`: seconds that pass evenly, to know a wall clock that jumped or a machine that slept; None: it can't be.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class SqlWorkQueue:
         rules: Callable[[], Mapping[FailureClass, Rule]] = lambda: RULES,
         budget: Callable[[], Budget] = Budget,
         jitter: Callable[[], float] = random.random,
+        steady: Callable[[], float] | None = None,
     ) -> None:
         self._database = database
         self._queue = queue
@@ -59,6 +63,9 @@ class SqlWorkQueue:
         self._renewals = Renewals(database.dialect, queue.known_nodes, journal)
         self._waiters = Waiters(database.listen, self._worthwhile, self._take_all, self._give_back, self._due)
         self._giving_back: set[asyncio.Task[None]] = set()
+        self._steady = steady
+        self._seen = (database.clock(), 0.0 if steady is None else steady() * 1000)
+        self._trusting = 0.0
 
     def govern(self, rules: Callable[[], Mapping[FailureClass, Rule]], budget: Callable[[], Budget]) -> None:
         """Ask these, each time, what follows from a failure and what workers may spend; also after a reload."""
@@ -67,7 +74,8 @@ class SqlWorkQueue:
     # Operations: bound methods, so that calls of one kind meet in one set of statements.
 
     def _claims(self, items: Sequence[Ask]) -> Steps:
-        return self._pool(items, self._database.clock())
+        now = self._database.clock()
+        return self._pool(items, now, expire=self._trusts(now))
 
     def _beats(self, items: Sequence[Renewal]) -> Steps:
         return self._renewals.beat(items, self._database.clock())
@@ -77,6 +85,17 @@ class SqlWorkQueue:
 
     def _ends(self, items: Sequence[Word]) -> Steps:
         return self._last_words(items, self._database.clock())
+
+    def _trusts(self, now: int) -> bool:
+        """Whether a lease that has ended by this clock has ended. After a jump, who lives gets time to speak first."""
+        if self._steady is None:
+            return True
+        steady = self._steady() * 1000
+        jumped = abs((now - self._seen[0]) - (steady - self._seen[1])) > JUMP
+        self._seen = (now, steady)
+        if jumped:
+            self._trusting = steady + LEASE
+        return steady >= self._trusting
 
     async def claim(
         self, worker: str, *, max: int = 1, wanted: Wanted = _ANY, lease: int = LEASE, wait: float = 0.0

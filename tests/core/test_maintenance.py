@@ -431,3 +431,56 @@ async def test_a_process_that_lives_and_is_silent_loses_what_it_holds(stage: Sta
         await stage.reach(Status.CANCELLED, mine)
 
     assert reaper.ended == [(lost.id, lost.fence)]
+
+
+async def test_what_a_worker_held_comes_back_after_its_own_lease(stage: Stage) -> None:
+    api = await stage.project("api")
+    id = await stage.task(api, "T-1")
+    (claim,) = await stage.store.work.claim("w", lease=5 * SECOND)
+    reaper = Reaper(stage)
+
+    async with stage.dispatcher(limits=SOON, **reaper.seams):
+        stage.clock.advance(5 * SECOND)  # not a millisecond past its lease
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert (await stage.row(id)).node == "worker:w"
+        stage.clock.advance(1)
+        (row,) = await stage.reach(Status.COMPLETED, id)
+
+    assert (row.attempt, row.failures) == (2, 0)
+    assert reaper.ended == [(id, claim.fence)], "it may be one of this machine"
+
+
+async def test_a_worker_that_speaks_in_time_keeps_its_work_though_the_clock_jumps(stage: Stage) -> None:
+    api = await stage.project("api")
+    id = await stage.task(api, "T-1")
+    (claim,) = await stage.store.work.claim("w")
+    beats = Through(stage.queue)
+
+    async with stage.dispatcher(queue=beats, limits=STEADY, **Reaper(stage).seams):
+        stage.clock.advance(HOUR)
+        before = beats.calls["heartbeat"]
+        for _ in range(4):
+            await stage.store.work.heartbeat(id, "w", claim.fence, lease=SECOND)
+            await until(lambda n=beats.calls["heartbeat"]: beats.calls["heartbeat"] > n)  # type: ignore[misc]
+        assert beats.calls["heartbeat"] > before
+        row = await stage.row(id)
+        assert (row.status, row.node, row.losses) == (Status.RUNNING, "worker:w", 0)
+        await stage.store.work.release(id, "w", claim.fence)
+        await stage.reach(Status.COMPLETED, id)
+
+
+async def test_a_worker_is_listed_for_an_hour_after_its_lease(stage: Stage) -> None:
+    await stage.store.work.claim("w", lease=SECOND)
+    reaper = Reaper(stage)
+    reaper.away.add("worker:w")
+
+    async with stage.dispatcher(limits=SOON, **reaper.seams):
+        stage.clock.advance(SECOND + HOUR)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            assert "worker:w" in [node.id for node, _ in await stage.queue.nodes()]
+        stage.clock.advance(1)
+        async with asyncio.timeout(10):
+            while "worker:w" in [node.id for node, _ in await stage.queue.nodes()]:
+                await asyncio.sleep(0.01)

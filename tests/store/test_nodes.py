@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pilot.domain.errors import LeaseLost
@@ -9,7 +11,8 @@ from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import FailureClass, failed
 from pilot.domain.policy import MAX_LOSSES
 from pilot.domain.ports import NodeKind
-from tests.store.bed import HOUR, MINUTE, SECOND, Bed, again, asked, done
+from pilot.store import migrate, open_store
+from tests.store.bed import HOUR, MINUTE, SECOND, Bed, Clock, again, asked, done
 
 
 async def test_a_node_is_known_with_all_that_names_it(store: Bed) -> None:
@@ -391,3 +394,15 @@ async def test_why_names_the_workers_that_may_take_it(store: Bed) -> None:
         assert why is not None
         (hold,) = why.holds
         assert hold.detail.startswith(words)
+
+
+async def test_a_worker_never_keeps_a_store_from_its_upgrade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, clock = f"sqlite:///{tmp_path}/pilot.db", Clock()
+    async with open_store(url, clock=clock) as store:
+        await store.work.claim("w", lease=HOUR)
+    known = migrate.migrations("sqlite")
+    more = (len(known) + 1, "more.sql", "CREATE TABLE more (id INTEGER);\n")
+    monkeypatch.setattr(migrate, "migrations", lambda _engine: [*known, more])
+
+    async with open_store(url, clock=clock) as store:
+        assert await store.database.read("SELECT * FROM more") == []

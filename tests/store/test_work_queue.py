@@ -16,7 +16,8 @@ from pilot.domain.outcome import Ending, FailureClass, Outcome, Publication, Que
 from pilot.domain.policy import RULES, Rule
 from pilot.domain.task import Kind
 from pilot.domain.work import Artifact, Claim, Progress, Wanted, WorkQueue
-from pilot.store import open_queue
+from pilot.store import open_queue, open_store
+from pilot.store.work_queue import SqlWorkQueue
 from tests.store.bed import HOUR, MINUTE, SECOND, Bed, Clock, limited, task
 
 DONE = Outcome(ending=Ending.DONE, text="all well")
@@ -613,3 +614,25 @@ async def test_a_failed_dependency_of_a_workers_cancels_what_waits_for_it(store:
     await store.store.work.fail(parent, "w", claim.fence, BROKE)
 
     assert (await store.queue.get(child)).status is Status.CANCELLED
+
+
+@pytest.mark.parametrize("jump", [HOUR, -HOUR])
+async def test_after_a_jump_of_the_clock_who_lives_may_speak_first(url: str, clock: Clock, jump: int) -> None:
+    passed = 0.0
+    async with open_store(url, clock=clock) as opened:
+        store = Bed(opened, clock)
+        work = SqlWorkQueue(opened.database, opened.queue, opened.journal, steady=lambda: passed)
+        api, web = await store.project("api"), await store.project("web")
+        first, second = await store.put(api), await store.put(web)
+        claims = await work.claim("w", max=2)
+        clock.tick(jump)  # the machine slept, or its clock was set
+
+        assert await work.claim("other") == []
+        await work.heartbeat(first, "w", claims[0].fence, lease=HOUR)
+        for seconds in range(1, 31):
+            assert await work.claim("other") == [], "for as long as a lease lasts"
+            passed, clock.now = float(seconds), clock.now + SECOND
+        back = await work.claim("other", max=2)
+
+        assert [claim.execution.id for claim in back] == ([second] if jump > 0 else [])
+        await store.check()
