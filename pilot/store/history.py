@@ -22,7 +22,7 @@ from pilot.domain.work import Made
 from pilot.store.database import Database
 from pilot.store.documents import execution_document
 from pilot.store.made import made_of, to_made
-from pilot.store.overview import overview
+from pilot.store.overview import node_documents, overview, project_documents
 from pilot.store.pages import ENDED_SHOWN, Page, first_page, page_after
 from pilot.store.pages import statements as page_statements
 from pilot.store.records import ids, ids_of
@@ -312,6 +312,14 @@ class History:
         """What the executions that it waited for have come to, in the order of ids."""
         rows = await self._database.read(self._made, {"ids": ids([execution.id])})
         return to_made(rows).get(execution.id, ())
+
+    async def nodes(self, now: int) -> list[Document]:
+        """The nodes of `status --json`; `now` is UTC ms."""
+        return await node_documents(self._database, now)
+
+    async def project_rows(self) -> list[Document]:
+        """The projects of `status --json`."""
+        return await project_documents(self._database)
 
     async def status(self, now: int) -> Document:
         """The document of `status --json`; `now` is UTC ms."""

@@ -19,11 +19,11 @@ async def overview(database: Database, counts: Mapping[Status, int], now: int) -
     return {
         "counts": {str(status): count for status, count in counts.items()},
         "running": await _running(database),
-        "projects": await _projects(database),
+        "projects": await project_documents(database),
         "parked": [park.document() for park in await parked(database, now)],
         "budget": await budget_document(database, now),
         "sources": await source_documents(database),
-        "nodes": await _nodes(database, now),
+        "nodes": await node_documents(database, now),
         "paused": await _paused(database),
         "outbox": await outbox_document(database),
         "inbox": await inbox_document(database),
@@ -50,7 +50,8 @@ async def _running(database: Database) -> list[Document]:
     ]
 
 
-async def _projects(database: Database) -> list[Document]:
+async def project_documents(database: Database) -> list[Document]:
+    """Every project, by name, with what runs and waits there."""
     rows = await database.read(
         "SELECT p.id, p.name, p.path, p.running, p.max_running, coalesce(q.queued, 0) FROM projects p "
         # The literals are those of the two partial indexes, which hold queued rows and nothing else.
@@ -74,7 +75,8 @@ async def _projects(database: Database) -> list[Document]:
     ]
 
 
-async def _nodes(database: Database, now: int) -> list[Document]:
+async def node_documents(database: Database, now: int) -> list[Document]:
+    """Every node that is known, the oldest first; `now` is UTC ms."""
     rows = await database.read(
         "SELECT id, kind, host, pid, version, state, started_at, seen_at, lease_until, max_running, "
         "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id) FROM nodes n "
