@@ -21,6 +21,7 @@ from pilot.domain.agent import OutputKind
 from pilot.domain.task import Project
 from pilot.store import open_store
 from pilot.store.event_log import EventLog, Wanted
+from pilot.store.history import History
 from tests.adapters.guarded import Guarded, Message, guarded
 from tests.store.bed import Bed, broken, done, task
 
@@ -368,6 +369,31 @@ class TestExecution:
             await rig.bed.queue.cancel(other, "me")
             await rig.bed.queue.finish(done(execution))
             assert [each.name for each in await opened.take(9)] == ["", "end"]
+
+    async def test_last_words_in_the_moment_of_the_end_are_not_lost(
+        self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        api = await rig.bed.project()
+        id = await rig.bed.put(api)
+        execution = await rig.bed.take(api)
+        read = rig.store.history.output
+        ended = False
+
+        async def output(*args: Any, **more: Any) -> Any:
+            nonlocal ended
+            found = await read(*args, **more)
+            if not ended:  # right behind the look at what there is to tell
+                ended = True
+                await rig.bed.journal.write(execution, [(OutputKind.TEXT, b"the last words")])
+                await rig.bed.queue.finish(done(execution))
+            return found
+
+        monkeypatch.setattr(History, "output", lambda _self, *args, **more: output(*args, **more))
+        async with rig.stream(self.path(id)) as opened:
+            found = await opened.take(9)
+        assert [each.name or each.data["type"] for each in found] == [
+            "execution.queued", "execution.started", "output", "execution.completed", "end",
+        ]  # fmt: skip
 
     async def test_no_execution_and_no_place(self, rig: Guarded) -> None:
         id = await rig.bed.put(await rig.bed.project())
