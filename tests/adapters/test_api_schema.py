@@ -74,11 +74,13 @@ def test_the_server_does_as_its_document_says(rig: Rig, schema: Any, mode: Gener
         @seed(5)
         @settings(
             max_examples=EXAMPLES,
+            deadline=None,
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def ask(case: Any) -> None:
+            _be_quick(case)
             if mode is GenerationMode.POSITIVE:
                 _aim(case)
             case.call_and_validate(headers=told(rig), checks=CHECKS, timeout=60)
@@ -86,6 +88,13 @@ def test_the_server_does_as_its_document_says(rig: Rig, schema: Any, mode: Gener
         ask()
         tried += 1
     assert tried >= (28 if mode is GenerationMode.POSITIVE else 22)
+
+
+def _be_quick(case: Any) -> None:
+    """A claim may wait a minute for work; there is none."""
+    wait = case.body.get("wait_seconds") if isinstance(case.body, dict) else None
+    if isinstance(wait, (int, float)) and 0 < wait <= 60:
+        case.body["wait_seconds"] = 0.01
 
 
 def _aim(case: Any) -> None:
