@@ -69,7 +69,6 @@ def draw_plan(session: Session, plan: Plan, rows: Mapping[str, Execution]) -> No
     """The steps below each other, joined by their rails."""
     ui = session.ui
     drawn = draw(plan, {id: str(row.status) for id, row in rows.items()})
-    by_level = len({line.rail for line in drawn}) == 1 and any(line.level for line in drawn)
     ui.line(f"{plan.title} ({plan.slug})", "bold")
     told = ", ".join(f"{key}={value}" for key, value in sorted(plan.policy.items()))
     if told:
@@ -78,8 +77,7 @@ def draw_plan(session: Session, plan: Plan, rows: Mapping[str, Execution]) -> No
     lanes = max(len(str(line.step.lane)) for line in drawn)
     for line in drawn:
         row = rows.get(line.step.id)
-        rail = f"{line.level + 1:>3} {line.rail}" if by_level else line.rail
-        head = f"{rail} {line.step.id.ljust(wide)}  lane {str(line.step.lane).ljust(lanes)}  "
+        head = f"{line.rail} {line.step.id.ljust(wide)}  lane {str(line.step.lane).ljust(lanes)}  "
         status = ("done" if line.step.done else "") if row is None else _stands(row)
         payload = one_line(line.step.payload.text, 300)
         if ui.terminal:

@@ -11,7 +11,7 @@ from pilot.domain.plan_reading import KEYS
 from pilot.domain.text import one_line
 
 WIDEST = 24
-"""Rails beside each other, at most; a plan that needs more is drawn by levels."""
+"""Rails beside each other, at most; of a plan that needs more, each step has the number of its level instead."""
 OPEN_MARK = "○"
 MARKS = {
     "running": "●",
@@ -64,11 +64,11 @@ def draw(plan: Plan, statuses: Mapping[str, str] | None = None) -> list[Drawn]:
         levels[step.id] = max((levels[dep] + 1 for dep in step.deps), default=0)
     rails = _rails(steps, statuses)
     if rails is None:
-        rails = [mark_of(step, statuses) for step in steps]
-        return sorted(
-            (Drawn(rail, step, levels[step.id]) for rail, step in zip(rails, steps, strict=True)),
-            key=lambda drawn: drawn.level,
-        )
+        places = len(str(max(levels.values()) + 1))
+        return [
+            Drawn(f"{levels[step.id] + 1:>{places}} {mark_of(step, statuses)}", step, levels[step.id])
+            for step in sorted(steps, key=lambda step: levels[step.id])
+        ]
     wide = max(map(len, rails), default=0)
     return [Drawn(rail.ljust(wide), step, levels[step.id]) for rail, step in zip(rails, steps, strict=True)]
 
