@@ -1,4 +1,4 @@
-"""`make bench [ONLY=queue,daemon,ingest,overhead,events,agents,webhooks]`."""
+"""`make bench [ONLY=queue,daemon,ingest,overhead,events,agents,webhooks,http,plans,streams]`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from benchmarks import agents, daemon, events, figures, ingest, overhead, queue, webhooks
+from benchmarks import agents, daemon, events, figures, http, ingest, overhead, plans, queue, streams, webhooks
 from benchmarks.figures import Figure
 
 
@@ -24,6 +24,9 @@ def main() -> None:
         "events": events.run,
         "agents": agents.run,
         "webhooks": webhooks.run,
+        "http": http.run,
+        "plans": plans.run,
+        "streams": streams.run,
     }
     wanted = [name for name in os.environ.get("ONLY", "").split(",") if name] or list(parts)
     found: list[Figure] = []

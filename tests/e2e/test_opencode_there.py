@@ -173,6 +173,15 @@ async def test_what_breaks_once_is_mended(place: Place, turn: Turn) -> None:
     assert (end.ending, end.text) == (Ending.DONE, "Whole."), end
 
 
+@pytest.mark.parametrize("prompt", ["/compact", "!touch x\n@README.md é \ud800 \0 end", "--help"])
+async def test_a_prompt_is_never_an_order_to_the_program(place: Place, prompt: str) -> None:
+    (place.workspace / "README.md").write_text("hunter2-hunter2")
+    end = await place.run(text("Done."), prompt=prompt)
+    assert (end.ending, len(place.asked())) == (Ending.DONE, 1), end
+    assert "hunter2" not in place.asked()[0].said
+    assert not (place.workspace / "x").exists()
+
+
 async def test_a_failed_command_and_an_unknown_tool_are_the_agent_s_affair(place: Place) -> None:
     end = await place.run(bash("echo no; exit 3"), tool("nope", x=1), text("So be it."))
     assert end.ending is Ending.DONE
