@@ -64,13 +64,11 @@ class ReadRoutes:
 
     async def projects(self, _caller: _Reader) -> Response:
         """Every project that the store knows, and how it stands. Scope: read."""
-        document = await self._own.history.status(self._own.clock())
-        return json_answer({"projects": document["projects"]})
+        return json_answer({"projects": await self._own.history.project_rows()})
 
     async def nodes(self, _caller: _Reader) -> Response:
         """Every process that claims. Scope: read."""
-        document = await self._own.history.status(self._own.clock())
-        return json_answer({"nodes": document["nodes"]})
+        return json_answer({"nodes": await self._own.history.nodes(self._own.clock())})
 
     async def status(self, _caller: _Reader) -> Response:
         """All that `pilot status --json` says. Scope: read."""

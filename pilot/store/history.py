@@ -284,21 +284,20 @@ class History:
     async def documents(self, executions: Iterable[Execution]) -> list[Document]:
         """The execution documents, with what each depends on and its last attempt ran in, in the order given."""
         executions = list(executions)
-        wanted = {"ids": ids(execution.id for execution in executions)}
-        rows = await self._database.read(
-            f"SELECT execution_id, depends_on FROM dependencies WHERE execution_id IN {self._wanted} "
-            "ORDER BY execution_id, depends_on",
-            wanted,
+        rows = await self._database.read(  # one statement: it is asked for with every last word of a worker
+            "SELECT execution_id, depends_on, 0 AS number, NULL AS sandbox FROM dependencies "
+            f"WHERE execution_id IN {self._wanted} "
+            f"UNION ALL SELECT execution_id, NULL, number, sandbox FROM attempts WHERE execution_id IN {self._wanted} "
+            "ORDER BY 1, 2, 3",
+            {"ids": ids(execution.id for execution in executions)},
         )
         after: dict[int, list[int]] = {}
-        for execution_id, depends_on in rows:
-            after.setdefault(execution_id, []).append(depends_on)
-        attempts = await self._database.read(
-            f"SELECT execution_id, sandbox FROM attempts WHERE execution_id IN {self._wanted} "
-            "ORDER BY execution_id, number",
-            wanted,
-        )
-        sandbox: dict[int, str | None] = dict(attempts)  # the last one's
+        sandbox: dict[int, str | None] = {}
+        for execution_id, depends_on, number, name in rows:
+            if number:
+                sandbox[execution_id] = name  # the last one's
+            else:
+                after.setdefault(execution_id, []).append(depends_on)
         return [execution_document(one, after.get(one.id, ()), sandbox.get(one.id)) for one in executions]
 
     async def dependents(self, id: int) -> list[int]:

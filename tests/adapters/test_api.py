@@ -371,7 +371,7 @@ async def test_a_mistake_of_pilots_own_gives_nothing_away(rig: Rig, monkeypatch:
         raise RuntimeError("the password is hunter2")
 
     monkeypatch.setattr(type(rig.store.history), "counts", broken)
-    answer = await rig.call("GET", "/api/v1/nodes", code=500)
+    answer = await rig.call("GET", "/api/v1/status", code=500)
     assert "hunter2" not in answer.text
 
 
@@ -384,7 +384,7 @@ async def test_a_store_that_can_not_be_read_is_told_so(rig: Rig, monkeypatch: py
             raise error
 
         monkeypatch.setattr(type(rig.store.history), "counts", fails)
-        answer = await rig.call("GET", "/api/v1/nodes", code=503)
+        answer = await rig.call("GET", "/api/v1/status", code=503)
         assert str(error) in answer.json()["detail"]
         assert "retry-after" in answer.headers
 
