@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
+from tests.adapters.hook_server import HookServer
 from tests.e2e.daemon import Command, Daemon, Home
 
 LEASE = 3
@@ -217,3 +219,25 @@ def test_a_pane_that_is_closed_gives_the_task_back(home: Home, elsewhere: Elsewh
         assert pane.wait() == 0
         home.reach("queued", id)
     assert home.value(id, "failures") == 0
+
+
+def test_a_task_over_http_is_called_back_about(home: Home, elsewhere: Elsewhere) -> None:
+    secret = "s" * 40
+    home.configure(server={"port": 0, "callbacks": {"secret": secret, "allow_private": True}})
+    with HookServer() as hook, home.serve() as daemon:
+        answer = httpx2.post(
+            f"{daemon.url}/api/v1/executions",
+            json={"project": "web", "title": "Deploy it", "kind": "deploy", "callback_url": hook.url},
+            headers={"Authorization": f"Bearer {(home.state / 'token').read_text().strip()}", "Idempotency-Key": "k"},
+            timeout=60,
+        )
+        assert answer.status_code == 201, answer.text
+        id = answer.json()["id"]
+        there = ("--worker", "deployer", "--server", daemon.url)
+        home.pilot("queue", "claim", "--kind", "deploy", "--lease", 60, *there)
+        home.pilot("queue", "complete", id, "--summary", "it is live", *there)
+        home.until(lambda: hook.posts, "the callback")
+
+    (post,) = hook.posts
+    assert post.signed_by(secret)
+    assert (post.document["event"], post.document["execution"]["id"]) == ("execution.completed", id)
