@@ -132,7 +132,7 @@ def submit(session: Session, file: str, project: str | None, key: str | None, re
     new = sum(not one["duplicate"] for one in steps)
     session.ui.note(f"plan {found.slug}: {new} new, {len(steps) - new} there already")
     if not new and any(one["status"] in ("failed", "cancelled") for one in steps):
-        session.ui.note(f"  pilot plan submit {_name(file)} --retry     does again what failed")
+        session.ui.note(f"  {_again('submit', file, project, key)} --retry     does again what failed")
 
 
 @plan.command()
@@ -173,7 +173,7 @@ def run(
         session.ui.document(document(found, ended.steps))
     else:
         draw_plan(session, found, ended.steps)
-    say_what_is_left(session, found, ended.steps, _name(file), interrupted=ended.interrupted)
+    say_what_is_left(session, found, ended.steps, _again("run", file, project, key), interrupted=ended.interrupted)
     return _code(ended.steps.values(), interrupted=ended.interrupted)
 
 
@@ -198,6 +198,15 @@ def _read(file: str) -> Plan:
     except UnicodeDecodeError:
         raise UsageError(f"{_name(file)}: not UTF-8 text") from None
     return parse_plan(text, _name(file))
+
+
+def _again(verb: str, file: str, project: str | None, key: str | None) -> str:
+    """The same command once more, to be pasted."""
+    import shlex
+
+    words = ["pilot", "plan", verb, "FILE" if file == "-" else file]
+    words += [] if project is None else ["-p", project]
+    return shlex.join(words + ([] if key is None else ["--key", key]))
 
 
 def _name(file: str) -> str:

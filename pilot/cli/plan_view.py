@@ -98,14 +98,13 @@ def _stands(row: Execution) -> str:
 
 
 def say_what_is_left(
-    session: Session, plan: Plan, rows: Mapping[str, Execution], name: str, *, interrupted: bool
+    session: Session, plan: Plan, rows: Mapping[str, Execution], again: str, *, interrupted: bool
 ) -> None:
-    """What went wrong, and with which command it goes on."""
+    """What went wrong, and how it goes on: with the command `again`."""
     ui = session.ui
     failed = [(step, rows[step.id]) for step in plan.steps if rows[step.id].status == "failed"]
     asked = [(step, rows[step.id]) for step in plan.steps if rows[step.id].status == "needs_human"]
     cancelled = [step.id for step in plan.steps if rows[step.id].status == "cancelled"]
-    again = f"pilot plan run {name}" if name != "stdin" else "pilot plan run FILE"
     for step, row in failed[:10]:
         ui.failure_line(f"step {step.id} failed: {row.reason or row.error or row.failure_class}")
         ui.note(

@@ -224,7 +224,7 @@ def test_a_step_that_needs_a_person_leaves_code_3(pilot: Pilot, place: Path) -> 
     result = pilot("plan", "run", write(place, text), "-p", "api")
     assert result.code == 3, result.err
     assert "step a needs a person: " in result.err
-    assert 'pilot answer 1 "…"     and then: pilot plan run plan.md' in result.err
+    assert 'pilot answer 1 "…"     and then: pilot plan run plan.md -p api' in result.err
     assert pilot("cancel", "1").code == 0
     result = pilot("plan", "run", "plan.md", "-p", "api")
     assert result.code == 1

@@ -92,7 +92,7 @@ def test_a_step_that_fails_cancels_what_waits_for_it_and_a_retry_goes_on(home: H
     failed = home.pilot("plan", "run", "plan.md", "-p", "web", code=1)
     assert "error: step check failed: test: test exited with 1" in failed.err
     assert "cancelled with that: after, last" in failed.err
-    assert "pilot plan run plan.md --retry" in failed.err
+    assert "pilot plan run plan.md -p web --retry" in failed.err
     assert "├─✗ check" in failed.out
     assert "3 cancelled: execution 2, which it waits for, failed" in failed.out
     assert home.statuses()["broken::beside"] == "completed"
@@ -118,7 +118,7 @@ def test_ctrl_c_lets_what_runs_end_and_leaves_the_rest_queued(home: Home, web: P
     home.go("go")
     assert command.wait() == 130
     assert home.statuses() == {"long::a": "completed", "long::b": "queued"}
-    assert "1 step left in the queue; `pilot plan run plan.md` or `pilot serve` goes on with it" in command.log
+    assert "1 step left in the queue; `pilot plan run plan.md -p web` or `pilot serve` goes on with it" in command.log
 
     command = home.start("plan", "run", "plan.md", "-p", "web")
     home.until((home.control / "b-began").exists, "the second step's agent")
