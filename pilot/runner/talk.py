@@ -101,6 +101,8 @@ class Talk:
         return self.deadline - asyncio.get_running_loop().time()
 
     async def _whole(self, place: Place, feedback: str | None) -> str:
+        if self.payload is None:
+            self._task = self.execution
         if self._task is None:
             text = await asyncio.to_thread(read_task, place.ws, self.execution, self.payload)
             self._task = replace(self.execution, body=text)
