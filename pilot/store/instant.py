@@ -17,7 +17,7 @@ from pilot.store.records import OWED, Table, dumps, event, events_statement, ids
 _DONE = Table(id="bigint", reason="text", made_by="bigint", artifacts="text", base_sha="text", head_sha="text")
 _RESULTS = Table(project_id="bigint", key="text", execution_id="bigint")
 
-NOTE = "a note: nobody has to do it"
+NOTE = "nobody has to do it"
 """The reason of what is `instant`."""
 
 

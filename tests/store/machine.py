@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pilot.domain.agent import OutputKind
 from pilot.domain.budget import Budget
 from pilot.domain.errors import LeaseLost, NotFound, PilotError, UsageError
-from pilot.domain.execution import Execution, Status
+from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, Usage
 from pilot.domain.policy import settle
 from pilot.domain.ports import Finish, PlanSteps
@@ -167,6 +167,7 @@ class Queueing(RuleBasedStateMachine):
             assert type(found) is expected
             return
         id, status, duplicate = expected
+        assert isinstance(found, Enqueued), found
         assert (found.status, found.duplicate) == (status, duplicate)
         if id is None:
             self.model.add(found.id, task)

@@ -35,7 +35,7 @@ async def test_a_note_is_completed_when_it_comes(store: Bed) -> None:
 
     row = await store.queue.get(new.id)
     assert new == Enqueued(new.id, Status.COMPLETED, duplicate=False)
-    assert (row.status, row.outcome, row.reason) == (Status.COMPLETED, "done", "a note: nobody has to do it")
+    assert (row.status, row.outcome, row.reason) == (Status.COMPLETED, "done", "nobody has to do it")
     assert (row.attempt, row.node, row.started_at, row.finished_at) == (0, None, None, store.clock.now)
     assert (row.artifacts, row.instant) == (None, True)
     assert await store.events(new.id) == ["queued", "completed"]
