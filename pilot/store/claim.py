@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pilot.domain.budget import Budget, day_of
@@ -17,7 +17,9 @@ from pilot.store.records import OWED, EventRow, Table, dumps, event, events_stat
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
 
-_REQUESTS = Table(project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text")
+_REQUESTS = Table(
+    project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text", head="bigint",
+)  # fmt: skip
 _CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
 _REROUTED = Table(id="bigint", backend="text", fallback="text")
 _STARTED = Table(
@@ -77,7 +79,7 @@ class ClaimRequest:
     """One project's next execution for one node; `lease` in ms.
 
     `own`: only if it is reserved for the node, as a direct run's is. `external`: also what is left to remote workers.
-    `lanes`, `kinds`: only these, by `among`.
+    `lanes`, `kinds`: only these, by `among`. `head`: the first of those (id), when this transaction has seen it.
     """
 
     project_id: int
@@ -87,6 +89,7 @@ class ClaimRequest:
     external: bool = False
     lanes: str | None = None
     kinds: str | None = None
+    head: int | None = None
 
     @property
     def who(self) -> tuple[object, ...]:
@@ -130,7 +133,7 @@ class Claim:
         found = f"""
             SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
               n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd,
-              ({head(dialect, "r.node", "r.external", "r.lanes", "r.kinds")}) AS id,
+              coalesce(r.head, ({head(dialect, "r.node", "r.external", "r.lanes", "r.kinds")})) AS id,
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
                    SELECT 0 AS slot UNION ALL
@@ -183,6 +186,7 @@ class Claim:
     def take(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
         """The same, of what is known to be due."""
         answers: dict[int, Execution] = {}
+        requests = list(requests)
         waiting = list(range(len(requests)))
         refused: set[tuple[object, ...]] = set()
         while waiting:
@@ -196,6 +200,8 @@ class Claim:
                     answers[n] = taken[project]
                 elif project not in later:
                     refused.add(requests[n].who)  # others may still get what is reserved for them
+                else:
+                    requests[n] = replace(requests[n], head=None)
             looked_at = {n for project, n in first.items() if project not in later}
             waiting = [n for n in waiting if n not in looked_at and requests[n].who not in refused]
         return [answers.get(n) for n in range(len(requests))]

@@ -59,7 +59,7 @@ class Pool:
             FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
               JOIN executions e ON e.id = ({head(dialect, ":node", "1", ":lanes", ":kinds")})
             WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} AND e.reserved_for IS NULL"""
-        first = f"SELECT p.id, p.max_running - p.running {rest} ORDER BY e.priority, e.id LIMIT :most"
+        first = f"SELECT p.id, e.id, p.max_running - p.running {rest} ORDER BY e.priority, e.id LIMIT :most"
         self._first = {False: f"{DUE_PROJECTS} {first}", True: f"{named} {first}"}
         self._any = {False: f"{DUE_PROJECTS} SELECT 1 {rest} LIMIT 1", True: f"{named} SELECT 1 {rest} LIMIT 1"}
 
@@ -88,13 +88,13 @@ class Pool:
             requests = [
                 ClaimRequest(
                     project, asks[n].worker, asks[n].lease, external=True, lanes=asks[n].filter[0],
-                    kinds=asks[n].filter[1],
+                    kinds=asks[n].filter[1], head=first,
                 )
-                for project, n in chosen.items()
+                for project, (first, n) in chosen.items()
             ]  # fmt: skip
             answers = (yield from self._claim.take(requests, now)) if requests else []
             more = several
-            for (project, n), execution in zip(chosen.items(), answers, strict=True):
+            for (project, (_, n)), execution in zip(chosen.items(), answers, strict=True):
                 if execution is None:  # the day's money, or a probe; others may have it
                     refused.add((asks[n].filter, project))
                     more = True
@@ -105,23 +105,25 @@ class Pool:
     def _choose(
         self, asks: Sequence[Ask], wanting: Sequence[int], taken: Sequence[Sequence[Execution]],
         refused: set[tuple[Filter, int]], now: int,
-    ) -> Generator[Step, Rows, tuple[dict[int, int], bool]]:  # fmt: skip
-        """By project, who gets its first; and whether one of them has more to give."""
-        chosen: dict[int, int] = {}
+    ) -> Generator[Step, Rows, tuple[dict[int, tuple[int, int]], bool]]:  # fmt: skip
+        """By project, its first and who gets it; and whether one of them has more to give."""
+        chosen: dict[int, tuple[int, int]] = {}
         several = False
-        lists: dict[Filter, Iterator[tuple[int, int]]] = {}
+        lists: dict[Filter, Iterator[tuple[int, int, int]]] = {}
         wanted = sum(asks[n].max - len(taken[n]) for n in wanting)
         for n in wanting:
             ask = asks[n]
             if ask.filter not in lists:
                 most = wanted + len(refused)
                 rows = yield Statement(self._first[ask.filter[2] is not None], {**_params(ask, now), "most": most})
-                lists[ask.filter] = iter([(id, free) for id, free in rows if (ask.filter, id) not in refused])
+                lists[ask.filter] = iter(
+                    [(id, head, free) for id, head, free in rows if (ask.filter, id) not in refused]
+                )
             room = ask.max - len(taken[n])
             while room and (found := next(lists[ask.filter], None)) is not None:
-                project, free = found
+                project, first, free = found
                 if project not in chosen:
-                    chosen[project] = n
+                    chosen[project] = first, n
                     several = several or free > 1
                     room -= 1
         return chosen, several
