@@ -15,8 +15,8 @@ from pilot.api.services import Services
 from pilot.api.stream import Hub
 from pilot.api.webhooks import Webhooks
 from pilot.app.context import Context
-from pilot.config.schema import ProjectSettings
-from pilot.dispatch.intake import TaskRequest
+from pilot.config.schema import ProjectSettings, Settings
+from pilot.dispatch.intake import Desk, TaskRequest
 from pilot.dispatch.plans import plan_steps
 from pilot.domain.errors import NotFound
 from pilot.domain.execution import Enqueued
@@ -35,11 +35,11 @@ class ContextDoor:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._desks: dict[str, tuple[Settings, Desk]] = {}  # each with the settings that it was made from
 
     async def submit(self, request: TaskRequest, project: str, commands: Callable[[], None]) -> Enqueued:
         """See `Door`."""
-        row, own = self._project(project)
-        task = self._context.intake().task(request, row, own)
+        task = self._desk(project).task(request)
         if _runs_a_program(task):
             commands()
         return await self._context.store.queue.enqueue(task)
@@ -54,6 +54,13 @@ class ContextDoor:
         if any(map(_runs_a_program, steps.tasks)):
             commands()
         return await self._context.store.queue.submit(steps)
+
+    def _desk(self, name: str) -> Desk:
+        settings, desk = self._desks.get(name, (None, None))
+        if desk is None or settings is not self._context.settings:
+            desk = self._context.intake().desk(*self._project(name))
+            self._desks[name] = self._context.settings, desk
+        return desk
 
     def _project(self, name: str) -> tuple[Project, ProjectSettings]:
         """By its name alone: nobody looks around on this machine's disk from outside."""
