@@ -43,7 +43,7 @@ def place(port: int, queued: int = 0, projects: int = WORKERS) -> Iterator[Place
     with tempfile.TemporaryDirectory(prefix="pilot-bench-") as folder:
         config = make_projects(Path(folder), projects)
         settings = json.loads(config.read_text())
-        settings |= {"executor": {"type": "external"}, "server": {"port": port}}
+        settings |= {"executor": {"type": "external"}, "server": {"port": port, "rate_limit": 100_000}}
         config.write_text(json.dumps(settings))
         with serving(config) as (daemon, _):
             tokens = asyncio.run(_set_up(config.parent / "state" / "pilot.db", queued))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 import httpx2
+
+from pilot.domain.callback import is_allowed
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host, the best first. Raises `OSError`."""
@@ -110,7 +111,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         resolver: Resolver = resolve,
         verify: ssl.SSLContext | bool = True,
     ) -> None:
-        self._hosts = tuple(_pattern(each) for each in allow_hosts)
+        self._hosts = tuple(allow_hosts)
         self._private = private
         self._resolver = resolver
         self._http = httpx2.AsyncHTTPTransport(verify=verify, limits=httpx2.Limits(max_keepalive_connections=0))
@@ -147,8 +148,7 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
             raise ForbiddenAddress(f"only http and https addresses are called, and this one is {url.scheme or 'none'}")
         if not host:
             raise ForbiddenAddress("an address without a host can't be called")
-        names = {host.rstrip(".").lower(), url.host.rstrip(".").lower()}
-        if not any(pattern.fullmatch(name) for pattern in self._hosts for name in names):
+        if not any(is_allowed(name, self._hosts) for name in {host, url.host}):  # as it is sent, and as it is written
             raise ForbiddenAddress(f"{host} is none of server.callbacks.allow_hosts")
         addresses = await self._resolver(host, url.port or _SCHEMES[url.scheme])
         inside = [each for each in addresses if not may_be_called(each)]
@@ -158,10 +158,6 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
                 "server.callbacks.allow_private lets such be called"
             )
         return addresses
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(part) for part in text.lower().rstrip(".").split("*")), re.DOTALL)
 
 
 def _is_address(host: str) -> bool:

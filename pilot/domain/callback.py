@@ -30,10 +30,15 @@ def check_callback(url: str, allow_hosts: Sequence[str]) -> str:
         raise UsageError("a callback URL is http or https and names a host, such as https://host.example/hook")
     if "@" in parts.netloc:
         raise UsageError(f"the callback URL for {host} has a name or password in it; put what it needs into its path")
-    name = host.rstrip(".").lower()
-    if not any(_matches(pattern.rstrip(".").lower(), name) for pattern in allow_hosts):
+    if not is_allowed(host, allow_hosts):
         raise UsageError(f"{host} is none of the hosts that server.callbacks.allow_hosts in pilot.yaml lets be called")
     return url
+
+
+def is_allowed(host: str, allow_hosts: Sequence[str]) -> bool:
+    """Whether one of the patterns names this host."""
+    name = host.rstrip(".").lower()
+    return any(_matches(pattern.rstrip(".").lower(), name) for pattern in allow_hosts)
 
 
 def _matches(pattern: str, name: str) -> bool:
