@@ -178,6 +178,7 @@ async def test_a_server_that_does_not_answer_is_as_bad_as_none() -> None:
 async def test_who_has_lost_it_is_told_and_says_nothing_more() -> None:
     async with desk(Server(LeaseLost("it is somebody else's"))) as d:
         assert await d.lost() == Stop.LOST
+        assert d.run.reason == "it is somebody else's", "at the first word, not when its time is up"
         d.server.trouble = None
         before = len(d.server.told)
         with pytest.raises(LeaseLost):
