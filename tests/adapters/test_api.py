@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from pilot.api import given
 from pilot.api.description import PATH, describe
+from pilot.api.webhooks import Webhooks
+from pilot.app.api import Api
+from pilot.app.context import open_context
+from pilot.config.load import load
 from pilot.domain.access import Scope
 from pilot.domain.outcome import FailureClass
 from pilot.domain.task import Kind
-from tests.adapters.api_rig import Rig, routes_of, serving
+from tests.adapters.api_rig import Rig, configuration, routes_of, serving
 
 TASK = {"project": "api", "title": "Say hello"}
 
@@ -387,6 +392,20 @@ async def test_a_store_that_can_not_be_read_is_told_so(rig: Rig, monkeypatch: py
         answer = await rig.call("GET", "/api/v1/status", code=503)
         assert str(error) in answer.json()["detail"]
         assert "retry-after" in answer.headers
+
+
+def test_whoever_opens_it_to_others_is_told(tmp_path: Path) -> None:
+    async def start(bound: str, **server: str) -> list[str]:
+        loaded = load(configuration(tmp_path / f"{bound}-{len(server)}", ("api",), server={"port": 0} | server), {})
+        async with open_context(loaded) as context:
+            with structlog.testing.capture_logs() as logs:
+                Api(context, lambda: True, Webhooks(context.store.inbox, dict, lambda _source: None), bound)
+        return [str(line["words"]) for line in logs if line["event"] == "serve.open_to_others"]
+
+    (words,) = asyncio.run(start("0.0.0.0"))
+    assert "TLS" in words
+    assert asyncio.run(start("127.0.0.1")) == []
+    assert asyncio.run(start("0.0.0.0", public_url="https://pilot.example.org")) == []
 
 
 # The document

@@ -188,6 +188,7 @@ async def test_what_workers_say_is_kept_without_secrets(rig: Rig) -> None:
     told = f"the key is {SECRET}, and ghp_{'a' * 36}"
     claim = await claimed(rig)
     await say(rig, claim, "heartbeat", progress={"phase": told})
+    kept = "\n".join(rows(rig))
     await say(rig, claim, "output", pieces=[{"text": told}, {"base64": base64.b64encode(told.encode()).decode()}])
     await say(rig, claim, "fail", detail=told, excerpt=told, summary=told)
     await rig.post("/executions/1/cancel")
@@ -198,7 +199,7 @@ async def test_what_workers_say_is_kept_without_secrets(rig: Rig) -> None:
     await say(rig, claim, "complete", outcome="question", question=question, summary=told, gates=[gate])
     await rig.post(f"/executions/{claim['id']}/answer", {"text": "go on"})
     await say(rig, await claimed(rig), "release", reason=told)
-    kept = "\n".join(rows(rig)) + json.dumps(await rig.get("/executions/1/output"))
+    kept += "\n".join(rows(rig)) + json.dumps(await rig.get("/executions/1/output"))
     assert "the key is" in kept
     assert SECRET not in kept
     assert "ghp_" not in kept
