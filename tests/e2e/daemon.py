@@ -40,13 +40,20 @@ _AUTHOR = {"NAME": "Ann", "EMAIL": "ann@example.org", "DATE": "2026-01-02T03:04:
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE, shown: Callable[[], str] = str) -> Any:
-    """The condition's first true value; fails with `what` and whatever `shown` has to tell."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        if time.monotonic() > end:
+    """The condition's first true value; fails with `what` and whatever `shown` has to tell.
+
+    What is dear to ask (a walk through a home, every process) is asked less often, and so is what takes long to come
+    true: the processors are there for what is waited for.
+    """
+    begun = time.monotonic()
+    while True:
+        asked = time.monotonic()
+        if value := condition():
+            return value
+        now = time.monotonic()
+        if now > begun + seconds:
             raise AssertionError(f"never came true in {seconds:g} s: {what}\n{shown()}")
-        time.sleep(0.01)
-    return value
+        time.sleep(min(max(0.01, 4 * (now - asked), (now - begun) / 25), 0.25))
 
 
 def prompt(task_id: str, *orders: str) -> str:
