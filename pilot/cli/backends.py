@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def backend() -> None:
-    """Coding agents: which there are, which are parked."""
+    """Coding agents: which there are, and are parked."""
 
 
 @backend.command("list")

@@ -15,7 +15,7 @@ from pilot.cli.session import Session
 @json_option
 @click.pass_obj
 def hash_(session: Session, path: Path, json: bool) -> None:
-    """Print the hash of a file's content, as `#sha1=` in a payload wants it.
+    """Print a hash of content, as `#sha1=` wants it.
 
     Of a directory: the hash of one line `HASH  ./path` for each file in it, sorted by path.
     """

@@ -55,7 +55,7 @@ def worker(
     lease: float,
     json: bool,
 ) -> int:
-    """Claim work from a pilot, here or elsewhere (--server), and do it.
+    """Claim work over HTTP, and do it.
 
     In local mode by this machine's own pilot.yaml, for the projects that it has, by their names. SIGTERM lets what
     runs end within dispatcher.drain_timeout, then gives it back; a second one gives it back at once.
