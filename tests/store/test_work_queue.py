@@ -104,6 +104,22 @@ async def test_what_has_waited_longest_comes_first_and_a_project_gives_one(store
     assert await taken(store, "c", max=9) == []
 
 
+async def test_one_claim_fills_all_slots_of_a_project(store: Bed) -> None:
+    api = await store.project("api", 2)
+    first, second, _ = [await store.put(api) for _ in range(3)]
+
+    claims = await store.store.work.claim("w", max=9)
+
+    assert [(c.execution.id, c.execution.slot) for c in claims] == [(first, 0), (second, 1)]
+    assert claims[0].fence < claims[1].fence
+
+
+async def test_lane_3_is_not_lane_33(store: Bed) -> None:
+    await store.put(await store.project(), lane=3)
+
+    assert await taken(store, wanted=Wanted(lanes=(33, 13, 31))) == []
+
+
 async def test_priority_goes_before_age(store: Bed) -> None:
     api, web = await store.project("api"), await store.project("web")
     await store.put(api)
