@@ -271,6 +271,14 @@ class TestAudit:
         assert (await rig.ask("/api/v1/crash", method="POST")).status == 500
         assert await self.rows(rig) == [("tester", "127.0.0.1", "POST", "/api/v1/crash", 500)]
 
+    async def test_what_ended_without_an_answer_was_asked_too(self, rig: Guarded) -> None:
+        async def silent(*_: object) -> None:
+            raise RuntimeError("no answer")
+
+        rig.guard._app = silent
+        assert (await rig.ask("/api/v1/work", method="POST")).status == 500
+        assert await self.rows(rig) == [("tester", "127.0.0.1", "POST", "/api/v1/work", 500)]
+
     async def test_what_needs_admin_is_on_record_before_it_is_answered(self, rig: Guarded) -> None:
         for _ in range(20):
             await rig.ask("/api/v1/rule", method="POST")
