@@ -228,6 +228,28 @@ async def test_a_claim_that_is_on_its_way_when_its_time_is_over_is_not_lost(stor
     assert [claim.execution.id for claim in await asking] == [id]
 
 
+async def test_a_claim_that_brings_nothing_after_its_time_is_an_answer(work: SqlWorkQueue) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def worthwhile(_asks: Sequence[Ask]) -> bool:
+        return True
+
+    async def nothing(asks: Sequence[Ask]) -> list[list[Claim]]:
+        begun.set()
+        await go.wait()
+        return [[] for _ in asks]
+
+    work._waiters.worthwhile, work._waiters.take = worthwhile, nothing
+    asking = asyncio.create_task(work.claim("w", wait=0.05))
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    assert not asking.done()
+    go.set()
+
+    async with asyncio.timeout(LONG):
+        assert await asking == []
+
+
 async def test_who_waits_is_told_when_the_store_can_not_be_read(store: Bed, work: SqlWorkQueue) -> None:
     async def broken(_asks: Sequence[Ask]) -> bool:
         raise StoreError("can't read")
