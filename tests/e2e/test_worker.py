@@ -164,9 +164,11 @@ def test_a_worker_outlives_its_server(home: Home, elsewhere: Elsewhere) -> None:
     assert len(home.diary("start")) == 1
 
 
-def test_a_worker_that_is_told_to_stop_gives_back_what_runs(home: Home, elsewhere: Elsewhere) -> None:
+def test_a_worker_that_is_told_to_stop_gives_back_what_runs_and_heeds_a_cancel(
+    home: Home, elsewhere: Elsewhere
+) -> None:
     with home.serve() as daemon:
-        id = home.enqueue("web", "do 1: child", "do 1: stubborn", "do 1: wait never", task_id="T-1")
+        id = home.enqueue("web", "child", "stubborn", "wait never", task_id="T-1")
         worker = elsewhere.worker(daemon.url)
         home.began("T-1")
         worker.term()
@@ -176,24 +178,23 @@ def test_a_worker_that_is_told_to_stop_gives_back_what_runs(home: Home, elsewher
         assert home.value(id, "failures") == 0
 
         again = elsewhere.worker(daemon.url, "--once")
-        assert again.wait() == 0, again.log
-        assert home.value(id, "status") == "completed"
-
-
-def test_a_cancel_reaches_the_worker(home: Home, elsewhere: Elsewhere) -> None:
-    with home.serve() as daemon:
-        id = home.enqueue("web", "child", "wait never", task_id="T-1")
-        worker = elsewhere.worker(daemon.url, "--once")
-        home.began("T-1")
+        home.began("T-1", times=2)
         home.pilot("cancel", id, "--server", daemon.url)
-        assert worker.wait() == 130, worker.log
+        assert again.wait() == 130, again.log
         home.reach("cancelled", id)
     assert elsewhere.agents() == []
 
 
-def test_an_agent_in_a_pane_works_by_hand(home: Home, elsewhere: Elsewhere) -> None:
+def test_an_agent_in_a_pane_works_by_hand_and_one_that_is_closed_gives_back(home: Home, elsewhere: Elsewhere) -> None:
     with home.serve() as daemon:
         id = home.enqueue("web", "say nothing", task_id="T-1")
+        closed = home.start("worker", "--mode", "agent", "--json", "--server", daemon.url)
+        home.until(lambda: '"event": "task"' in closed.out, "the task is shown")
+        closed.send(signal.SIGINT)
+        assert closed.wait() == 0
+        home.reach("queued", id)
+        assert home.value(id, "failures") == 0
+
         pane = home.start(
             "worker", "--mode", "agent", "--once", "--server", daemon.url, "--holder", "pane", "--lease", LEASE
         )
@@ -208,17 +209,6 @@ def test_an_agent_in_a_pane_works_by_hand(home: Home, elsewhere: Elsewhere) -> N
         assert pane.wait() == 0, pane.log
         home.reach("completed", id)
         assert f"{id} is completed" in pane.log
-
-
-def test_a_pane_that_is_closed_gives_the_task_back(home: Home, elsewhere: Elsewhere) -> None:
-    with home.serve() as daemon:
-        id = home.enqueue("web", "say nothing", task_id="T-1")
-        pane = home.start("worker", "--mode", "agent", "--json", "--server", daemon.url)
-        home.until(lambda: '"event": "task"' in pane.out, "the task is shown")
-        pane.send(signal.SIGINT)
-        assert pane.wait() == 0
-        home.reach("queued", id)
-    assert home.value(id, "failures") == 0
 
 
 def test_a_task_over_http_is_called_back_about(home: Home, elsewhere: Elsewhere) -> None:
