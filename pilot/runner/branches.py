@@ -130,8 +130,8 @@ class Choice:
         task, id = self.execution.task_id, self.execution.id
         first = f"{PREFIX}{ref_name(task)}"
         beside = f"{PREFIX}{ref_name(task).replace('/', '-')}-{id}"
-        if self.execution.branch is not None and is_branch_name(self.execution.branch):
-            first = self.execution.branch
+        if self.execution.branch == beside:  # no other name counts: a worker elsewhere may have told any
+            first = beside
         if first not in self.branches.local:
             if self._in_the_way(first):
                 first = beside
@@ -151,15 +151,14 @@ class Choice:
     async def _owner(self, branch: str) -> str:
         """Whose a branch is, by where pilot left it: this task's, another task's, or nobody's pilot knows."""
         sha = self.branches.local[branch].sha
-        if branch == self.execution.branch and (sha == self.execution.head_sha or self.shared):
-            return "own"
         known = await self.pristine.refs("head", "wip-head")
         if sha in known.values():
             return "own"
         task = self.left.owner(sha, branch)
-        if task is None:
-            return "nobody"
-        return "own" if task == self.execution.task_id else "other"
+        if task is not None:
+            return "own" if task == self.execution.task_id else "other"
+        told = branch == self.execution.branch and (sha == self.execution.head_sha or self.shared)
+        return "own" if told else "nobody"
 
     def _check_free(self, branch: str) -> None:
         place = self.branches.local[branch].checked_out

@@ -156,7 +156,7 @@ class Maker:
             source, pristine, branches, self.project, self.execution, left, stands_ok, shared, self.live, self.made
         )
         start = await choice.start()
-        last = await self._last_work(source, pristine, branches)
+        last = await self._last_work(source, pristine, branches, start.branch)
         if last is not None and shared and start.seen is not None:
             last = await _later(pristine, last, start.seen)
         files, head, base = last or (start.start, start.start, start.base)
@@ -202,7 +202,9 @@ class Maker:
         record.ready = True
         ws.save()
 
-    async def _last_work(self, source: Source, pristine: Pristine, branches: Branches) -> tuple[str, str, str] | None:
+    async def _last_work(
+        self, source: Source, pristine: Pristine, branches: Branches, own: str
+    ) -> tuple[str, str, str] | None:
         """Files, head and base to go on from when this execution worked before and its workspace is gone."""
         execution = self.execution
         known = await pristine.refs("wip", "wip-head", "head", "base")
@@ -217,7 +219,7 @@ class Maker:
         aside, other = f"wip/{execution.id}", str(execution.id)
         kept = await source.kept(aside, other)
         commit = kept.get(aside) or kept.get(other)
-        branch = branches.local.get(execution.branch or "")
+        branch = branches.local.get(own) if own == execution.branch else None
         if commit is None and branch is not None and branch.sha == execution.head_sha:
             commit = branch.sha  # it had ended, and the node died before that was written down
         return None if commit is None else (commit, commit, execution.base_sha)

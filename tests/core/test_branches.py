@@ -81,6 +81,26 @@ async def test_a_person_frees_the_name_and_the_next_attempt_takes_it(tmp_path: P
     assert "two" not in files_of(s.repo, "theirs")
 
 
+@APART
+@pytest.mark.parametrize("theirs", ["main", "pilot/GH-45"])
+async def test_no_branch_is_gone_on_with_because_somebody_says_that_it_is_its_own(
+    tmp_path: Path, workspace: str, theirs: str
+) -> None:
+    """What a worker elsewhere told of its branch is a claim of its own: here nobody has left it for this task."""
+    s = site(tmp_path, workspace=workspace)
+    await s.run("echo 1 > one", execution=execution(id=6, task_id="GH-45"))
+    git(s.repo, "switch", "-q", "-c", "elsewhere")
+    before = git(s.repo, "rev-parse", theirs)
+    base = git(s.repo, "rev-parse", "main")
+    told = {"branch": theirs, "head_sha": before, "base_sha": base, "workspace": "/tmp/x/y"}
+
+    outcome = await s.run("echo 2 > two", execution=execution(attempt=2, **told))
+
+    assert outcome.delivered
+    assert git(s.repo, "rev-parse", theirs) == before
+    assert files_of(s.repo, "pilot/GH-46").keys() == files_of(s.repo, "main").keys() | {"two"}
+
+
 async def test_a_branch_that_appears_meanwhile_is_a_conflict(tmp_path: Path) -> None:
     s = site(tmp_path)
     ws = await s.workspaces.prepare(s.project, execution())
