@@ -12,6 +12,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 
 import httpx2
@@ -89,10 +90,14 @@ def _inner(address: IPv6Address) -> IPv4Address | None:
     return address.sixtofour if address in _SIX_TO_FOUR else None
 
 
+_asking = ThreadPoolExecutor(8, thread_name_prefix="resolve")
+"""Threads of its own: a stranger's name server that never answers holds each for a minute, whoever waits for it."""
+
+
 async def resolve(host: str, port: int) -> Sequence[str]:
     """As the system does."""
     loop = asyncio.get_running_loop()
-    answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    answers = await loop.run_in_executor(_asking, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -195,6 +197,24 @@ async def test_a_name_that_is_nobodys_may_be_somebodys_later() -> None:
     async with caller(resolver=Names()) as hooks:
         with pytest.raises(Unreachable):
             await hooks.post("http://nobody.example/", "e", "d", {})
+
+
+async def test_names_that_nobody_answers_for_hold_up_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def silent(*_: object, **__: object) -> list[object]:
+        answer.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", silent)
+    asked = [asyncio.create_task(addresses.resolve(f"n{n}.example", 443)) for n in range(40)]
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(lambda: "done") == "done"
+    finally:
+        answer.set()
+        await asyncio.gather(*asked)
 
 
 async def test_no_proxy_of_the_environment_is_asked(server: HookServer, monkeypatch: pytest.MonkeyPatch) -> None:

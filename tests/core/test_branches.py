@@ -92,7 +92,7 @@ async def test_no_branch_is_gone_on_with_because_somebody_says_that_it_is_its_ow
     git(s.repo, "switch", "-q", "-c", "elsewhere")
     before = git(s.repo, "rev-parse", theirs)
     base = git(s.repo, "rev-parse", "main")
-    told = {"branch": theirs, "head_sha": before, "base_sha": base, "workspace": "/tmp/x/y"}
+    told: dict[str, Any] = {"branch": theirs, "head_sha": before, "base_sha": base, "workspace": "/tmp/x/y"}
 
     outcome = await s.run("echo 2 > two", execution=execution(attempt=2, **told))
 
