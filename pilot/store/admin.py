@@ -10,7 +10,7 @@ from pilot.domain.task import Project
 from pilot.domain.text import clean
 from pilot.store.artifacts import Artifacts
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
-from pilot.store.records import Table, event, events_statement, ids, ids_of
+from pilot.store.records import OPEN_STATUSES, Table, event, events_statement, ids, ids_of
 
 PRUNE_BATCH = 1000
 
@@ -32,6 +32,13 @@ class Pause:
 
 
 _OPENLY = ("finish", None)
+
+# A plan's run goes as a whole: what comes later in it starts from all that came before, and the same plan again, or a
+# retry, has to find each step that was done.
+_WANTED_RUNS = f"""
+    SELECT c.plan_run FROM executions c WHERE c.plan_run IS NOT NULL AND c.status IN {OPEN_STATUSES}
+    UNION SELECT c.plan_run FROM executions c WHERE c.plan_run IS NOT NULL
+      AND c.status IN ('completed', 'failed', 'cancelled') AND c.finished_at IS NOT NULL AND c.finished_at >= :before"""
 
 
 class Admin:
@@ -139,7 +146,8 @@ class Admin:
                 "AND NOT EXISTS (SELECT 1 FROM pull_executions m JOIN pulls l ON l.id = m.pull_id "
                 "  WHERE m.execution_id = e.id AND l.state IN ('owed', 'open')) "
                 "AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.execution_id = e.id AND o.delivered_at IS NULL) "
-                f"AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) LIMIT {PRUNE_BATCH}",
+                "AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) "
+                f"AND (e.plan_run IS NULL OR e.plan_run NOT IN ({_WANTED_RUNS})) LIMIT {PRUNE_BATCH}",
                 {"before": before},
             )
             gone = {"ids": ids(id for (id,) in rows)}

@@ -5,6 +5,7 @@ A worker is known by its name alone. Its claims have leases of their own, and ar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from pilot.domain.execution import Execution
 from pilot.domain.work import Claim as Claimed
 from pilot.domain.work import Made, Wanted
 from pilot.store.claim import DUE_PROJECTS, PAUSED, Claim, ClaimRequest, among, head
-from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.database import Dialect, Row, Rows, Statement, Step
 from pilot.store.made import made_of, to_made
 from pilot.store.nodes import EXPIRED, Nodes, Worker
 from pilot.store.records import Table, dumps, ids
@@ -81,10 +82,11 @@ class Pool:
     def _take(self, asks: Sequence[Ask], now: int) -> Generator[Step, Rows, list[list[Execution]]]:
         taken: list[list[Execution]] = [[] for _ in asks]
         refused: set[tuple[Filter, int]] = set()
+        lists: dict[Filter, deque[Row]] = {}
         more = True
         while more:
             wanting = [n for n, ask in enumerate(asks) if len(taken[n]) < ask.max]
-            chosen, several = yield from self._choose(asks, wanting, taken, refused, now)
+            chosen, several = yield from self._choose(asks, wanting, taken, refused, lists, now)
             requests = [
                 ClaimRequest(
                     project, asks[n].worker, asks[n].lease, external=True, lanes=asks[n].filter[0],
@@ -100,28 +102,32 @@ class Pool:
                     more = True
                 else:
                     taken[n].append(execution)
+            if any(answers):  # what was seen holds as long as nothing is written
+                lists.clear()
         return taken
 
     def _choose(
         self, asks: Sequence[Ask], wanting: Sequence[int], taken: Sequence[Sequence[Execution]],
-        refused: set[tuple[Filter, int]], now: int,
+        refused: set[tuple[Filter, int]], lists: dict[Filter, deque[Row]], now: int,
     ) -> Generator[Step, Rows, tuple[dict[int, tuple[int, int]], bool]]:  # fmt: skip
-        """By project, its first and who gets it; and whether one of them has more to give."""
+        """By project, its first and who gets it; and whether one of them has more to give.
+
+        `lists`: what is left of an earlier look, by filter; each new one looks twice as far past what was refused.
+        """
         chosen: dict[int, tuple[int, int]] = {}
         several = False
-        lists: dict[Filter, Iterator[tuple[int, int, int]]] = {}
         wanted = sum(asks[n].max - len(taken[n]) for n in wanting)
+        asked: set[Filter] = set()
         for n in wanting:
             ask = asks[n]
-            if ask.filter not in lists:
-                most = wanted + len(refused)
+            if ask.filter not in asked and not lists.get(ask.filter):
+                most = wanted + 2 * len(refused)
                 rows = yield Statement(self._first[ask.filter[2] is not None], {**_params(ask, now), "most": most})
-                lists[ask.filter] = iter(
-                    [(id, head, free) for id, head, free in rows if (ask.filter, id) not in refused]
-                )
-            room = ask.max - len(taken[n])
-            while room and (found := next(lists[ask.filter], None)) is not None:
-                project, first, free = found
+                lists[ask.filter] = deque(row for row in rows if (ask.filter, row[0]) not in refused)
+            asked.add(ask.filter)
+            firsts, room = lists[ask.filter], ask.max - len(taken[n])
+            while room and firsts:
+                project, first, free = firsts.popleft()
                 if project not in chosen:
                     chosen[project] = first, n
                     several = several or free > 1

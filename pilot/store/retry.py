@@ -110,7 +110,7 @@ class Retry:
                 raise NotFound(f"no plan {one_line(plan, 200)} was submitted to project {project}")
             run = yield from self._read(rows[0][0])
             targets = [name for name, one in run.newest.items() if one.status in _IN_VAIN and one.because is None]
-            made = yield from self._again(run, targets, now)
+            made = yield from self._again(run, targets, now, duplicate=False)
             answers.append(list(made.values()))
         return answers
 
@@ -134,7 +134,7 @@ class Retry:
         newest = run.newest[name]
         if not newest.status.final:
             return Enqueued(newest.id, newest.status, duplicate=True)
-        return (yield from self._again(run, [name], now))[name]
+        return (yield from self._again(run, [name], now, duplicate=True))[name]
 
     def _read(self, number: int) -> Generator[Step, Rows, _Run]:
         run, this = _Run(number), {"run": number}
@@ -167,7 +167,10 @@ class Retry:
             run.outside = {id: Status(status) for id, status in rows}
         return run
 
-    def _again(self, run: _Run, targets: Sequence[Name], now: int) -> Generator[Step, Rows, dict[Name, Enqueued]]:
+    def _again(
+        self, run: _Run, targets: Sequence[Name], now: int, *, duplicate: bool
+    ) -> Generator[Step, Rows, dict[Name, Enqueued]]:
+        """`duplicate`: an only target that another run has open stands for itself; else that is refused."""
         chosen = run.with_dependents(targets)
         for name in targets:
             if vain := run.in_vain(name, chosen):
@@ -186,7 +189,7 @@ class Retry:
         tasks = [as_task(olds[name]) for name in names]
         open_ = yield from self._plans.open_ones(tasks)
         if open_:
-            if len(targets) == 1 and names.index(targets[0]) in open_:
+            if duplicate and names.index(targets[0]) in open_:
                 return {targets[0]: open_[names.index(targets[0])]}
             raise UsageError(_open_elsewhere(tasks, open_))
         yield from self._forget(olds[name] for name in targets)

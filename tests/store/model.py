@@ -435,11 +435,9 @@ class Model:
         while True:
             needed = {id for row in self.rows.values() if row.open for id in row.task.after}
             needed |= {row.task.parent for row in self.rows.values() if row.task.parent is not None}
-            gone = [
-                id
-                for id, row in self.rows.items()
-                if row.finished_at is not None and row.finished_at < before and id not in needed
-            ]
+            old = {id for id, row in self.rows.items() if row.finished_at is not None and row.finished_at < before}
+            runs = {row.plan_run for id, row in self.rows.items() if id not in old} - {None}
+            gone = [id for id in old if id not in needed and self.rows[id].plan_run not in runs]
             if not gone:
                 return count
             for id in gone:

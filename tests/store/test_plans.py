@@ -396,6 +396,20 @@ async def test_two_steps_with_one_key_are_done_once(store: Bed) -> None:
     assert [await store.run(api), await store.run(api)] == [answers[0].id, answers[2].id]
 
 
+async def test_what_an_older_run_has_open_is_no_retry_of_the_newest(store: Bed) -> None:
+    """Else it is said to go on, and what was cancelled because of its only failed step never does."""
+    api = await store.project()
+    await store.node()
+    first = await store.queue.submit(plan(api, {"a": []}, run="1"))
+    await store.queue.finish(broken(await store.take(api)))
+    await store.queue.submit(plan(api, {"a": [], "b": ["a"]}, run="2"))
+    await store.queue.finish(broken(await store.take(api)))
+    older = (await store.queue.retry(first[0].id)).id
+
+    with pytest.raises(UsageError, match=rf"open already, by another run of the plan: p::a \({older}\)"):
+        await store.queue.retry_plan(api.id, "p")
+
+
 async def test_a_retry_goes_on_behind_what_came_before_it(store: Bed) -> None:
     api = await store.project()
     await store.node()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pilot.domain.agent import OutputKind
 from pilot.domain.execution import Status
+from pilot.domain.outcome import Ending, Outcome
 from tests.store.bed import HOUR, Bed, asked, broken, done
+from tests.store.test_plans import plan
 
 
 async def test_what_ended_before_the_time_goes_with_all_that_is_its(store: Bed) -> None:
@@ -63,6 +65,30 @@ async def test_what_something_open_waited_for_stays_until_that_has_ended(store: 
     store.clock.tick(HOUR)
     assert await store.queue.prune(store.clock.now) == 3
     assert child == await store.value("SELECT seq FROM sqlite_sequence WHERE name = 'executions'")
+
+
+async def test_a_run_of_a_plan_goes_as_a_whole(store: Bed) -> None:
+    """What made nothing stands for what it waited for, and the same plan again finds all that was done."""
+    api = await store.project()
+    given = plan(api, {"code": [], "test": ["code"], "ship": ["test"]})
+    await store.queue.submit(given)
+    for outcome in (
+        Outcome(ending=Ending.DONE, branch="pilot/code", base_sha="0" * 40, head_sha="1" * 40),
+        Outcome(ending=Ending.NO_CHANGE),
+    ):
+        (claim,) = await store.store.work.claim("w")
+        await store.store.work.complete(claim.execution.id, "w", claim.fence, outcome)
+    store.clock.tick(HOUR)
+
+    assert await store.queue.prune(store.clock.now) == 0
+    assert [one.duplicate for one in await store.queue.submit(given)] == [True] * 3
+    (ship,) = await store.store.work.claim("w")
+    assert [made.head_sha for made in ship.made] == ["1" * 40, None]
+
+    await store.store.work.complete(ship.execution.id, "w", ship.fence, Outcome(ending=Ending.NO_CHANGE))
+    assert await store.queue.prune(store.clock.now) == 0, "its end is not old yet"
+    store.clock.tick(1)
+    assert await store.queue.prune(store.clock.now) == 3
 
 
 async def test_a_chain_of_retries_goes_in_one_call(store: Bed) -> None:

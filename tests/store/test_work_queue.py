@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,8 @@ from pilot.domain.policy import RULES, Rule
 from pilot.domain.task import Kind
 from pilot.domain.work import Artifact, Claim, Progress, Wanted, WorkQueue
 from pilot.store import open_queue, open_store
+from pilot.store.database import Rows, Statement, Step
+from pilot.store.pool import Ask, filter_of
 from pilot.store.work_queue import SqlWorkQueue
 from tests.store.bed import HOUR, MINUTE, SECOND, Bed, Clock, limited, task
 
@@ -222,6 +224,32 @@ async def test_a_day_without_money_gives_workers_nothing(store: Bed) -> None:
         claim.execution.id, "w", claim.fence, Outcome(ending=Ending.DONE, usage=Usage(1, 1, 1.0))
     )
     assert len(await taken(store, max=2)) == 1
+
+
+async def test_a_day_without_money_costs_a_look_for_many_projects_at_once(store: Bed) -> None:
+    """All wait for a claim that is made: while nobody gets anything, it must not look at everything for each."""
+    work = store.store.work
+    for n in range(60):
+        await store.put(await store.project(f"p{n}"))
+    work.govern(lambda: RULES, lambda: Budget(5.0, 8.0))
+    await take(store)
+    looks = 0
+
+    def counted(asks: Sequence[Ask]) -> Generator[Step, Rows, Any]:
+        nonlocal looks
+        steps, rows = work._claims(asks), None
+        while True:
+            try:
+                step = next(steps) if rows is None else steps.send(rows)
+            except StopIteration as end:
+                return end.value
+            looks += isinstance(step, Statement) and "walk" in step.sql
+            rows = yield step
+
+    nothing = Ask("worker:w", 1, 30 * SECOND, 0, Budget(5.0, 8.0), filter_of(Wanted()))
+    assert await store.database.write(counted, nothing) == []
+
+    assert looks <= 8
 
 
 @pytest.mark.parametrize(
