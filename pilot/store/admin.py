@@ -33,13 +33,6 @@ class Pause:
 
 _OPENLY = ("finish", None)
 
-# A plan's run goes as a whole: what comes later in it starts from all that came before, and the same plan again, or a
-# retry, has to find each step that was done.
-_WANTED_RUNS = f"""
-    SELECT c.plan_run FROM executions c WHERE c.plan_run IS NOT NULL AND c.status IN {OPEN_STATUSES}
-    UNION SELECT c.plan_run FROM executions c WHERE c.plan_run IS NOT NULL
-      AND c.status IN ('completed', 'failed', 'cancelled') AND c.finished_at IS NOT NULL AND c.finished_at >= :before"""
-
 
 class Admin:
     """The operations."""
@@ -53,6 +46,19 @@ class Admin:
               WHERE c.project_id = results.project_id AND c.dedupe = results.key AND c.status = 'completed'
                 AND c.instant = 0 AND c.id NOT IN {ids_of(dialect)}), execution_id)
             WHERE execution_id IN {ids_of(dialect)}"""
+        self._old = f"""
+            SELECT e.id, e.plan_run FROM executions e WHERE e.status IN ('completed', 'failed', 'cancelled')
+              AND e.finished_at IS NOT NULL AND e.finished_at < :before
+              AND (e.plan_run IS NULL OR e.plan_run NOT IN {ids_of(dialect, "kept")})
+              AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN executions c ON c.id = d.execution_id
+                WHERE d.depends_on = e.id AND c.status IN {OPEN_STATUSES})
+              AND NOT EXISTS (SELECT 1 FROM pull_executions m JOIN pulls l ON l.id = m.pull_id
+                WHERE m.execution_id = e.id AND l.state IN ('owed', 'open'))
+              AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.execution_id = e.id AND o.delivered_at IS NULL)
+              AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) LIMIT {PRUNE_BATCH}"""
+        self._going_on = f"""
+            SELECT DISTINCT plan_run FROM executions WHERE plan_run IN {ids_of(dialect)}
+              AND (finished_at IS NULL OR finished_at >= :before)"""
         source = _PROJECTS.of(dialect, "n")
         self._add = f"""
             INSERT INTO projects (key, name, path, max_running, next_after, max_open_prs)
@@ -138,19 +144,8 @@ class Admin:
         """Remove a batch of what ended before a time (UTC ms) and nothing open needs; how many went."""
         counts = []
         for before in befores:
-            rows = yield Statement(
-                "SELECT id FROM executions e WHERE e.status IN ('completed', 'failed', 'cancelled') "
-                "AND e.finished_at IS NOT NULL AND e.finished_at < :before "
-                "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN executions c ON c.id = d.execution_id "
-                "  WHERE d.depends_on = e.id AND c.status IN ('blocked', 'queued', 'running', 'needs_human')) "
-                "AND NOT EXISTS (SELECT 1 FROM pull_executions m JOIN pulls l ON l.id = m.pull_id "
-                "  WHERE m.execution_id = e.id AND l.state IN ('owed', 'open')) "
-                "AND NOT EXISTS (SELECT 1 FROM outbox o WHERE o.execution_id = e.id AND o.delivered_at IS NULL) "
-                "AND NOT EXISTS (SELECT 1 FROM executions c WHERE c.parent = e.id) "
-                f"AND (e.plan_run IS NULL OR e.plan_run NOT IN ({_WANTED_RUNS})) LIMIT {PRUNE_BATCH}",
-                {"before": before},
-            )
-            gone = {"ids": ids(id for (id,) in rows)}
+            rows = yield from self._old_ones(before)
+            gone = {"ids": ids(rows)}
             yield Statement(f"DELETE FROM events WHERE execution_id IN {ids_of(self._dialect)}", gone)
             # An ended pull request goes with the last execution whose work it holds.
             yield Statement(f"DELETE FROM pulls WHERE execution_id IN {ids_of(self._dialect)}", gone)
@@ -161,6 +156,19 @@ class Admin:
             yield from self._artifacts.forget(had)
             counts.append(len(rows))
         return counts
+
+    def _old_ones(self, before: int) -> Generator[Step, Rows, list[int]]:
+        """What may go. A plan's run goes as a whole: what comes later in it starts from all that came before, and the
+        same plan again, or a retry, has to find each step that was done.
+        """
+        kept: set[int] = set()
+        while rows := (yield Statement(self._old, {"before": before, "kept": ids(kept)})):
+            runs = {run for _, run in rows if run is not None}
+            if runs:
+                kept |= {run for (run,) in (yield Statement(self._going_on, {"before": before, "ids": ids(runs)}))}
+            if found := [id for id, run in rows if run not in kept]:
+                return found
+        return []
 
 
 def _clean(value: str | int | None) -> str | int | None:

@@ -319,7 +319,7 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
         (r"SELECT .* FROM executions\s+WHERE status = 'running' AND \(lease_until", "executions_"),
         (r"SELECT e\.id, e\.reserved_for", "executions_reserved"),
         (
-            r"SELECT id FROM executions e WHERE e\.status IN",
+            r"SELECT e\.id, e\.plan_run FROM executions e WHERE e\.status IN",
             "executions_ended (status=? AND finished_at>? AND finished_at<?)",
         ),
         (r"SELECT k\.n, .*i\.execution_id\s*$", "executions_idempotency (project_id=? AND idempotency_key=?)"),
@@ -367,6 +367,7 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
         (r"UPDATE results", "results_execution (execution_id=?)"),
         (r"UPDATE results", "executions_dedupe (project_id=? AND dedupe=?)"),
         (r"DELETE FROM results", "results USING PRIMARY KEY (project_id=? AND key=?)"),
+        (r"SELECT DISTINCT plan_run", "executions_run (plan_run=?)"),
         (r"SELECT DISTINCT sha256", "artifact_uses_execution (execution_id=?)"),
         (r"DELETE FROM artifacts", "sqlite_autoindex_artifacts_1 (sha256=?)"),
         (r"DELETE FROM artifacts", "SEARCH u USING PRIMARY KEY (sha256=?)"),
