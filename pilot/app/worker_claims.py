@@ -96,14 +96,19 @@ class Claims:
             if loop.time() >= held.until:
                 self._lose(held, "the lease could not be renewed")
                 return
+            now = loop.time()
             try:
-                async with asyncio.timeout_at(held.until):
+                # A connection may be dead without a word: half of what is left is for the next one.
+                async with asyncio.timeout_at(min(held.until, now + max((held.until - now) / 2, self._lease / 8000))):
                     await self._beat(held)
                 pause = self._lease / 2000
             except LeaseLost as lost:
                 self._lose(held, str(lost))
-            except (PilotError, TimeoutError) as error:
-                log.warning("heartbeat.failed", execution=id, error=str(error) or "no answer")
+            except TimeoutError:
+                log.warning("heartbeat.failed", execution=id, error="no answer")
+                pause = 0.0
+            except PilotError as error:
+                log.warning("heartbeat.failed", execution=id, error=str(error))
                 pause = min(self._lease / 8000, 2.0)
 
     async def _beat(self, held: Held, progress: Progress | None = None) -> Beaten:
@@ -219,7 +224,12 @@ def _weight(data: bytes) -> int:
 
 
 def _fitting(outcome: Outcome) -> Outcome:
-    """The outcome with no text that is longer than a request may be."""
+    """The outcome with no text that is longer than a request may be.
+
+    Where nothing was changed no commit is named either: a merge of what is there already is made where it is needed.
+    """
+    if outcome.ending is Ending.NO_CHANGE:
+        outcome = replace(outcome, branch=None, head_sha=None, tree=None)
     gates = tuple(replace(gate, tail=tail(gate.tail, EXCERPT)) for gate in outcome.gates)
     text, excerpt = tail(outcome.text, SUMMARY), tail(outcome.excerpt, EXCERPT)
     return replace(outcome, text=text, excerpt=excerpt, detail=outcome.detail[:2000], gates=gates)

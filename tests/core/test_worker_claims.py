@@ -143,6 +143,24 @@ async def test_a_lease_is_renewed_at_half_of_its_time() -> None:
     assert times[2] - times[1] >= LEASE / 2000 - 0.01
 
 
+async def test_a_connection_that_is_dead_without_a_word_costs_no_lease() -> None:
+    class Silent(Server):
+        async def heartbeat(
+            self, id: int, worker: str, fence: int, *, lease: int = 0, progress: Progress = _NOTHING
+        ) -> Beaten:
+            self.hear("heartbeat", progress)
+            if len(self.told) == 1:
+                await asyncio.Event().wait()
+            return Beaten(0, False)
+
+    async with desk(Silent(), lease=1000) as d:
+        first = d.held.until
+        async with asyncio.timeout(20):
+            while d.held.until == first and d.run.stopped is None:
+                await asyncio.sleep(0.005)
+        assert d.run.stopped is None
+
+
 async def test_one_that_was_waited_for_is_renewed_at_once() -> None:
     async with desk(Server(), lease=60_000) as d:
         held = d.claims.take(d.held.claim, asyncio.get_running_loop().time() - 20)
@@ -231,6 +249,13 @@ async def test_every_end_has_its_word(outcome: Outcome, verb: str) -> None:
     async with desk(Server()) as d:
         await d.claims.finish(finish(outcome))
         assert len(d.server.said(verb)) == 1
+
+
+async def test_a_merge_that_only_this_machine_has_is_not_told() -> None:
+    async with desk(Server()) as d:
+        green = Outcome(ending=Ending.NO_CHANGE, branch="pilot/t", head_sha="a" * 40, tree="b" * 40, delivered=True)
+        await d.claims.finish(finish(green))
+        assert d.server.outcomes == [Outcome(ending=Ending.NO_CHANGE, delivered=True)]
 
 
 def test_output_is_cut_into_requests_that_the_server_takes() -> None:
