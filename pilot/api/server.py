@@ -15,6 +15,7 @@ from pilot.api.acts import ActRoutes
 from pilot.api.answers import json_answer
 from pilot.api.description import PATH, describe, operation_id
 from pilot.api.executions import ExecutionRoutes
+from pilot.api.packets import HttpProtocol
 from pilot.api.plans import PlanRoutes
 from pilot.api.posting import Route
 from pilot.api.problems import handle_problems
@@ -88,7 +89,7 @@ def server(app: ASGIApp) -> Server:
     """A server for the application; call `serve(sockets=[listen(...)])`, end it by `should_exit`."""
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=HttpProtocol,
         ws="none",
         log_config=None,
         access_log=False,

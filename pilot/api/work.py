@@ -138,20 +138,20 @@ class WorkRoutes:
         request.state.worker = body.worker
         outcome = completed(body, self._own.redact)
         artifacts = tuple(map(_artifact, body.artifacts))
-        return await self._settled(await self._own.work.complete(id, body.worker, body.fence, outcome, artifacts))
+        return _settled(await self._own.work.complete(id, body.worker, body.fence, outcome, artifacts))
 
     async def fail(self, request: Request, id: _Id, body: Failure, _caller: _Caller) -> Response:
         """The last word: it failed. What follows is admission's affair: another try, a person, the end. Scope: work."""
         request.state.worker = body.worker
         retry_at = moment_of(body.retry_at, "retry_at")
         outcome = failed_with(body, retry_at, self._own.redact)
-        return await self._settled(await self._own.work.fail(id, body.worker, body.fence, outcome))
+        return _settled(await self._own.work.fail(id, body.worker, body.fence, outcome))
 
     async def release(self, request: Request, id: _Id, body: Release, _caller: _Caller) -> Response:
         """Give it back, uncounted; it is cancelled when somebody had asked for its end. Scope: work."""
         request.state.worker = body.worker
         reason = self._own.redact(body.reason)
-        return await self._settled(await self._own.work.release(id, body.worker, body.fence, reason))
+        return _settled(await self._own.work.release(id, body.worker, body.fence, reason))
 
     async def write_output(self, request: Request, id: _Id, body: OutputAsked, _caller: _Caller) -> Response:
         """Append to what it wrote, in order. Scope: work."""
@@ -160,9 +160,10 @@ class WorkRoutes:
         await self._own.work.output(id, body.worker, body.fence, pieces)
         return json_answer({"written": len(pieces)})
 
-    async def _settled(self, settled: Settled) -> Response:
-        document = await self._own.history.document(settled.execution)
-        return json_answer({"execution": document, "duplicate": settled.duplicate})
+
+def _settled(settled: Settled) -> Response:
+    document = execution_document(settled.execution, settled.after, settled.sandbox)
+    return json_answer({"execution": document, "duplicate": settled.duplicate})
 
 
 def claim_document(claim: Claim) -> Document:

@@ -112,7 +112,8 @@ class Outside:
             leave()
 
     def _heard(self, tokens: Collection[str]) -> None:
-        self.deliveries.nudge()
+        if "outbox" in tokens or "*" in tokens:
+            self.deliveries.nudge()
         if "inbox" in tokens:
             for source in self._parts.sources:
                 self.feed.nudge(source.name)

@@ -282,11 +282,13 @@ class Dispatcher:
             self._signal.clear()
             tokens, self._tokens = self._tokens, set()
             ready: list[int] = []
+            # A project is looked at when it has something for this node; when that can't be told, when it was named.
+            told = [int(token) for token in tokens if token.isdecimal()]
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
                 news = full or await self._queue.changed()
                 if news:
-                    ready = await self._queue.ready(self.projects, self._node.id)
+                    ready, told = await self._queue.ready(self.projects, self._node.id), []
                     due = await self._queue.next_due()
                     swept = loop.time() if full else swept
                 if news or tokens:
@@ -296,7 +298,7 @@ class Dispatcher:
                 swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
             # In the order in which they have waited: it is the order in which they get their turns.
-            for id in dict.fromkeys([*ready, *(int(token) for token in tokens if token.isdecimal())]):
+            for id in dict.fromkeys([*ready, *told]):
                 self._wake(id)
 
     def _pause(self, due: int | None) -> float:

@@ -79,10 +79,15 @@ class Beaten:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The execution after a worker's last word. `duplicate`: the same claim had said it before; nothing changed."""
+    """The execution after a worker's last word. `duplicate`: the same claim had said it before; nothing changed.
+
+    `after`: the ids that it waited for. `sandbox`: what its last attempt ran in.
+    """
 
     execution: Execution
     duplicate: bool = False
+    after: tuple[int, ...] = ()
+    sandbox: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

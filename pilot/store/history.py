@@ -19,13 +19,14 @@ from pilot.domain.outcome import Usage
 from pilot.domain.ports import Document, Why
 from pilot.domain.task import Project
 from pilot.domain.work import Made
+from pilot.store.beside import beside_of, to_beside
 from pilot.store.database import Database
 from pilot.store.documents import execution_document
 from pilot.store.made import made_of, to_made
 from pilot.store.overview import node_documents, overview, project_documents
 from pilot.store.pages import ENDED_SHOWN, Page, first_page, page_after
 from pilot.store.pages import statements as page_statements
-from pilot.store.records import ids, ids_of
+from pilot.store.records import ids
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.waiting import why
 
@@ -103,7 +104,7 @@ class History:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._wanted = ids_of(database.dialect)
+        self._beside = beside_of(database.dialect)
         self._made = made_of(database.dialect)
 
     async def execution(self, id: int) -> Execution | None:
@@ -284,21 +285,9 @@ class History:
     async def documents(self, executions: Iterable[Execution]) -> list[Document]:
         """The execution documents, with what each depends on and its last attempt ran in, in the order given."""
         executions = list(executions)
-        rows = await self._database.read(  # one statement: it is asked for with every last word of a worker
-            "SELECT execution_id, depends_on, 0 AS number, NULL AS sandbox FROM dependencies "
-            f"WHERE execution_id IN {self._wanted} "
-            f"UNION ALL SELECT execution_id, NULL, number, sandbox FROM attempts WHERE execution_id IN {self._wanted} "
-            "ORDER BY 1, 2, 3",
-            {"ids": ids(execution.id for execution in executions)},
-        )
-        after: dict[int, list[int]] = {}
-        sandbox: dict[int, str | None] = {}
-        for execution_id, depends_on, number, name in rows:
-            if number:
-                sandbox[execution_id] = name  # the last one's
-            else:
-                after.setdefault(execution_id, []).append(depends_on)
-        return [execution_document(one, after.get(one.id, ()), sandbox.get(one.id)) for one in executions]
+        rows = await self._database.read(self._beside, {"ids": ids(execution.id for execution in executions)})
+        beside = to_beside(rows)
+        return [execution_document(one, *beside.get(one.id, ((), None))) for one in executions]
 
     async def dependents(self, id: int) -> list[int]:
         """The ids of what waits for it, or waited."""

@@ -15,6 +15,7 @@ from pilot.domain.pointer import pointer
 from pilot.domain.policy import Rule, Settlement, settle
 from pilot.domain.ports import Finish
 from pilot.domain.work import Artifact, Beaten, Progress, Settled, writes_once
+from pilot.store.beside import beside_of, to_beside
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.journal import Note, Pieces, SqlJournal
@@ -97,6 +98,7 @@ class LastWords:
         self._rules = rules
         self._jitter = jitter
         self._rows = f"SELECT {EXECUTION_SELECT} FROM executions WHERE id IN {ids_of(dialect)}"
+        self._beside = beside_of(dialect)
         self._said = f"""
             SELECT a.execution_id, a.fence, a.node, a.outcome, a.detail
             FROM {_CLAIMS.of(dialect, "c")} JOIN attempts a
@@ -127,8 +129,11 @@ class LastWords:
             said = yield from self._heard([words[n].claim for n in later])
             errors |= {n: words[n].claim.lost() for n in later if said.get(words[n].claim) is not words[n].verb}
         after = _by_id((yield Statement(self._rows, wanted)))
+        beside = to_beside((yield Statement(self._beside, wanted)))
         return [
-            errors[n] if n in errors else Settled(after[word.claim.id], duplicate=first.get(word.claim) != n)
+            errors[n]
+            if n in errors
+            else Settled(after[word.claim.id], first.get(word.claim) != n, *beside[word.claim.id])
             for n, word in enumerate(words)
         ]
 

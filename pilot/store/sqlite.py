@@ -38,6 +38,12 @@ class _Connection(aiosqlite.Connection):
         return result
 
 
+CROWD, GATHER = 3, 0.0015
+"""After a group of so many the next one waits for so many seconds, unless as many have come again: what costs is the
+statements of a group, not the items in them.
+"""
+
+
 class SqliteDatabase:
     """Implements `Database` on one file. Made by `open_sqlite`."""
 
@@ -99,6 +105,8 @@ class SqliteDatabase:
                 await self._commit(group)
                 # The callers just answered come back with their next request before the next group closes.
                 await asyncio.sleep(0)
+                if _size(group) >= CROWD and _size(self._pending) < _size(group):
+                    await asyncio.sleep(GATHER)  # those of them who are at the end of a socket, too
         finally:
             self._draining = None
 
@@ -133,6 +141,10 @@ class SqliteDatabase:
             connection, self._writer = self._writer, None
             with contextlib.suppress(sqlite3.Error):  # whoever waits for the next group must not hang on this one
                 await connection.close()
+
+
+def _size(group: Mapping[Any, Sequence[Any]]) -> int:
+    return sum(map(len, group.values()))
 
 
 def _select(connection: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Rows:
