@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -13,9 +14,9 @@ from pilot.api.asked import LAST, NewExecution
 from pilot.api.auth import allow_commands, needs
 from pilot.api.given import StatusWord
 from pilot.api.services import Services
-from pilot.dispatch.intake import TaskRequest
+from pilot.dispatch.intake import TICKETS, TaskRequest
 from pilot.domain.access import Caller, Scope
-from pilot.domain.errors import NotFound
+from pilot.domain.errors import NotFound, UsageError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.ports import Document
 from pilot.domain.task import Kind
@@ -26,6 +27,8 @@ _Reader = Annotated[Caller, needs(Scope.READ)]
 _Id = Annotated[int, Path(ge=1, le=LAST, description="The execution's id.")]
 _Text = Annotated[str | None, Query(max_length=1_000)]
 _PLACE = r"^[0-9]{1,9}:[0-9]{1,15}$"
+_PILOTS = re.compile(rf"(?:plan|ci|review|{'|'.join(TICKETS)}):[^:]*:")
+"""How the keys of plans' steps, of repairs and of tickets begin."""
 
 
 class ExecutionRoutes:
@@ -94,6 +97,7 @@ class ExecutionRoutes:
         200 with `duplicate: true` when an open execution has its task_id, or any its key. Scope: work; admin for
         what runs a program (`@cmd:`, `#apply`, `#test`).
         """
+        _check_key(idempotency_key, caller)
         task = TaskRequest(
             prompt=body.body if body.body.strip() else body.title,
             title=body.title,
@@ -212,6 +216,14 @@ class ExecutionRoutes:
         if execution is None:
             raise NotFound(f"no execution {id}")
         return execution
+
+
+def _check_key(key: str | None, caller: Caller) -> None:
+    """Raise `UsageError` for one with which a task would stand in the place of a plan's step or of a ticket."""
+    if key is not None and _PILOTS.match(key) and not caller.may(Scope.ADMIN):
+        raise UsageError(
+            f"Idempotency-Key: keys that begin with {key.partition(':')[0]}: are pilot's own; take another"
+        )
 
 
 def attempt_document(attempt: Attempt) -> Document:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pilot.config.schema import ProjectSettings
 from pilot.dispatch.intake import Intake, TaskRequest
 from pilot.domain.errors import UsageError
@@ -11,6 +13,7 @@ from pilot.domain.ports import PlanSteps
 from pilot.domain.task import Kind, Project
 
 MAX_KEY = 100
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _POLICIES = {
     "accrue_all_ideas": (
         "Lose no idea: what comes up and is not this step's work is named at the end of your answer, one line each."
@@ -34,6 +37,9 @@ def plan_steps(
     """
     if key is not None and not (0 < len(key) <= MAX_KEY and key.isprintable() and key.strip() == key):
         raise UsageError(f"a plan's key is 1 to {MAX_KEY} printable characters")
+    if key is not None and key != plan.digest and _DIGEST.fullmatch(key):
+        # under it these steps would stand in the place of those of the plan whose digest it is
+        raise UsageError("a plan's key can't be 16 hex digits: so pilot calls plans that have none; add a word to it")
     desk = intake.desk(project, own)
     index = {step.id: number for number, step in enumerate(plan.steps)}
     told = [words for policy, words in _POLICIES.items() if plan.told(policy)]

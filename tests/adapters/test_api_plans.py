@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pilot.domain.access import Scope
+from pilot.domain.plan import parse_markdown
 from tests.adapters.api_rig import Rig, serving
 from tests.adapters.test_api import rows
 
@@ -59,6 +60,26 @@ async def test_json_and_what_runs_programs(rig: Rig) -> None:
     assert "`admin`" in refused["detail"]
     assert rows(rig) == before
     assert len((await rig.post("/plans", plan, code=201))["steps"]) == 2
+
+
+async def test_nobody_puts_something_else_in_the_place_of_a_plan_s_steps(rig: Rig) -> None:
+    """Whoever knows a plan could, before it comes: its steps are named by what it says."""
+    digest = parse_markdown(PLAN).digest
+    for body in ({"key": digest}, {"key": "0123456789abcdef"}):
+        steps = [{"id": "notes", "lane": 1, "payload": "@url:x"}]
+        plan = {"project": "api", "slug": "release", "steps": steps} | body
+        assert "16 hex digits" in (await rig.post("/plans", plan, code=422, scope=Scope.WORK))["detail"]
+    task = {"project": "api", "title": "Something else"}
+    for key in (f"plan:release:{digest}:notes", "ci:1:abc", "review:1:2", "github:acme/api#1:labeled:7", "linear:x:1"):
+        refused = await rig.call(
+            "POST", "/api/v1/executions", task, scope=Scope.WORK, headers={"idempotency-key": key}, code=422
+        )
+        assert "pilot's own" in refused.json()["detail"]
+    for key in ("deploy:api:7", "plan-7", "ci:7", "plan"):
+        headers = {"idempotency-key": key}
+        await rig.call("POST", "/api/v1/executions", task, scope=Scope.WORK, headers=headers, code=201)
+    new = await rig.post("/plans", {"project": "api", "markdown": PLAN, "key": digest}, code=201, scope=Scope.WORK)
+    assert not any(step["duplicate"] for step in new["steps"])
 
 
 async def test_everything_that_is_wrong_is_said_at_once(rig: Rig) -> None:
