@@ -92,7 +92,7 @@ def _stands(row: Execution) -> str:
     text = f"{row.id} {row.status}"
     if row.status == "completed":
         if row.outcome == "no_change":
-            return f"{text} (nothing to change)"
+            text = f"{text} (nothing to change)"
         return f"{text} → {row.branch}" if row.head_sha and row.branch else text
     return f"{text}: {one_line(row.reason, 60)}" if row.reason else text
 

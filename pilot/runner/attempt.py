@@ -172,6 +172,11 @@ class Attempt:
         """Whether there is a change, and more of it than there was when the execution began."""
         return snapshot.changed and snapshot.head_sha != self.space.record.since
 
+    @property
+    def brings_together(self) -> bool:
+        """Whether the branch has something without a change, too: what several steps before this one have made."""
+        return self.space.record.joined
+
     async def commit(self) -> Snapshot:
         """What is there becomes one commit, in the time that finalisation has of its own."""
         await self.step("commit")
@@ -271,7 +276,9 @@ class Attempt:
         """The outcome with all that the attempt learnt, and no secret in it."""
         ws, snapshot = self.ws, self.snapshot
         there = ws is not None and snapshot is not None and ws.record.preserved == snapshot.head_sha
-        changed = snapshot is not None and snapshot.changed and there and outcome.ending is not Ending.NO_CHANGE
+        adds = snapshot is not None and snapshot.changed and outcome.ending is not Ending.NO_CHANGE
+        changed = there and adds
+        stands = there and (adds or self.brings_together)
         redact, asks = self.redact, outcome.question
         return replace(
             outcome,
@@ -284,10 +291,10 @@ class Attempt:
             model=outcome.model or self.talk.model,
             usage=self.recorder.total,
             unspent=self._unspent(outcome.failure),
-            branch=ws.branch if ws is not None and changed else None,
+            branch=ws.branch if ws is not None and stands else None,
             base_sha=ws.base_sha if ws is not None else None,
-            head_sha=snapshot.head_sha if snapshot is not None and changed else None,
-            tree=snapshot.tree if snapshot is not None and changed else None,
+            head_sha=snapshot.head_sha if snapshot is not None and stands else None,
+            tree=snapshot.tree if snapshot is not None and stands else None,
             publication=self.publication if changed and outcome.ending is Ending.DONE else None,
             gates=self.gates,
         )

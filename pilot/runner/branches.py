@@ -33,6 +33,8 @@ class Start:
     named: bool = False
     tip: str = ""
     """Where the base's own branch is, when the work begins elsewhere: at what other steps have made."""
+    joined: bool = False
+    """Whether the base is a merge of what other steps have made, which is on no branch yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ class Choice:
         wanted = self.project.base if options.get("base") is None else options["base"]
         base_name, tip = await self.source.base(None if wanted is None else _plain(str(wanted)), self.branches)
         base = await self._joined(tip)
-        return replace(await self._start(base_name, base), tip=tip)
+        start = await self._start(base_name, base)
+        joined = start.base == base and base not in (tip, *(one.head_sha for one in self.made))
+        return replace(start, tip=tip, joined=joined)
 
     async def _start(self, base_name: str, base: str) -> Start:
         options = self.execution.options

@@ -181,6 +181,7 @@ class Maker:
             task=self.execution.task_id,
             owner=self.execution.id,
             since=start.start if start.start != start.base else None,
+            joined=start.joined,
             folder=slug(self.project.name),
         )
         ws = self.opened(record, source)

@@ -187,7 +187,7 @@ class AttemptRunner:
             if outcome.ending is Ending.FAILED:
                 return outcome
             if not attempt.adds(snapshot):
-                return replace(outcome, ending=Ending.NO_CHANGE)
+                return replace(outcome, ending=Ending.NO_CHANGE, delivered=attempt.brings_together)
             if red is not None and before is not None and before.tree == snapshot.tree:
                 return red  # the repair repaired nothing
             last, red = red, await attempt.check(snapshot)

@@ -31,6 +31,8 @@ class Record:
     commit has it by now. `former`: what a checkout stood on before (`in_place`), `leaving` that it is being switched
     back to that. `named`: the task itself named its branch. `refs`: what the agent's clone has besides.
 
+    `joined`: the base is a merge of what other steps have made, so that the branch is worth having without a change.
+
     `execution` made it, and `owner` works in it now: while a task's pull request is open, whoever goes on with the
     task goes on here. `since`: the commit that the owner began on, when there was work before it. `folder`: the name
     of the agent's directory. `asked`: the tree of which a person was asked whether it may be published, in `words`,
@@ -66,6 +68,7 @@ class Record:
     words: str = ""
     said: str = ""
     allowed: str | None = None
+    joined: bool = False
 
     @property
     def kept(self) -> str:

@@ -146,11 +146,13 @@ class Workspaces:
     async def preserve(self, ws: Workspace, snapshot: Snapshot) -> None:
         """Put the snapshot on the branch in the project's own repository; nothing when it changes nothing.
 
+        A merge of what other steps have made gets there in any case: it would be on no branch else.
+
         Compare-and-set against where pilot last saw the branch. Raises `WorkspaceError`, class `conflict`, when
         somebody else moved it or has it checked out; the work is then kept as `refs/pilot/<execution>`.
         """
         with _disk():
-            if not snapshot.changed and ws.record.preserved is None:
+            if not snapshot.changed and not ws.record.joined and ws.record.preserved is None:
                 await _forget_wip(ws)
                 return
             record, head = ws.record, snapshot.head_sha

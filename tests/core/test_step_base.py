@@ -109,17 +109,33 @@ async def test_what_the_base_has_by_now_counts_as_the_base(tmp_path: Path) -> No
     assert outcome.base_sha == git(s.repo, "rev-parse", "main")
 
 
-async def test_a_green_check_of_a_merge_hides_nothing(tmp_path: Path) -> None:
-    """The store gives those after it what it had waited for itself; the merge is made anew."""
-    s = place(tmp_path)
+@MODES
+async def test_a_green_check_of_a_merge_has_it_as_its_branch(tmp_path: Path, mode: str) -> None:
+    """Else what a plan has made would be on no branch as a whole when its last step is a test."""
+    s = place(tmp_path, workspace=mode)
     made = [(await work(s, n, name))[1] for n, name in enumerate("ab", 1)]
-    checked, _ = await work(s, 3, "t", made, "test -e a -a -e b")
-    assert checked.ending is Ending.NO_CHANGE
-    assert git(s.repo, "branch", "--list", "pilot/p-t") == ""
 
-    outcome, _ = await work(s, 4, "d", made)
+    checked, t = await work(s, 3, "t", made, "test -e a -a -e b")
 
-    assert there(s, outcome.head_sha) == {"a", "b", "d"}
+    assert (checked.ending, checked.delivered, checked.branch) == (Ending.NO_CHANGE, True, "pilot/p-t")
+    assert checked.head_sha == checked.base_sha == git(s.repo, "rev-parse", "pilot/p-t")
+    assert there(s, checked.head_sha) == {"a", "b"}
+    assert not list((s.state / "workspaces").glob("3-*"))
+    outcome, _ = await work(s, 4, "d", [*made, t])
+    assert (outcome.base_sha, there(s, outcome.head_sha)) == (checked.head_sha, {"a", "b", "d"})
+
+
+async def test_a_green_check_of_one_step_or_of_the_base_needs_no_branch(tmp_path: Path) -> None:
+    s = place(tmp_path)
+    _, a = await work(s, 1, "a")
+    after_one, _ = await work(s, 2, "t", [a], "test -e a")
+    git(s.repo, "merge", "-q", "--no-ff", "-m", "merged", "pilot/p-a")
+    after_base, _ = await work(s, 3, "u", [a], "test -e a")
+    for outcome in (after_one, after_base):
+        assert (outcome.ending, outcome.delivered, outcome.branch, outcome.head_sha) == (
+            Ending.NO_CHANGE, False, None, None
+        )  # fmt: skip
+    assert git(s.repo, "branch", "--list", "pilot/p-t", "pilot/p-u") == ""
 
 
 async def test_steps_that_contradict_each_other_are_named_with_the_files(tmp_path: Path) -> None:

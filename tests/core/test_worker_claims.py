@@ -37,6 +37,7 @@ class Server:
     trouble: Exception | None = None
     cancel: bool = False
     told: list[tuple[str, float, Any]] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
 
     def hear(self, verb: str, what: Any = None) -> None:
         self.told.append((verb, asyncio.get_running_loop().time(), what))
@@ -76,6 +77,7 @@ class Server:
         self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
     ) -> Settled:
         self.hear("complete", list(artifacts))
+        self.outcomes.append(outcome)
         return Settled(EXECUTION)
 
     async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
