@@ -26,7 +26,6 @@ class Pane:
     server: Server
     request: WorkerRequest
     show: Callable[[Claim], None]
-    ended: Callable[[Claim], None]
     tell: Tell
 
     async def run(self) -> Execution | None:
@@ -78,8 +77,6 @@ class Pane:
         except asyncio.CancelledError:
             await asyncio.shield(self._given_back(claim))
             raise
-        finally:
-            self.ended(claim)
         if now.status is Status.RUNNING or now.fence != claim.fence:
             self._say("lost", f"{id} is no longer yours: stop, nothing that you say of it counts", id)
         else:

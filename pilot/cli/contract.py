@@ -26,9 +26,9 @@ You are a worker of pilot, a queue of tasks for repositories. Work in a loop, on
 
        pilot queue heartbeat ID --follow
 
-   It renews at half the lease, and ends when the task has ended. Exit code 130: somebody wants the task ended: stop
-   working, then release it. Exit code 1 (the lease was lost): somebody else has the task: stop at once, push
-   nothing, say nothing more of it. Without it you may renew by hand, every 15 seconds:
+   It renews at half the lease, and ends when the task has its result (exit code 0). Exit code 130: somebody wants
+   the task ended: stop working, then release it. Exit code 1: it is yours no more (the lease was lost, or you gave
+   it back): stop at once, push nothing, say nothing more of it. Without it you may renew by hand, every 15 seconds:
 
        pilot queue heartbeat ID --phase "runs the tests"
 

@@ -35,12 +35,13 @@ class Fences:
         return found
 
     def put(self, worker: str, id: int, fence: int) -> None:
-        """It was claimed."""
-        self._change(lambda claims: claims.update({self._key(worker, id): fence}))
+        """It was claimed. What it was stays known when it has ended: the same last word may be said again."""
 
-    def drop(self, worker: str, id: int) -> None:
-        """It has ended, or is somebody else's."""
-        self._change(lambda claims: claims.pop(self._key(worker, id), None))
+        def newest(claims: dict[str, Any]) -> None:
+            claims.pop(self._key(worker, id), None)
+            claims[self._key(worker, id)] = fence
+
+        self._change(newest)
 
     def _key(self, worker: str, id: int) -> str:
         return f"{self._place} {worker} {id}"

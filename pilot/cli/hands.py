@@ -13,7 +13,18 @@ from pilot.domain.errors import UsageError
 from pilot.domain.text import for_terminal, one_line, ref_name
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
+    from pilot.domain.execution import Execution
     from pilot.domain.work import Claim, WorkQueue
+
+    class Queue(WorkQueue, Protocol):
+        """The queue that commands work on: the store's, or a server's."""
+
+        async def get(self, id: int) -> Execution:
+            """How it stands."""
+            ...
+
 
 T = TypeVar("T")
 LONGEST = 80
@@ -29,7 +40,7 @@ def worker_name(session: Session, given: str | None) -> str:
     return name
 
 
-def on_queue(session: Session, work: Callable[[WorkQueue], Awaitable[T]]) -> T:
+def on_queue(session: Session, work: Callable[[Queue], Awaitable[T]]) -> T:
     """Do something to the queue: the server's, or that of the store here."""
     if session.server:
         return session.away(work)

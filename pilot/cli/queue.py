@@ -14,10 +14,14 @@ from pilot.cli.session import Session
 from pilot.domain.errors import Busy, LeaseLost, UsageError
 
 if TYPE_CHECKING:
+    from pilot.cli.hands import Queue
+    from pilot.domain.execution import Execution
     from pilot.domain.outcome import Usage
     from pilot.domain.work import Artifact, Settled
 
 INTERRUPTED = 130
+_RESULTS = ("completed", "failed", "needs_human")
+"""What a worker's own last word leads to, other than back into the queue."""
 _LIMIT = 1 << 20
 _worker = click.option("--worker", metavar="NAME", help="As whom; default: $PILOT_WORKER, else user@host.")
 _fence = click.option("--fence", type=click.IntRange(0), metavar="F", help="As the claim told it; default: remembered.")
@@ -95,36 +99,40 @@ def heartbeat(
     follow: bool,
     json: bool,
 ) -> int:
-    """Renew a lease. Exit code 130: somebody wants it ended, so stop and release it.
+    """Renew a lease. Exit code 130: somebody wants it ended, so stop and release it. 1: it is lost.
 
-    With -f it renews at half the lease, until the execution is complete, failed, released or lost.
+    With -f it renews at half the lease, until the execution has its result (exit code 0), or is lost.
     """
-    from pilot.domain.work import Beaten, Progress, WorkQueue
+    from pilot.domain.work import Beaten, Progress
     from pilot.store.documents import rfc3339
 
     name, mine = _mine(session, id, worker, fence)
     progress = Progress(facts={"phase": phase} if phase else {})
 
-    async def beat(queue: WorkQueue) -> Beaten:
+    async def beat(queue: Queue) -> Beaten | Execution:
         import asyncio
 
         while True:
+            pause = lease / 2
             try:
                 beaten = await queue.heartbeat(id, name, mine, lease=_ms(lease), progress=progress)
             except Busy:
                 if not follow:
                     raise
+                pause = lease / 10
+            except LeaseLost:
+                now = await queue.get(id)
+                if not follow or now.fence != mine or now.status not in _RESULTS:
+                    raise
+                return now
             else:
                 if not follow or beaten.cancel_requested:
                     return beaten
-            await asyncio.sleep(lease / 2)
+            await asyncio.sleep(pause)
 
-    try:
-        beaten = on_queue(session, beat)
-    except LeaseLost:
-        if fence is None:
-            fences(session).drop(name, id)
-        raise
+    beaten = on_queue(session, beat)
+    if not isinstance(beaten, Beaten):
+        return _said(session, beaten, json=json)
     if json:
         session.ui.document({"lease_until": rfc3339(beaten.lease_until), "cancel_requested": beaten.cancel_requested})
     elif beaten.cancel_requested:
@@ -179,7 +187,7 @@ def complete(session: Session, /, id: int, worker: str | None, fence: int | None
     artifacts = [_artifact(file) for file in given["files"]]
     name, mine = _mine(session, id, worker, fence)
     settled = on_queue(session, lambda queue: queue.complete(id, name, mine, outcome, artifacts))
-    return _ended(session, name, settled, json=given["json"])
+    return _ended(session, settled, json=given["json"])
 
 
 @queue.command()
@@ -215,7 +223,7 @@ def fail(
     outcome = failed(FailureClass(failure), detail, excerpt="" if excerpt is None else words_from(excerpt))
     name, mine = _mine(session, id, worker, fence)
     settled = on_queue(session, lambda queue: queue.fail(id, name, mine, outcome))
-    return _ended(session, name, settled, json=json)
+    return _ended(session, settled, json=json)
 
 
 @queue.command()
@@ -229,7 +237,7 @@ def release(session: Session, id: int, worker: str | None, fence: int | None, re
     """Give it back: it is queued again, and no failure is counted."""
     name, mine = _mine(session, id, worker, fence)
     settled = on_queue(session, lambda queue: queue.release(id, name, mine, reason))
-    return _ended(session, name, settled, json=json)
+    return _ended(session, settled, json=json)
 
 
 @queue.command()
@@ -264,18 +272,27 @@ def _mine(session: Session, id: int, worker: str | None, fence: int | None) -> t
     return name, fences(session).get(name, id) if fence is None else fence
 
 
-def _ended(session: Session, name: str, settled: Settled, *, json: bool) -> int:
+def _ended(session: Session, settled: Settled, *, json: bool) -> int:
     from pilot.store.documents import execution_document
 
     execution = settled.execution
-    fences(session).drop(name, execution.id)
     if json:
         session.ui.document({"execution": execution_document(execution), "duplicate": settled.duplicate})
         return 0
-    why = f": {execution.reason}" if execution.reason else ""
-    session.ui.line(f"{execution.id} is {execution.status}{why}")
     if settled.duplicate:
         session.ui.note("it had been said before; nothing changed")
+    return _said(session, execution)
+
+
+def _said(session: Session, execution: Execution, *, json: bool = False) -> int:
+    """How it stands."""
+    from pilot.store.documents import execution_document
+
+    if json:
+        session.ui.document({"execution": execution_document(execution)})
+        return 0
+    why = f": {execution.reason}" if execution.reason else ""
+    session.ui.line(f"{execution.id} is {execution.status}{why}")
     return 0
 
 

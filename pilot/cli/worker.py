@@ -113,11 +113,8 @@ def _in_pane(session: Session, request: WorkerRequest, voice: _Voice) -> Executi
         known.put(request.holder, claim.execution.id, claim.fence)
         voice.task(claim, request.holder, places.get(claim.execution.project))
 
-    def forget(claim: Claim) -> None:
-        known.drop(request.holder, claim.execution.id)
-
     async def work(client: Client) -> Execution | None:
-        return await Pane(client, request, show, forget, voice.tell).run()
+        return await Pane(client, request, show, voice.tell).run()
 
     return session.away(work)
 

@@ -126,8 +126,10 @@ def test_the_fence_is_remembered_and_may_be_given(pilot: Pilot, queue: Pilot, ri
     assert other.code == 2
     assert "does not know that you has claimed" in other.err
     assert queue("release", id, "--reason", "lunch").out == f"{id} is queued: lunch\n"
-    assert queue("release", id).code == 2, "what has ended is forgotten"
-    assert queue("release", id, "--fence", fence).code == 0, "but saying the same again is no error"
+    again = queue("release", id, "--reason", "lunch")
+    assert again.code == 0
+    assert "it had been said before; nothing changed" in again.err
+    assert queue("complete", id).code == 1, "another last word counts no more"
 
 
 def test_a_failure_and_a_question(pilot: Pilot, queue: Pilot) -> None:
@@ -152,6 +154,21 @@ def test_a_wish_that_it_ends_is_heard(pilot: Pilot, queue: Pilot) -> None:
     assert beaten.code == 130
     assert "pilot queue release" in beaten.out
     assert queue("release", id).out.startswith(f"{id} is cancelled")
+
+
+def test_the_heartbeat_beside_the_work_ends_with_it(pilot: Pilot, queue: Pilot) -> None:
+    """A result is no loss, to which a worker would have to stop at once."""
+    id = put(pilot)
+    queue("claim")
+    queue("complete", id)
+    ended = queue("heartbeat", id, "-f")
+    assert (ended.code, ended.out) == (0, f"{id} is completed\n")
+    assert queue("heartbeat", id).code == 1
+
+    lost = put(pilot, "web", "W-1")
+    queue("claim")
+    queue("release", lost)
+    assert queue("heartbeat", lost, "-f").code == 1
 
 
 @pytest.mark.parametrize(
@@ -190,8 +207,6 @@ def test_the_fences_file_loses_nothing_of_others(tmp_path: Path) -> None:
     one.put("w", 1, 10)
     two.put("w", 1, 20)
     assert (one.get("w", 1), two.get("w", 1)) == (10, 20)
-    one.drop("w", 1)
-    assert two.get("w", 1) == 20
     (tmp_path / "claims.json").write_text("nonsense")
     with pytest.raises(UsageError, match="give --fence"):
         two.get("w", 1)
