@@ -112,10 +112,11 @@ def test_a_server_that_is_killed_in_the_middle_costs_a_pause(home: Home) -> None
 
 
 def test_what_goes_wrong_outside_is_told_apart(home: Home) -> None:
-    """One agent each for two sorts of trouble, so that each has its own park; test_opencode_there.py has more sorts."""
+    """One agent each for two sorts of trouble, so that each has its own park; a third has none."""
     scripts: dict[str, list[Turn]] = {
         "KEY-1": [write("a.txt", when=GO_ON), {**DONE, "when": GO_ON}, status(401, "invalid x-api-key", times=9)],
         "RATE-1": [status(429, "slow down", headers={"retry-after": "3600"}, times=9)],
+        "DOWN-1": [status(500, times=99)],
         "OK-1": [write("a.txt"), DONE],
     }
     with conversing(home, scripts):
@@ -126,8 +127,10 @@ def test_what_goes_wrong_outside_is_told_apart(home: Home) -> None:
         for name in names:
             home.repo(name, executor={"type": f"{name}-agent"})
         with home.serve() as daemon:
-            key, rate, ok = (home.enqueue(name, "work", task_id=f"{name.upper()}-1") for name in names)
+            key, rate, down, ok = (home.enqueue(name, "work", task_id=f"{name.upper()}-1") for name in names)
             home.reach("completed", ok)
+            network = "SELECT 1 FROM executions WHERE id = ? AND status = 'queued' AND failure_class = 'network'"
+            home.until(lambda: home.rows(network, down), "the first failure of the network", 60)
             home.until(lambda: home.rows("SELECT count(*) FROM parks") == [(2,)], "two parks")
             parks = dict(home.rows("SELECT backend, until FROM parks"))
             assert sorted(parks) == ["key-agent", "rate-agent"]
@@ -144,7 +147,7 @@ def test_what_goes_wrong_outside_is_told_apart(home: Home) -> None:
             assert (end["session_id"], end["attempt"], end["failures"]) == (session, 2, 0)
             daemon.term()
             assert daemon.wait() == 0
-        home.audit(completed=2, queued=1)
+        home.audit(completed=2, queued=2)
 
 
 def test_a_question_frees_the_slot_and_its_answer_goes_on_in_the_session(home: Home) -> None:
