@@ -24,6 +24,7 @@ from pilot.api.asked import (
     Release,
 )
 from pilot.api.auth import needs
+from pilot.api.claimants import Claimants
 from pilot.api.outcomes import check_branch, completed, failed_with, usage_of
 from pilot.api.services import Services
 from pilot.domain.access import Caller, Scope
@@ -45,6 +46,7 @@ class WorkRoutes:
 
     def __init__(self, services: Services) -> None:
         self._own = services
+        self._claimants = Claimants()
 
     def add_to(self, app: FastAPI) -> None:
         """The routes. They answer by themselves; models are for the document alone."""
@@ -62,7 +64,7 @@ class WorkRoutes:
         add("/{id}/release", self.release, given.SettledGiven, 404, 409)
         add("/{id}/output", self.write_output, given.WrittenGiven, 404, 409)
 
-    async def claim(self, request: Request, body: ClaimRequest, _caller: _Caller) -> Response:
+    async def claim(self, request: Request, body: ClaimRequest, caller: _Caller) -> Response:
         """Take executions: those that waited longest first, never beyond what their projects may run at once.
 
         With `wait_seconds` the answer comes as soon as there is one, or empty at the end of that time. Scope: work.
@@ -79,6 +81,8 @@ class WorkRoutes:
             wait=body.wait_seconds,
         )
         claims = await (self._patiently(request, body.worker, claiming) if body.wait_seconds else claiming)
+        for claim in claims:
+            self._claimants.has(caller, claim.execution.id, claim.fence)
         return json_answer({"executions": [claim_document(claim) for claim in claims]})
 
     async def _patiently(
@@ -113,9 +117,10 @@ class WorkRoutes:
             except PilotError:
                 continue  # its lease ends soon
 
-    async def heartbeat(self, request: Request, id: _Id, body: Heartbeat, _caller: _Caller) -> Response:
+    async def heartbeat(self, request: Request, id: _Id, body: Heartbeat, caller: _Caller) -> Response:
         """Renew a lease, at half of it at the latest, and say how it goes. Scope: work."""
         request.state.worker = body.worker
+        self._claimants.allow(caller, id, body.fence)
         said = {} if body.progress is None else body.progress.model_dump(exclude_none=True)
         check_branch(said.get("branch"))
         beaten = await self._own.work.heartbeat(
@@ -128,34 +133,39 @@ class WorkRoutes:
                 usage=None if body.usage is None else usage_of(body.usage),
             ),
         )
+        self._claimants.renewed(caller, id, body.fence)
         return json_answer({"lease_until": rfc3339(beaten.lease_until), "cancel_requested": beaten.cancel_requested})
 
-    async def complete(self, request: Request, id: _Id, body: Completion, _caller: _Caller) -> Response:
+    async def complete(self, request: Request, id: _Id, body: Completion, caller: _Caller) -> Response:
         """The last word: it is done, changed nothing, or asks. Said again, it gets the same answer. Scope: work.
 
         A result is either one `.diff` or whole files, unless its payload says `#dual`.
         """
         request.state.worker = body.worker
+        self._claimants.allow(caller, id, body.fence)
         outcome = completed(body, self._own.redact)
         artifacts = tuple(map(_artifact, body.artifacts))
         return _settled(await self._own.work.complete(id, body.worker, body.fence, outcome, artifacts))
 
-    async def fail(self, request: Request, id: _Id, body: Failure, _caller: _Caller) -> Response:
+    async def fail(self, request: Request, id: _Id, body: Failure, caller: _Caller) -> Response:
         """The last word: it failed. What follows is admission's affair: another try, a person, the end. Scope: work."""
         request.state.worker = body.worker
+        self._claimants.allow(caller, id, body.fence)
         retry_at = moment_of(body.retry_at, "retry_at")
         outcome = failed_with(body, retry_at, self._own.redact)
         return _settled(await self._own.work.fail(id, body.worker, body.fence, outcome))
 
-    async def release(self, request: Request, id: _Id, body: Release, _caller: _Caller) -> Response:
+    async def release(self, request: Request, id: _Id, body: Release, caller: _Caller) -> Response:
         """Give it back, uncounted; it is cancelled when somebody had asked for its end. Scope: work."""
         request.state.worker = body.worker
+        self._claimants.allow(caller, id, body.fence)
         reason = self._own.redact(body.reason)
         return _settled(await self._own.work.release(id, body.worker, body.fence, reason))
 
-    async def write_output(self, request: Request, id: _Id, body: OutputAsked, _caller: _Caller) -> Response:
+    async def write_output(self, request: Request, id: _Id, body: OutputAsked, caller: _Caller) -> Response:
         """Append to what it wrote, in order. Scope: work."""
         request.state.worker = body.worker
+        self._claimants.allow(caller, id, body.fence)
         pieces = [(OutputKind(piece.kind), self._own.redact_bytes(_bytes(piece))) for piece in body.pieces]
         await self._own.work.output(id, body.worker, body.fence, pieces)
         return json_answer({"written": len(pieces)})

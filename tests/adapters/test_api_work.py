@@ -104,6 +104,34 @@ async def test_a_stale_fence_changes_nothing(rig: Rig, verb: str) -> None:
     assert rows(rig) == before
 
 
+@pytest.mark.parametrize("verb", ["heartbeat", "complete", "fail", "release", "output"])
+async def test_nobody_speaks_of_what_was_claimed_with_another_token(rig: Rig, verb: str) -> None:
+    """Its name and fence are no secrets: `show` tells them."""
+    await rig.post("/executions", TASK, code=201)
+    claim = await claimed(rig)
+    mine = rig.tokens[Scope.WORK]
+    rig.tokens[Scope.WORK] = await rig.store.tokens.create("another", [Scope.WORK], "a test")
+    said: dict[str, dict[str, Any]] = {"fail": {"detail": "no"}, "output": {"pieces": [{"text": "x"}]}}
+    before = rows(rig)
+    refused = await say(rig, claim, verb, code=403, **said.get(verb, {}))
+    assert "another token" in refused["detail"]
+    assert rows(rig) == before
+
+    rig.tokens[Scope.WORK] = mine
+    await say(rig, claim, "heartbeat")
+    body = {"worker": "w", "fence": claim["fence"]} | said.get(verb, {})
+    await rig.post(f"/work/{claim['id']}/{verb}", body)  # an admin speaks for everybody
+
+
+async def test_a_claim_of_before_is_whose_it_is_renewed_by(rig: Rig) -> None:
+    await rig.post("/executions", TASK, code=201)
+    (claim,) = await rig.store.work.claim("w")
+    told = {"id": claim.execution.id, "fence": claim.fence}
+    await say(rig, told, "heartbeat")
+    rig.tokens[Scope.WORK] = await rig.store.tokens.create("another", [Scope.WORK], "a test")
+    await say(rig, told, "complete", code=403)
+
+
 async def test_failures_releases_and_an_end_that_somebody_wants(rig: Rig) -> None:
     await rig.post("/executions", TASK | {"max_attempts": 2}, code=201)
     claim = await claimed(rig)
