@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pilot.cli.session import Session
 from pilot.client import Client
 from pilot.client.documents import execution_of, milliseconds
+from pilot.client.wire import checked_url
 from pilot.domain.errors import NotFound, PilotError, UsageError
 from pilot.domain.events import Event
 from pilot.domain.execution import Enqueued, Execution
@@ -27,6 +28,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def client_of(session: Session, server: str) -> Client:
     """The client for a server, with the token that is meant for it. Raises `UsageError`."""
+    server = checked_url(server)
     return Client(server, _token(session, server))
 
 
@@ -40,11 +42,7 @@ def _token(session: Session, server: str) -> str:
             raise UsageError(f"--token-file {session.token_file}: {error.strerror}") from None
     if given := session.environ.get("PILOT_TOKEN", "").strip():
         return given
-    try:
-        host = urlsplit(server).hostname
-    except ValueError:
-        host = None
-    if host not in _LOOPBACK:  # this machine's own token is nobody else's business
+    if urlsplit(server).hostname not in _LOOPBACK:  # this machine's own token is nobody else's business
         raise UsageError(
             "no token: give it as $PILOT_TOKEN or --token-file; `pilot token create NAME --scope work` on the "
             "server's machine makes one"

@@ -95,6 +95,8 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("branch", execution.branch),
             ("commit", execution.head_sha),
             ("delivery", _delivery(execution)),
+            ("files", _files(execution)),
+            ("callback", execution.callback_url),
             ("workspace", _there(execution.workspace)),
             ("usage", ", ".join(tokens)),
             ("parent", str(execution.parent) if execution.parent else None),
@@ -126,6 +128,18 @@ def _delivery(execution: Execution) -> str | None:
     parts = [execution.delivery if execution.delivery != "none" else None, execution.pr_url]
     checks = f"checks {execution.checks}" if execution.checks != "none" else None
     return ", ".join(part for part in (*parts, checks) if part) or None
+
+
+def _files(execution: Execution) -> str | None:
+    """What came with the result, or where it was taken from."""
+    told = [
+        f"{one_line(str(one.get('name')))} ({one.get('size') or 0:,} bytes, sha256 {one['sha256']})"
+        if "sha256" in one
+        else f"as of {one['execution']}"
+        for one in execution.artifacts or ()
+        if isinstance(one, dict) and ("sha256" in one or "execution" in one)
+    ]
+    return "; ".join(told) or None
 
 
 def _body(session: Session, execution: Execution) -> None:

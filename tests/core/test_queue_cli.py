@@ -93,7 +93,9 @@ def test_the_whole_of_a_task_by_hand(pilot: Pilot, queue: Pilot, tmp_path: Path)
     assert (row["status"], row["outcome"], row["branch"]) == ("completed", "done", "pilot/T-1")
     assert [entry["name"] for entry in row["artifacts"]] == ["change.diff"]
     assert "it goes well" in pilot("logs", id).out
-    assert "did it" in pilot("show", id).out
+    told = pilot("show", id).out
+    assert "did it" in told
+    assert f"change.diff (13 bytes, sha256 {row['artifacts'][0]['sha256']})" in told
 
 
 def test_nothing_to_claim_is_try_later(queue: Pilot) -> None:
@@ -311,6 +313,8 @@ def test_this_machines_token_goes_to_no_other(pilot: Pilot, rig: Rig, monkeypatc
     refused = pilot("list", "--server", "http://pilot.example:7337")
     assert refused.code == 2
     assert "no token" in refused.err
+    for address in (rig.url.removeprefix("http://"), "ftp://pilot.example"):
+        assert "begins with http:// or https://" in pilot("list", "--server", address).err
     file = rig.state / "other"
     file.write_text("pilot_wrong_token\n")
     wrong = pilot("list", "--server", rig.url, "--token-file", file)
