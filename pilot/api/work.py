@@ -179,7 +179,7 @@ def _settled(settled: Settled) -> Response:
 def claim_document(claim: Claim) -> Document:
     """What a worker is given."""
     execution = claim.execution
-    return execution_document(execution, [made.id for made in claim.made]) | {
+    return execution_document(execution, [made.id for made in claim.made if made.direct]) | {
         "fence": claim.fence,
         "body": execution.body,
         "options": dict(execution.options),

@@ -69,7 +69,7 @@ def claim_document(claim: Claim) -> dict[str, Any]:
     from pilot.client.documents import claim_document as with_the_rest
     from pilot.store.documents import execution_document
 
-    return with_the_rest(claim, execution_document(claim.execution, [made.id for made in claim.made]))
+    return with_the_rest(claim, execution_document(claim.execution, [made.id for made in claim.made if made.direct]))
 
 
 def task_text(session: Session, claim: Claim, worker: str, place: str | None) -> str:

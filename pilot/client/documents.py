@@ -6,7 +6,7 @@ What is new in a document is let pass; what is missing means that the server is 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -115,7 +115,8 @@ def claim_of(document: Any) -> Claim:
     """What a worker was given."""
     execution = execution_of(document)
     until = milliseconds(field_of(document, "lease_until", str))
-    made = tuple(_made(one) for one in document.get("made") or ())
+    after = frozenset(document.get("after") or ())
+    made = tuple(_made(one, after) for one in document.get("made") or ())
     return Claim(execution=execution, fence=execution.fence, lease_until=until, made=made)
 
 
@@ -140,13 +141,15 @@ def claim_document(claim: Claim, document: Document) -> Document:
     }
 
 
-def _made(document: Any) -> Made:
+def _made(document: Any, after: Collection[int]) -> Made:
+    id = field_of(document, "id", int)
     return Made(
-        id=field_of(document, "id", int),
+        id=id,
         task_id=field_of(document, "task_id", str),
         branch=field_of(document, "branch", str, type(None)),
         head_sha=field_of(document, "head_sha", str, type(None)),
         artifacts=tuple(document.get("artifacts") or ()),
+        direct=id in after,
     )
 
 

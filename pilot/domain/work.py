@@ -56,6 +56,8 @@ class Made:
     head_sha: str | None
     artifacts: tuple[Mapping[str, Any], ...] = ()
     """Each `name`, `sha256`, `size`."""
+    direct: bool = True
+    """It waited for this one itself; else for one behind which this one stands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pilot.api.work import claim_document
 from pilot.client import Client
 from pilot.domain.access import Scope
 from pilot.domain.agent import OutputKind
@@ -310,3 +311,19 @@ async def test_what_came_before_comes_with_the_claim(desk: Desk) -> None:
 
     assert (made.id, made.task_id, made.branch, made.head_sha) == (first, "W-1", "pilot/W-1", "b" * 40)
     assert [artifact["name"] for artifact in made.artifacts] == ["W-1.diff"]
+
+
+async def test_of_what_is_behind_one_that_made_nothing_only_what_brought_something_comes(desk: Desk) -> None:
+    """A long chain of commands would come whole with each claim; and nobody waited for what is behind."""
+    ids: list[int] = []
+    nothing = Outcome(ending=Ending.NO_CHANGE)
+    for outcome in (replace(DONE, branch="pilot/A-0", head_sha="b" * 40), nothing, nothing):
+        ids.append(await desk.put("web", f"A-{len(ids)}", after=tuple(ids[-1:])))
+        claim = await desk.take()
+        await desk.queue.complete(ids[-1], "w", claim.fence, outcome)
+    await desk.put("web", "A-3", after=(ids[-1],))
+
+    claim = await desk.take()
+
+    assert [(made.id, made.direct) for made in claim.made] == [(ids[0], False), (ids[2], True)]
+    assert claim_document(claim)["after"] == [ids[2]]
