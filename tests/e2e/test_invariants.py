@@ -1,4 +1,5 @@
-"""SPEC's twelve invariants: where each is tried to be broken, and the parts of them that no other file tries."""
+"""SPEC's twelve invariants, and what README promises of plans and workers besides: where each is tried to be broken,
+and the parts of them that no other file tries."""
 
 from __future__ import annotations
 
@@ -107,6 +108,51 @@ INVARIANTS: dict[int, tuple[str, dict[str, list[str]]]] = {
         {"e2e/test_invariants": ["test_every_stored_time_is_the_store_s_clock", "test_there_is_one_clock"]},
     ),
 }
+PROMISES: dict[str, dict[str, list[str]]] = {
+    "A worker that died, slept or was cut off changes nothing any more": {
+        "store/test_work_queue": [
+            "test_who_lost_its_claim_changes_nothing",
+            "test_ended_leases_go_back_uncounted_and_fail_after_max_attempts_in_a_row",
+            "test_the_last_word_again_gives_the_same_answer",
+        ],
+        "adapters/test_api_work": ["test_a_stale_fence_changes_nothing"],
+        "store/test_pool_crowd": ["test_twenty_claimers_in_several_processes_and_one_that_is_killed"],
+        "e2e/test_worker": [
+            "test_what_a_killed_worker_held_goes_to_another",
+            "test_a_worker_that_slept_past_its_lease_changes_nothing",
+        ],
+    },
+    "A plan goes in whole, and once": {
+        "store/test_plans": [
+            "test_a_bad_plan_fails_alone_and_leaves_nothing",
+            "test_the_same_plan_again_changes_nothing_also_when_it_has_ended",
+        ],
+        "store/test_instant": ["test_what_is_known_is_pointed_to"],
+        "core/test_step_base": [
+            "test_a_step_after_several_starts_from_all_of_them",
+            "test_a_green_check_of_a_merge_has_it_as_its_branch",
+        ],
+    },
+    "Commands of plans stay inside": {
+        "core/test_payloads": [
+            "test_nothing_is_allowed_unless_it_is_said",
+            "test_its_words_are_its_own_and_no_shell_s",
+            "test_in_the_sandbox_an_allowed_command_sees_what_agents_see",
+        ],
+        "core/test_confined": ["test_a_folder_that_is_swapped_while_it_is_walked_leads_nowhere_else"],
+    },
+    "A callback reaches nobody inside your network": {
+        "adapters/test_addresses": [
+            "test_one_address_inside_is_enough",
+            "test_a_name_is_asked_for_once_and_called_at_that_answer",
+        ],
+        "adapters/test_callbacks": [
+            "test_addresses_inside_are_not_called_and_people_learn_it",
+            "test_kill_9_between_the_post_and_its_note_tells_it_again_by_the_same_name",
+        ],
+    },
+}
+"""By README's own words."""
 EFFECT = "INSERT INTO outbox (lane, kind, key, fence, payload, available_at, delivered_at, created_at)"
 FAR = START + 10 * HOUR
 TESTS = Path(__file__).parents[1]
@@ -116,9 +162,19 @@ PRODUCT = TESTS.parent / "pilot"
 @pytest.mark.parametrize("number", range(1, 13))
 def test_each_has_tests_that_try_to_break_it(number: int) -> None:
     words, files = INVARIANTS[number]
+    _are_there(f"{number}, {words}", files)
+
+
+@pytest.mark.parametrize("words", PROMISES)
+def test_so_has_each_promise_of_plans_and_workers(words: str) -> None:
+    assert f"\n| {words} | " in (PRODUCT.parent / "README.md").read_text()
+    _are_there(words, PROMISES[words])
+
+
+def _are_there(words: str, files: dict[str, list[str]]) -> None:
     for file, names in files.items():
         there = re.findall(r"def (test_\w+)", (TESTS / f"{file}.py").read_text())
-        assert set(names) <= set(there), f"{number}, {words}: {sorted(set(names) - set(there))} of {file} are gone"
+        assert set(names) <= set(there), f"{words}: {sorted(set(names) - set(there))} of {file} are gone"
 
 
 async def _lived(bed: Bed) -> None:
