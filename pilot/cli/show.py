@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -219,8 +220,7 @@ def _hints(session: Session, execution: Execution, questions: Sequence[Asked]) -
     unanswered = [asked for asked in questions if asked.answered_at is None]
     if execution.status == "needs_human":
         offered = unanswered[-1].options if unanswered else ()
-        example = one_line(for_terminal(offered[0])).replace('"', "'") if offered else "…"
-        hints.append(f'pilot answer {execution.id} "{example}"')
+        hints.append(f"pilot answer {execution.id} {pasted(offered[0] if offered else '…')}")
         hints.append(f"pilot cancel {execution.id}")
     elif execution.status in ("failed", "cancelled"):
         hints.append(f"pilot retry {execution.id}")
@@ -228,6 +228,12 @@ def _hints(session: Session, execution: Execution, questions: Sequence[Asked]) -
         hints.append(f"pilot logs {execution.id}{' -f' if execution.status == 'running' else ''}")
     if hints:
         session.ui.line("  " + "\n  ".join(hints), "dim")
+
+
+def pasted(words: str) -> str:
+    """An agent's words as an argument that a shell takes for these words, whoever pastes it."""
+    line = one_line(for_terminal(words))
+    return quote(line) if set(line) & set('"$`\\!') else f'"{line}"'
 
 
 @click.command()

@@ -18,6 +18,7 @@ import pytest
 
 from pilot.cli.codes import exit_code
 from pilot.cli.main import main
+from pilot.cli.show import pasted
 from pilot.domain.agent import OutputKind
 from pilot.domain.execution import Status
 from pilot.domain.ports import NodeKind
@@ -211,6 +212,15 @@ def test_show_says_how_to_answer(pilot: Pilot, stage: Path) -> None:
     assert "  | the whole\n  | story\n" in page
     assert "asked    what colour?" in page
     assert '  pilot answer 2 "red"\n' in page
+
+
+@pytest.mark.parametrize("words", ["red", "$(touch pwned)", "`touch pwned`", 'it\'s "$HOME" \\ !!', "a; touch pwned"])
+def test_an_answer_that_was_offered_can_be_pasted(words: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"printf %s {pasted(words)}"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == words
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_show_as_one_document(pilot: Pilot, stage: Path) -> None:
