@@ -19,8 +19,8 @@ def completed(asked: Completion, redact: Redact) -> Outcome:
     return Outcome(
         ending=Ending(asked.outcome),
         text=redact(asked.summary),
-        session_id=asked.session_id,
-        model=asked.model,
+        session_id=_told(asked.session_id, redact),
+        model=_told(asked.model, redact),
         branch=asked.branch,
         base_sha=asked.base_sha,
         head_sha=asked.head_sha,
@@ -35,8 +35,8 @@ def completed(asked: Completion, redact: Redact) -> Outcome:
         ),
         gates=tuple(
             GateResult(
-                gate.name, gate.kind, redact(gate.command), gate.required, gate.exit_code, gate.duration, gate.tree,
-                gate.timed_out, redact(gate.tail),
+                redact(gate.name), redact(gate.kind), redact(gate.command), gate.required, gate.exit_code,
+                gate.duration, redact(gate.tree), gate.timed_out, redact(gate.tail),
             )
             for gate in asked.gates
         ),
@@ -55,10 +55,14 @@ def failed_with(asked: Failure, retry_at: int | None, redact: Redact) -> Outcome
         excerpt=redact(asked.excerpt),
         text=redact(asked.summary),
         retry_at=retry_at,
-        session_id=asked.session_id,
-        model=asked.model,
+        session_id=_told(asked.session_id, redact),
+        model=_told(asked.model, redact),
         usage=usage_of(asked.usage),
     )
+
+
+def _told(fact: str | None, redact: Redact) -> str | None:
+    return None if fact is None else redact(fact)
 
 
 def usage_of(asked: UsageAsked | None) -> Usage:

@@ -218,13 +218,14 @@ async def test_what_workers_say_is_kept_without_secrets(rig: Rig) -> None:
     await say(rig, claim, "heartbeat", progress={"phase": told})
     kept = "\n".join(rows(rig))
     await say(rig, claim, "output", pieces=[{"text": told}, {"base64": base64.b64encode(told.encode()).decode()}])
-    await say(rig, claim, "fail", detail=told, excerpt=told, summary=told)
+    await say(rig, claim, "fail", detail=told, excerpt=told, summary=told, session_id=told, model=told)
     await rig.post("/executions/1/cancel")
     await rig.post("/executions", TASK, code=201)
     claim = await claimed(rig)
     question = {"text": told, "options": [told], "default": told}
-    gate = {"name": "g", "kind": "test", "command": told, "tail": told, "exit_code": 1}
-    await say(rig, claim, "complete", outcome="question", question=question, summary=told, gates=[gate])
+    gate = {"name": told, "kind": told, "tree": SECRET, "command": told, "tail": told, "exit_code": 1}
+    more: dict[str, Any] = {"session_id": told, "model": told, "gates": [gate]}
+    await say(rig, claim, "complete", outcome="question", question=question, summary=told, **more)
     await rig.post(f"/executions/{claim['id']}/answer", {"text": "go on"})
     await say(rig, await claimed(rig), "release", reason=told)
     kept += "\n".join(rows(rig)) + json.dumps(await rig.get("/executions/1/output"))
