@@ -16,7 +16,7 @@ from pilot.domain.text import one_line
 
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 _ERRORS: Mapping[int, str] = {
-    400: "The body is no JSON, or a header or the address is one that is never taken.",
+    400: "The body ended early, or a header or the address is one that is never taken.",
     401: "There is no token, or none that counts.",
     403: "The token's scope, the Host or the Origin is not one that may do this.",
     404: "There is no such thing.",

@@ -103,6 +103,8 @@ def heartbeat(
 
     With -f it renews at half the lease, until the execution has its result (exit code 0), or is lost.
     """
+    import asyncio
+
     from pilot.domain.work import Beaten, Progress
     from pilot.store.documents import rfc3339
 
@@ -110,8 +112,6 @@ def heartbeat(
     progress = Progress(facts={"phase": phase} if phase else {})
 
     async def beat(queue: Queue) -> Beaten | Execution:
-        import asyncio
-
         while True:
             pause = lease / 2
             try:
@@ -130,8 +130,7 @@ def heartbeat(
                     return beaten
             await asyncio.sleep(pause)
 
-    beaten = on_queue(session, beat)
-    if not isinstance(beaten, Beaten):
+    if not isinstance(beaten := on_queue(session, beat), Beaten):
         return _said(session, beaten, json=json)
     if json:
         session.ui.document({"lease_until": rfc3339(beaten.lease_until), "cancel_requested": beaten.cancel_requested})
