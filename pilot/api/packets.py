@@ -60,9 +60,40 @@ class Joining(asyncio.Transport):
         self._transport.set_protocol(protocol)
 
 
+HEAD = 20.0
+"""Seconds that the head of a request may take, from the connection or from its first byte on."""
+
+
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's, over such a transport."""
+    """uvicorn's, over such a transport; it is ended when it asks nothing: each holds a file, of which there are few."""
+
+    _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(Joining(transport))
+        self._await_head()
+
+    def on_message_begin(self) -> None:
+        """See `HttpToolsProtocol`."""
+        super().on_message_begin()
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """See `HttpToolsProtocol`."""
+        self._await_no_head()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._await_no_head()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(HEAD, self.transport.abort)
+
+    def _await_no_head(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

@@ -6,13 +6,14 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from pilot.api import given
+from pilot.api import given, packets
 from pilot.api.description import PATH, describe
 from pilot.api.webhooks import Webhooks
 from pilot.app.api import Api
@@ -21,7 +22,7 @@ from pilot.config.load import load
 from pilot.domain.access import Scope
 from pilot.domain.outcome import FailureClass
 from pilot.domain.task import Kind
-from tests.adapters.api_rig import Rig, configuration, routes_of, serving
+from tests.adapters.api_rig import NEVER, Rig, configuration, routes_of, serving
 
 TASK = {"project": "api", "title": "Say hello"}
 
@@ -359,6 +360,28 @@ async def test_statuses_of_the_protocol_itself(rig: Rig) -> None:
     await rig.call("GET", "/readyz", scope=None, code=503)
     answer = await rig.call("POST", "/api/v1/work/claim", {"worker": "w"}, code=503)
     assert int(answer.headers["retry-after"]) >= 1
+
+
+async def test_who_connects_and_asks_nothing_is_sent_away(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else anybody, without a token, could hold all files that pilot may open."""
+    monkeypatch.setattr(packets, "HEAD", 0.3)
+    host, port = rig.url.removeprefix("http://").split(":")
+    asked = f"GET /livez HTTP/1.1\r\nhost: {host}\r\n\r\n"
+    for said in ("", "GET /livez HTTP/1.1\r\nhost: ", asked + "GET /li"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(said.encode())
+        with suppress(ConnectionError):
+            async with asyncio.timeout(NEVER / 4):
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 200") == said.startswith(asked)
+        writer.close()
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(asked.encode())
+    await reader.readuntil(b"ok")
+    await asyncio.sleep(0.6)
+    writer.write(asked.encode())  # who asked may rest
+    await asyncio.wait_for(reader.readuntil(b"200"), NEVER / 4)
+    writer.close()
 
 
 async def test_too_many_requests_are_told_when_to_come_again(tmp_path: Path) -> None:
