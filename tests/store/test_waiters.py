@@ -40,9 +40,9 @@ def counted(work: SqlWorkQueue) -> list[int]:
     operation = work._pool.__call__
 
     class Counting:
-        def __call__(self, asks: Sequence[Ask], now: int) -> Any:
+        def __call__(self, asks: Sequence[Ask], now: int, **more: Any) -> Any:
             sizes.append(len(asks))
-            return operation(asks, now)
+            return operation(asks, now, **more)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(pool, name)
