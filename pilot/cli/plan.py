@@ -164,7 +164,10 @@ def run(
     from pilot.cli.plan_view import Progress, document, draw_plan, say_what_is_left
 
     if session.server:
-        raise UsageError("`pilot plan run` works on this machine; with --server, `pilot plan submit` queues it there")
+        raise UsageError(
+            "`pilot plan run` works on this machine (leave out --server and $PILOT_SERVER); `pilot plan submit` queues "
+            "it there"
+        )
     found = _read(file)
     request = PlanRequest(plan=found, name=_name(file), project=project, key=key, retry=retry, agents=agents)
     _logs(session)
@@ -225,7 +228,9 @@ def _standing(session: Session, plan: Plan, project: str | None) -> Mapping[str,
 
     if session.server:
         if project is not None:
-            raise UsageError("`pilot plan show` looks at this machine's store; leave out --server or -p")
+            raise UsageError(
+                "`pilot plan show` looks at this machine's store; leave out -p, or --server and $PILOT_SERVER"
+            )
         return {}
     try:
         loaded = session.loaded()
