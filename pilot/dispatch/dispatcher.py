@@ -79,7 +79,7 @@ class Dispatcher:
         self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs)
         lease = self._limits.lease
         self._recovery = Recovery(
-            queue, node, clock, alive, end_processes, every=min(15.0, lease / 4), silence=lease / 2
+            queue, node, clock, alive, end_processes, every=min(5.0, lease / 4), silence=lease / 2
         )
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -129,9 +129,12 @@ class Recovery:
     _ended: dict[str | tuple[int, int], tuple[int, float]] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Periodically; the first time is the dispatcher's, before it admits anything."""
+        """Periodically, each second while a claim's lease has ended; the first time is the dispatcher's, before it
+        admits anything.
+        """
         while True:
-            await asyncio.sleep(self.every)
+            overdue = any(isinstance(key, tuple) for key in self._ended)
+            await asyncio.sleep(min(self.every, 1.0) if overdue else self.every)
             try:
                 await self.once()
             except (PilotError, OSError) as error:
