@@ -24,6 +24,8 @@ from pilot.domain.ports import Clock
 from pilot.domain.text import one_line
 
 log = structlog.get_logger()
+GATHER = 0.02
+"""Seconds in which the rows of calls are gathered into one write."""
 FAILURES = 10.0
 """Failed authentications per second that a peer is answered with 401."""
 _OPEN = ("/livez", "/readyz")
@@ -90,8 +92,8 @@ class Guard:
     """An ASGI application around another. `rate`: requests per second and token.
 
     The row of a call that needs the scope `admin` is durable before it is answered. Of the others it is handed to
-    the store with the answer, and durable milliseconds later: who kills pilot in between may lose the rows of these
-    milliseconds, but neither the changes nor the events that tell of them. What is refused here has no row: nothing
+    the store within `GATHER` of the answer, and durable milliseconds later: who kills pilot in between may lose these
+    rows, but neither the changes nor the events that tell of them. What is refused here has no row: nothing
     was tried.
     """
 
@@ -116,7 +118,8 @@ class Guard:
         self._failures = Rates(FAILURES, FAILURES)
         self._bodies = bodies or Bodies()
         self._monotonic = monotonic
-        self._behind: set[asyncio.Task[None]] = set()
+        self._owed: list[Call] = []
+        self._writing: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -132,8 +135,8 @@ class Guard:
 
     async def settled(self) -> None:
         """Every row that was owed is written."""
-        while self._behind:
-            await asyncio.wait(self._behind)
+        while self._writing is not None:
+            await asyncio.wait({self._writing})
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         peer = str((scope.get("client") or ("",))[0])
@@ -237,21 +240,32 @@ class Guard:
             at=self._clock(), token=caller.token, actor=actor, peer=caller.peer, method=scope["method"],
             path=scope["path"], status=status,
         )  # fmt: skip
+        self._owed.append(call)
         if state.get("needs") is access.Scope.ADMIN:
-            await self._write(call)
-            return
-        task = asyncio.create_task(self._write(call))
-        self._behind.add(task)
-        task.add_done_callback(self._behind.discard)
+            calls, self._owed = self._owed, []  # all that were answered before, too: in their order
+            await self._write(*calls)
+        elif self._writing is None:
+            self._writing = asyncio.create_task(self._write_owed())
 
-    async def _write(self, call: Call) -> None:
+    async def _write_owed(self) -> None:
         try:
-            await self._audit.write(call)
+            while self._owed:
+                await asyncio.sleep(GATHER)
+                calls, self._owed = self._owed, []
+                if calls:
+                    await self._write(*calls)
+        finally:
+            self._writing = None
+
+    async def _write(self, *calls: Call) -> None:
+        try:
+            await self._audit.write(*calls)
         except PilotError as error:  # what was asked is done: to answer that it failed would be wrong
-            log.error(
-                "audit.not_written", error=str(error), token=call.token, actor=call.actor, path=call.path,
-                status=call.status,
-            )  # fmt: skip
+            for call in calls:
+                log.error(
+                    "audit.not_written", error=str(error), token=call.token, actor=call.actor, path=call.path,
+                    status=call.status,
+                )  # fmt: skip
 
 
 def _headers(scope: Scope) -> dict[bytes, str]:

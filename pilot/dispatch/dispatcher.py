@@ -24,6 +24,8 @@ from pilot.domain.ports import Accounts, Clock, DispatchQueue, Node, NodeKind, R
 from pilot.domain.task import Project, Task
 
 log = structlog.get_logger()
+REST = 0.005
+"""Seconds before the next look at the queue, when one has found nothing."""
 SWEEP = 30.0
 """Seconds after which every project with work is looked at, whatever signals came or were lost."""
 
@@ -286,10 +288,10 @@ class Dispatcher:
             told = [int(token) for token in tokens if token.isdecimal()]
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
-                news = full or await self._queue.changed()
+                news = full or bool(told) or await self._queue.changed()
                 if news:
-                    ready, told = await self._queue.ready(self.projects, self._node.id), []
-                    due = await self._queue.next_due()
+                    ready, due = await self._queue.look(self.projects, self._node.id)
+                    told = []
                     swept = loop.time() if full else swept
                 if news or tokens:
                     await self._leases.heed_cancels()
@@ -300,6 +302,8 @@ class Dispatcher:
             # In the order in which they have waited: it is the order in which they get their turns.
             for id in dict.fromkeys([*ready, *told]):
                 self._wake(id)
+            if not ready:  # whoever writes a lot that is none of this node's is not looked at each time
+                await asyncio.sleep(REST)
 
     def _pause(self, due: int | None) -> float:
         if due is None:

@@ -88,8 +88,8 @@ class Tokens(Protocol):
 class Audit(Protocol):
     """What was asked over HTTP."""
 
-    async def write(self, call: Call) -> None:
-        """Keep it, durable on return."""
+    async def write(self, *calls: Call) -> None:
+        """Keep them, in this order, durable on return."""
         ...
 
     async def read(self, *, before: int | None = None, limit: int = 100) -> Sequence[Call]:

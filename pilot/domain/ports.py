@@ -229,12 +229,11 @@ class DispatchQueue(Queue, Protocol):
         """Forget the parks that nothing has tried for a week after their time; their backends."""
         ...
 
-    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
-        """Projects that have something to give this node, the one whose head is oldest first."""
-        ...
+    async def look(self, among: Collection[int], node: str) -> tuple[list[int], int | None]:
+        """Which of these projects have something to give this node, the one whose head is oldest first.
 
-    async def next_due(self) -> int | None:
-        """When (UTC ms) time alone makes something runnable next."""
+        And when (UTC ms) time alone makes something runnable next.
+        """
         ...
 
     async def changed(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from pilot.domain.access import Call
@@ -25,9 +25,9 @@ class SqlAudit:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, call: Call) -> None:
+    async def write(self, *calls: Call) -> None:
         """See `Audit.write`."""
-        await self._database.write(self._writes, call)
+        await self._database.write(self._writes, calls)
 
     async def read(self, *, before: int | None = None, limit: int = 100) -> list[Call]:
         """See `Audit.read`."""
@@ -47,9 +47,9 @@ class SqlAudit:
             if count < _PRUNED:
                 return total
 
-    def _writes(self, calls: Sequence[Call]) -> Generator[Step, Rows, list[None]]:
-        yield Statement(INSERT, many=[_stored(call) for call in calls])
-        return [None] * len(calls)
+    def _writes(self, items: Sequence[Sequence[Call]]) -> Generator[Step, Rows, list[None]]:
+        yield Statement(INSERT, many=[_stored(call) for calls in items for call in calls])
+        return [None] * len(items)
 
     def _prunes(self, befores: Sequence[int]) -> Generator[Step, Rows, list[int]]:
         counts = []
@@ -63,5 +63,5 @@ class SqlAudit:
 
 
 def _stored(call: Call) -> dict[str, Any]:
-    values = asdict(call)
+    values = {name: getattr(call, name) for name in _COLUMNS}
     return {name: clean(value)[:_LONGEST] if isinstance(value, str) else value for name, value in values.items()}

@@ -74,6 +74,10 @@ class Database(Protocol):
         """One SELECT on a connection that can't write."""
         ...
 
+    async def read_all(self, statements: Sequence[Statement]) -> list[Rows]:
+        """Several of them in a row, in one hop."""
+        ...
+
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call it with tokens of `Notify`, also other processes'; a hint that may be lost. Returns the way out."""
         ...

@@ -7,13 +7,13 @@ database, so one that answers at once lets its coroutines run to their end in on
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pilot.domain.errors import StoreError
-from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows
+from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.history import History
 from pilot.store.migrate import check, inspect, migrate, newest
 from pilot.store.sqlite_dialect import BUSY_TIMEOUT, FAILURES, NO_DATABASE, SqliteDialect, configure, translate
@@ -39,6 +39,10 @@ class Glance:
             return self._connection.execute(sql, params or {}).fetchall()
         except FAILURES as error:
             raise translate(error, self._path) from error
+
+    async def read_all(self, statements: Sequence[Statement]) -> list[Rows]:
+        """See `Database.read_all`."""
+        return [await self.read(one.sql, one.params) for one in statements]
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """Never."""

@@ -14,7 +14,7 @@ from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
 from pilot.domain.task import Project, Task
 from pilot.store.admin import Admin, Pause, Registration
 from pilot.store.claim import DUE_PROJECTS, PAUSED, Claim, ClaimRequest, fits, head
-from pilot.store.database import Database, Dialect, Listener, Rows, Step
+from pilot.store.database import Database, Dialect, Listener, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
@@ -29,6 +29,10 @@ from pilot.store.spending import BOOKED, Spending
 
 Steps = Generator[Step, Rows, Any]
 
+_NEXT = f"""
+    SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0
+    UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL {GRACE_ENDS} UNION ALL
+    SELECT max(:tomorrow) FROM nodes WHERE per_day_usd IS NOT NULL AND lease_until > :now) AS times"""
 _OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND available_at <= :now LIMIT 1"
 
 
@@ -156,18 +160,39 @@ class SqlQueue:
         return found
 
     async def ready(self, among: Collection[int] | None = None, node: str = "", *, external: bool = False) -> list[int]:
-        """See `DispatchQueue.ready`."""
+        """Projects that have something to give this node, the one whose head is oldest first."""
+        return (await self._look(among, node, external=external))[0]
+
+    async def next_due(self) -> int | None:
+        """When (UTC ms) time alone makes something runnable next."""
         now = self._database.clock()
-        if await self._database.read(_OVERDUE, {"now": now}):
-            await self._database.write(self._promotions, None)
-        rows = await self._database.read(
-            self._ready, {"now": now, "day": day_of(now), "node": node, "external": int(external)}
+        rows = await self._database.read(_NEXT, {"now": now, "tomorrow": day_after(now)})
+        return rows[0][0] if rows else None
+
+    async def look(self, among: Collection[int], node: str) -> tuple[list[int], int | None]:
+        """See `DispatchQueue.look`."""
+        return await self._look(among, node)
+
+    async def _look(
+        self, among: Collection[int] | None, node: str, *, external: bool = False
+    ) -> tuple[list[int], int | None]:
+        now = self._database.clock()
+        own = {"now": now, "day": day_of(now), "node": node, "external": int(external)}
+        wanted = (
+            Statement(_OVERDUE, own),
+            Statement(self._ready, own),
+            Statement(_NEXT, {"now": now, "tomorrow": day_after(now)}),
         )
-        return [
+        overdue, rows, ((due,),) = await self._database.read_all(wanted)
+        if overdue:
+            await self._database.write(self._promotions, None)
+            _, rows, ((due,),) = await self._database.read_all(wanted)
+        ready = [
             id
             for id, cost, forgiven, per_execution, per_day, booked in rows
             if (among is None or id in among) and fits(Budget(per_execution, per_day), cost, forgiven, booked)
         ]
+        return ready, due
 
     async def finish(self, finish: Finish) -> Execution | None:
         """See `Queue.finish`."""
@@ -299,17 +324,6 @@ class SqlQueue:
     async def expire_parks(self) -> list[str]:
         """See `DispatchQueue.expire_parks`."""
         return await self._database.write(self._expiries, None)
-
-    async def next_due(self) -> int | None:
-        """When (UTC ms) time alone makes something runnable next."""
-        now = self._database.clock()
-        rows = await self._database.read(
-            "SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0 "
-            f"UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL {GRACE_ENDS} UNION ALL "
-            "SELECT max(:tomorrow) FROM nodes WHERE per_day_usd IS NOT NULL AND lease_until > :now) AS times",
-            {"now": now, "tomorrow": day_after(now)},
-        )
-        return rows[0][0] if rows else None
 
     async def prune(self, before: int) -> int:
         """Remove history that ended before a time (UTC ms) and that nothing open needs; how many executions went."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from pilot.domain.errors import StoreError, UsageError
-from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Step
+from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
 from pilot.store.migrate import migrate
 from pilot.store.signals import FifoSignals
 from pilot.store.sqlite_dialect import (
@@ -69,12 +69,16 @@ class SqliteDatabase:
 
     async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
         """See `Database.read`."""
+        return (await self.read_all([Statement(sql, params or {})]))[0]
+
+    async def read_all(self, statements: Sequence[Statement]) -> list[Rows]:
+        """See `Database.read_all`."""
         if self._reader is None:
             async with self._opening:
                 if self._reader is None:
                     self._reader = await _connect(self.path, read_only=True)
         try:
-            return await self._reader.call(_select, sql, params or {})
+            return await self._reader.call(_select, statements)
         except FAILURES as error:
             raise translate(error, self.path) from error
 
@@ -147,8 +151,8 @@ def _size(group: Mapping[Any, Sequence[Any]]) -> int:
     return sum(map(len, group.values()))
 
 
-def _select(connection: sqlite3.Connection, sql: str, params: Mapping[str, Any]) -> Rows:
-    return connection.execute(sql, params).fetchall()
+def _select(connection: sqlite3.Connection, statements: Sequence[Statement]) -> list[Rows]:
+    return [connection.execute(one.sql, one.params).fetchall() for one in statements]
 
 
 def _commit_group(

@@ -282,7 +282,7 @@ class TestAudit:
     async def test_what_needs_admin_is_on_record_before_it_is_answered(self, rig: Guarded) -> None:
         for _ in range(20):
             await rig.ask("/api/v1/rule", method="POST")
-            assert not rig.guard._behind
+            assert not rig.guard._owed
         assert len(await rig.store.audit.read()) == 20
 
     async def test_many_calls_at_once_have_a_row_each(self, rig: Guarded) -> None:

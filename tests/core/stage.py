@@ -187,9 +187,9 @@ class Through:
         self.calls["heartbeat"] += 1
         return await self._queue.heartbeat(node, lease)
 
-    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
-        self.calls["ready"] += 1
-        return await self._queue.ready(among, node)
+    async def look(self, among: Collection[int], node: str) -> tuple[list[int], int | None]:
+        self.calls["look"] += 1
+        return await self._queue.look(among, node)
 
 
 class Deaf(Through):

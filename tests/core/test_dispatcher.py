@@ -145,7 +145,7 @@ async def test_what_waits_for_its_time_runs_by_the_timer_alone(stage: Stage) -> 
     queue = Deaf(stage.queue)
 
     async with stage.dispatcher(queue=queue, limits=BY_SIGNAL):
-        await until(lambda: queue.calls["ready"])
+        await until(lambda: queue.calls["look"])
         assert stage.script.order == []
         stage.clock.advance(100)
         await stage.reach(Status.COMPLETED, id)
@@ -161,9 +161,9 @@ async def test_one_that_is_due_behind_a_running_one_does_not_make_the_node_spin(
     async with stage.dispatcher(queue=queue, limits=Limits(poll_interval=0.05)):
         await work.begun.wait()
         stage.clock.advance(MINUTE)
-        before = queue.calls["ready"]
+        before = queue.calls["look"]
         await asyncio.sleep(0.3)
-        assert queue.calls["ready"] - before < 12
+        assert queue.calls["look"] - before < 12
         work.go.set()
         await stage.reach(Status.COMPLETED, later)
 
@@ -198,12 +198,13 @@ class FailsAtNews(Deaf):
     broken = False
     failed = 0
 
-    async def ready(self, among: Collection[int] | None = None, node: str = "") -> list[int]:
-        if self.broken:
+    async def look(self, among: Collection[int], node: str) -> tuple[list[int], int | None]:
+        found, due = await super().look(among, node)
+        if found and self.broken:
             self.broken = False
             self.failed += 1
             raise StoreError("can't read")
-        return await super().ready(among, node)
+        return found, due
 
 
 async def test_a_failed_look_is_looked_at_again(stage: Stage) -> None:

@@ -95,9 +95,9 @@ async def test_nobody_asks_for_what_is_not_to_be_had(stage: Stage) -> None:
         other = await stage.queue.register([("elsewhere", "elsewhere", "/elsewhere", 1)])
         before = queue.calls["claim"]
         for n in range(20):
-            looks = queue.calls["ready"]
+            looks = queue.calls["look"]
             await stage.task(other[0], f"noise-{n}")
-            while queue.calls["ready"] == looks:
+            while queue.calls["look"] == looks:
                 await asyncio.sleep(0.005)
         # whoever was enqueued here is woken by that once; a look at somebody else's news wakes nobody
         assert queue.calls["claim"] - before <= 3
