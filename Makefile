@@ -8,6 +8,9 @@ LOCK := requirements.lock
 WORKERS := 4
 NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-lock.json)
 
+# where it is set, each of the programs that tests start by the hundred would compile all of its modules anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup bubblewrap demo check format test bench lock schema clean
 
 help: ## show this list
@@ -23,7 +26,7 @@ $(VENV)/.done: $(LOCK) pyproject.toml
 	  uv=.uv/bin/uv; \
 	fi; \
 	$$uv venv -q --allow-existing --python "$$(command -v python3)" $(VENV); \
-	$$uv pip sync -q --python $(BIN)/python --require-hashes $(LOCK); \
+	$$uv pip sync -q --compile-bytecode --python $(BIN)/python --require-hashes $(LOCK); \
 	$$uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 

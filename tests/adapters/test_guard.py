@@ -292,7 +292,7 @@ class TestAudit:
         assert len(rig.asked) == 60
 
     async def test_no_token_is_ever_in_a_log(self, rig: Guarded, capfd: pytest.CaptureFixture[str]) -> None:
-        secret = rig.token.rpartition("_")[2]
+        secret = rig.token.split("_", 2)[2]
         await rig.ask(f"/api/v1/look?token={rig.token}")
         await rig.ask(token=rig.token[:-1] + "x")
         await rig.ask(**CHANGE)

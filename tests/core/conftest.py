@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from pilot.store import open_store
 from tests.core.stage import Clock, Stage, audit
+
+
+@pytest.fixture(autouse=True)
+def _logs_go_nowhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command that runs in this process would bind every logger to an output that is closed after its test."""
+    monkeypatch.setattr("pilot.telemetry.logs.configure", lambda **_: None)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -186,7 +186,6 @@ def test_a_prompt_comes_from_one_place(tmp_path: Path) -> None:
         (None, b"\xff\xfe", "not UTF-8"),
         ("\udcff", None, "not UTF-8"),
         (None, b"x" * ((1 << 20) + 1), "more than 1 MiB"),
-        ("@cmd:make all", None, "payload"),
     ],
 )
 def test_bad_prompts(tmp_path: Path, prompt: str | None, content: bytes | None, words: str) -> None:

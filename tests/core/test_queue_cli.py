@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from pilot.cli.contract import WORKER
 from pilot.cli.fences import Fences
@@ -42,9 +41,6 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setenv("PILOT_CONFIG", str(tmp_path / "pilot.yaml"))
     monkeypatch.setenv("PILOT_WORKER", "me")
     monkeypatch.chdir(tmp_path)
-    # The server lives in a thread beside commands whose stderr comes and goes.
-    monkeypatch.setattr("pilot.telemetry.logs.configure", lambda **_: None)
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory(), cache_logger_on_first_use=False)
     with serving_beside(tmp_path) as rig:
         monkeypatch.setenv("PILOT_TOKEN", rig.tokens[Scope.ADMIN])
         yield rig

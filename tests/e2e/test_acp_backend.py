@@ -191,20 +191,6 @@ async def test_what_goes_wrong_is_told_apart(bench: Make, agent: Agent, turn: Tu
     assert b.left() == []
 
 
-@pytest.mark.timeout(300)
-async def test_opencode_gives_up_on_a_broken_api_after_a_minute(tmp_path: Path) -> None:
-    """It tries five times again by itself; both at once, since that takes so long."""
-
-    async def run(turn: Turn, folder: Path) -> Outcome:
-        folder.mkdir()
-        with OPENCODE.server([turn]) as server:
-            return await Bench(OPENCODE, folder, server).run()
-
-    broken: list[Turn] = [status(500, "scripted", times=9), {"cut": True, "times": 9}]
-    ends = await asyncio.gather(*(run(turn, tmp_path / str(place)) for place, turn in enumerate(broken)))
-    assert [end.failure for end in ends] == [FailureClass.NETWORK] * 2, ends
-
-
 async def test_a_limit_with_a_far_reset_says_until_when(bench: Make) -> None:
     wait = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "3600s"}
     b = bench(GEMINI, status(429, "Resource exhausted", details=[wait], times=9))

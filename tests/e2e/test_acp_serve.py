@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.acp import BOTH, GEMINI, OPENCODE, Agent, conversing, earlier, told
+from tests.e2e.acp import GEMINI, OPENCODE, Agent, conversing, earlier, told
 from tests.e2e.conversing import asks
 from tests.e2e.daemon import Home
 from tests.e2e.scripted_server import Turn, status, text
@@ -15,7 +15,6 @@ DONE = text("All done.")
 LONG = 100.0
 """Seconds for a whole run of an agent that takes some to start."""
 
-both = pytest.mark.parametrize("agent", BOTH, ids=str)
 # OpenCode has a backend of its own, and takes its time
 gemini = pytest.mark.parametrize("agent", [GEMINI], ids=str)
 
@@ -33,7 +32,7 @@ def in_the_call(home: Home) -> None:
     home.until(lambda: home.rows("SELECT 1 FROM output WHERE kind = 'tool'"), "the tool's line in the journal")
 
 
-@both
+@gemini
 def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home: Home, agent: Agent) -> None:
     repo = home.repo("web")
     with conversing(home, agent, {"T-1": [long_call(home, agent), agent.write("whole.txt", "whole"), DONE]}) as model:

@@ -92,7 +92,7 @@ def test_runs_end_with_the_code_of_their_end(home: Home) -> None:
         (["x", "--publish", "mail"], 2, "'mail' is not one of"),
         (["x", "--timeout", "soon"], 2, "--timeout 'soon'"),
         (["x", "--attempts", "0"], 2, "0 is not in the range"),
-        (["@cmd:make"], 2, "payload"),
+        (["@cmd:make"], 2, "does not allow the command 'make'"),
     ],
 )
 def test_run_refuses_before_it_writes_anything(home: Home, arguments: list[str], code: int, words: str) -> None:
@@ -162,7 +162,7 @@ def test_a_repeated_enqueue_is_no_error(home: Home) -> None:
         (["x", "--payload", "{"], 2, "--payload: not JSON"),
         (["x", "-p", "nope"], 4, "no project 'nope'"),
         ([" "], 2, "nothing in it"),
-        ([], 2, "Missing argument 'PROMPT'"),
+        ([], 2, "Missing argument 'PROMPT|PAYLOAD'"),
     ],
 )
 def test_enqueue_refuses_in_words(home: Home, arguments: list[str], code: int, words: str) -> None:

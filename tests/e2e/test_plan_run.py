@@ -65,7 +65,7 @@ def test_four_agents_do_a_plan(home: Home, web: Path) -> None:
         ("branch", None)
     ]
     assert "✓ test  9 completed" in command.log
-    assert "● ctx   1 running" in command.log
+    assert "● a     2 running" in command.log
     assert "✓─┴─" in command.out  # the last step, joined to those before it
     home.audit()
 
