@@ -11,7 +11,7 @@ NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-loc
 # where it is set, each of the programs that tests start by the hundred would compile all of its modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup bubblewrap demo check format test bench lock schema clean
+.PHONY: help setup bubblewrap demo check format test mutants bench lock schema clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ format: setup ## let ruff rewrite what it can
 
 test: setup bubblewrap $(NPM) ## all tests; sets up everything they need
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+mutants: setup ## plant bugs into the store, one after the other, and see its tests find each
+	$(BIN)/python -m pytest -n $(WORKERS) -m mutants tests/store
 
 bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks

@@ -22,6 +22,8 @@ from tests.store.machine import Queueing
 from tests.store.test_plan_walks import OFTEN, Planning
 from tests.store.walk import walk
 
+pytestmark = pytest.mark.mutants
+
 WALKS, STEPS = 60, 60
 
 
