@@ -144,8 +144,9 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
             assert sessions({"CLAUDE_CONFIG_DIR": f"{home.root}/home/.claude"}) == [session]
             asked = model.agent_requests
             assert {request.session for request in asked} == {session}
-            told = heard(asked[1])
+            told = next(words for words in map(heard, asked) if "You were interrupted. Go on with the task" in words)
             assert told.find("Work long.") < told.find("You were interrupted. Go on with the task")
+            assert "Work long." in told
             for name in ("half", "whole"):
                 assert home.git(repo, "show", f"pilot/T-1:{name}.txt") == name
             assert "sleep 4711" in home.pilot("logs", id, "--attempt", 1).out
