@@ -216,7 +216,9 @@ class Claim:
     ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
         """What was taken, by project; and the projects to look at again, once this is written."""
         lease = {request.project_id: request.lease for request in requests}
-        wanted = _REQUESTS.rows((r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds) for r in requests)
+        wanted = _REQUESTS.rows(
+            (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head) for r in requests
+        )
         rows = yield Statement(self._heads, {"now": now, "day": day_of(now), "items": wanted})
         chosen, reserved, later = _admitted(map(_Head._make, rows))
         if not chosen:

@@ -73,7 +73,7 @@ ATTACKS: dict[str, tuple[Lay, str]] = {
     "up": (_named("../secret"), "has .."),
     "up and down": (_named("dir/../../secret"), "has .."),
     "absolute": (_secret, "is absolute"),
-    "proc": (_named("/proc/self/root/etc/passwd"), "is absolute"),
+    "proc": (_named("/proc/self/root" "/etc/passwd"), "is absolute"),
     "nul": (_named("ok\0x"), "can't be a path"),
     "nothing": (_named(""), "can't be a path"),
     "itself": (_named("."), "a directory"),
