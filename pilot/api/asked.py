@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
+from fastapi import Header
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 LARGE = 1 << 53
 """Numbers below it are the same in every language's JSON."""
 LAST = (1 << 63) - 1
 DEEPEST = 50
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=200,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same key is the same request, for ever: it gets what the first one got. Of a plan: its `key`.",
+    ),
+]
 
 
 class Asked(BaseModel):

@@ -10,9 +10,10 @@ from fastapi import FastAPI, Header, Path, Query, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, described, errors, json_answer, moment_of
-from pilot.api.asked import LAST, NewExecution
+from pilot.api.asked import LAST, IdempotencyKey, NewExecution
 from pilot.api.auth import allow_commands, needs
 from pilot.api.given import StatusWord
+from pilot.api.given_attempts import AttemptsGiven
 from pilot.api.services import Services
 from pilot.dispatch.intake import TICKETS, TaskRequest
 from pilot.domain.access import Caller, Scope
@@ -63,7 +64,7 @@ class ExecutionRoutes:
         get("", self.page, given.ExecutionsGiven, 404)
         get("/{id}", self.show, given.ExecutionGiven, 404)
         get("/{id}/why", self.why, given.WhyGiven, 404)
-        get("/{id}/attempts", self.attempts, given.AttemptsGiven, 404)
+        get("/{id}/attempts", self.attempts, AttemptsGiven, 404)
         get("/{id}/output", self.output, given.OutputGiven, 404)
         app.add_api_route(
             f"{at}/{{id}}/stream",
@@ -81,16 +82,7 @@ class ExecutionRoutes:
         request: Request,
         body: NewExecution,
         caller: Annotated[Caller, needs(Scope.WORK)],
-        idempotency_key: Annotated[
-            str | None,
-            Header(
-                alias="Idempotency-Key",
-                min_length=1,
-                max_length=200,
-                pattern=r"^[\x21-\x7e]+$",
-                description="The same key is the same request, for ever: it gets the first one's execution.",
-            ),
-        ] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Put a task into the queue; durable once this is answered.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Request, Response
 
 from pilot.api import given
 from pilot.api.answers import body_errors, json_answer
-from pilot.api.asked import NewPlan
+from pilot.api.asked import IdempotencyKey, NewPlan
 from pilot.api.auth import allow_commands, needs
 from pilot.api.services import Services
 from pilot.domain.access import Caller, Scope
@@ -40,16 +40,7 @@ class PlanRoutes:
         request: Request,
         body: NewPlan,
         caller: Annotated[Caller, needs(Scope.WORK)],
-        idempotency_key: Annotated[
-            str | None,
-            Header(
-                alias="Idempotency-Key",
-                min_length=1,
-                max_length=200,
-                pattern=r"^[\x21-\x7e]+$",
-                description="The same as `key`.",
-            ),
-        ] = None,
+        idempotency_key: IdempotencyKey = None,
     ) -> Response:
         """Check a plan, and put all its steps into the queue; twice is once. Scope: work; admin for what runs programs.
 

@@ -14,7 +14,8 @@ from pilot.domain.text import for_terminal, one_line
 
 if TYPE_CHECKING:
     from pilot.app.direct import Progress
-    from pilot.domain.execution import Execution
+    from pilot.dispatch.intake import TaskRequest
+    from pilot.domain.execution import Enqueued, Execution
 
 _NUMBER = click.IntRange(0, 1_000_000)
 _project = click.option("--project", "-p", metavar="PROJECT", help="By name or path; default: where one stands.")
@@ -188,9 +189,6 @@ def enqueue(
     PROMPT `-` reads stdin. PAYLOAD points to what is to be done: @cmd:make test, @file:a.diff#apply, @file:t.sh#test,
     @file:task.md, @doc:LLM_TASK words. The same open task, or the same key, gives the id that stands for it.
     """
-    import asyncio
-
-    from pilot.app.context import enqueue as put_in
     from pilot.dispatch.intake import TaskRequest
 
     request = TaskRequest(
@@ -208,19 +206,27 @@ def enqueue(
         idempotency_key=key,
         callback_url=callback,
     )
-    _logs(session, "WARNING")
-    if session.server:
-        from pilot.cli.remote import put_in as put_in_there
-
-        new = put_in_there(session, request, project)
-    else:
-        new = asyncio.run(put_in(session.loaded(), request, project))
+    new = _put_in(session, request, project)
     if json:
         session.ui.document({"id": new.id, "status": str(new.status), "duplicate": new.duplicate})
         return
     session.ui.line(str(new.id))
     if new.duplicate:
         session.ui.note(f"{one_line(task_id or key or 'this task')} is execution {new.id} already: {new.status}")
+
+
+def _put_in(session: Session, request: TaskRequest, project: str | None) -> Enqueued:
+    """Here, or at the server."""
+    import asyncio
+
+    from pilot.app.context import enqueue as put_in
+
+    _logs(session, "WARNING")
+    if session.server:
+        from pilot.cli.remote import put_in as put_in_there
+
+        return put_in_there(session, request, project)
+    return asyncio.run(put_in(session.loaded(), request, project))
 
 
 def _logs(session: Session, level: str) -> None:

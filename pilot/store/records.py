@@ -48,8 +48,13 @@ class Table:
         return dialect.records(name, alias, self.columns)
 
     def rows(self, rows: Iterable[Sequence[Any]]) -> str:
-        """The parameter: one JSON array per row, in the order of the columns."""
-        return dumps(list(rows))
+        """The parameter: one JSON array per row, in the order of the columns, each of which it has to have."""
+        found = list(rows)
+        width = len(self.columns)
+        for row in found:
+            if len(row) != width:  # what is missing would be NULL, and nobody would know
+                raise ValueError(f"a row of {len(row)} values for {width} columns: {', '.join(self.columns)}")
+        return dumps(found)
 
 
 _EVENTS = Table(type="text", execution_id="bigint", project_id="bigint", data="text")

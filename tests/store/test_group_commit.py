@@ -13,6 +13,7 @@ from pilot.domain.errors import LeaseLost, StoreError, UsageError
 from pilot.domain.execution import Enqueued, Status
 from pilot.store import open_store
 from pilot.store.database import Notify, Rows, Statement, Step
+from pilot.store.records import Table
 from tests.store.bed import HOUR, Bed, Clock, broken, done, task
 
 
@@ -206,3 +207,12 @@ async def test_closing_waits_for_what_was_asked(url: str) -> None:
 async def test_the_reader_can_not_write(store: Bed) -> None:
     with pytest.raises(StoreError, match=r"(?i)write|readonly"):
         await store.database.read("DELETE FROM pauses")
+
+
+def test_a_row_has_a_value_for_each_column() -> None:
+    table = Table(id="bigint", name="text")
+
+    assert table.rows([(1, "a"), [2, None]]) == '[[1,"a"],[2,null]]'
+    for row in ((1,), (1, "a", 2)):
+        with pytest.raises(ValueError, match="2 columns: id, name"):
+            table.rows([row])
