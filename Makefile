@@ -62,7 +62,7 @@ bench: setup $(NPM) ## the figures of README's table, printed and written to ben
 	$(BIN)/python -m benchmarks
 
 lock: ## pin anew (releases of the last seven days are left out)
-	uv pip compile pyproject.toml --group dev --universal --generate-hashes \
+	uv pip compile pyproject.toml --group dev --extra postgres --universal --generate-hashes \
 	  --no-emit-index-url --no-header --exclude-newer "7 days" -o $(LOCK) -q
 
 schema: setup ## write config/pilot.schema.json from the settings' classes
