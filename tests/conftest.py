@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.postgres import Cluster
 
 # One profile for all: an example that is slow on a loaded machine is no failure, and a failure says how to repeat it.
 settings.register_profile("pilot", deadline=None, print_blob=True, database=None)
@@ -31,3 +36,21 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
 def repository_root() -> Path:
     """Where this checkout stands."""
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The PostgreSQL of this test session; the workers have it in common."""
+    from tests.postgres import shared  # only for whoever needs one
+
+    session = tmp_path_factory.getbasetemp()
+    server = shared(session.parent if "PYTEST_XDIST_WORKER" in os.environ else session)
+    yield server
+    server.leave()
+
+
+@pytest.fixture
+def postgres_url(postgres: Cluster) -> Iterator[str]:
+    """A PostgreSQL store that is as new; may have been another test's before."""
+    with postgres.database() as url:
+        yield url
