@@ -29,14 +29,18 @@ _STARTED = Table(
 
 _PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
-DUE_PROJECTS = """
+
+
+def due_projects(*, external: bool) -> str:
+    """`walk`: the distinct projects of the claim index. Its cost is theirs, whatever the backlog."""
+    due = f"FROM executions WHERE status = 'queued' AND due = 1{'' if external else ' AND external = 0'}"
+    return f"""
     WITH RECURSIVE walk(project_id) AS (
-      SELECT (SELECT min(project_id) FROM executions WHERE status = 'queued' AND due = 1)
+      SELECT (SELECT min(project_id) {due})
       UNION ALL
-      SELECT (SELECT min(project_id) FROM executions
-              WHERE status = 'queued' AND due = 1 AND project_id > walk.project_id)
+      SELECT (SELECT min(project_id) {due} AND project_id > walk.project_id)
       FROM walk WHERE walk.project_id IS NOT NULL)"""
-"""`walk`: the distinct projects of the claim index. Its cost is theirs, whatever the backlog."""
+
 
 
 def among(values: Iterable[object]) -> str | None:
@@ -45,15 +49,16 @@ def among(values: Iterable[object]) -> str | None:
     return f",{words}," if words else None
 
 
-def head(dialect: Dialect, node: str, external: str, lanes: str = "NULL", kinds: str = "NULL") -> str:
+def head(dialect: Dialect, node: str, *, external: bool, lanes: str = "NULL", kinds: str = "NULL") -> str:
     """A sub-select: the id of the first row of project `p` that a node may run. `n`: the node's row, if it has one.
 
+    `external`: also what is left to remote workers; without it an index of its own passes those by.
     `lanes`, `kinds`: what it takes, by `among`. The claim index has both, so that the others are passed by quickly.
     Passed over, so that they hold up nobody: rows whose backend is parked, and everyone's in its stead, too; that are
     left to remote workers; that have used up what one may cost; that are new, where pull requests hold up the project.
     """
     runnable = f"""
-          e.status = 'queued' AND e.due = 1 AND (e.external = 0 OR {external} = 1)
+          e.status = 'queued' AND e.due = 1{"" if external else " AND e.external = 0"}
           {_one_of(lanes, "e.lane")}{_one_of(kinds, "e.kind")}
           AND (NOT {_closed(node, "p.id", "e.backend")}
             OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")}
@@ -129,11 +134,14 @@ class Claim:
         self._dialect = dialect
         self._parks = parks
         self._spending = spending
+        lanes, kinds = "r.lanes", "r.kinds"
+        every = head(dialect, "r.node", external=True, lanes=lanes, kinds=kinds)
+        local = head(dialect, "r.node", external=False, lanes=lanes, kinds=kinds)
         # A head that another node reserved is not passed over: a person waits for it, and it goes first.
         found = f"""
             SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
               n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd,
-              coalesce(r.head, ({head(dialect, "r.node", "r.external", "r.lanes", "r.kinds")})) AS id,
+              CASE WHEN r.head IS NOT NULL THEN r.head WHEN r.external = 1 THEN ({every}) ELSE ({local}) END AS id,
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
                    SELECT 0 AS slot UNION ALL

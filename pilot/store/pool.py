@@ -13,7 +13,7 @@ from pilot.domain.budget import Budget
 from pilot.domain.execution import Execution
 from pilot.domain.work import Claim as Claimed
 from pilot.domain.work import Made, Wanted
-from pilot.store.claim import DUE_PROJECTS, PAUSED, Claim, ClaimRequest, among, head
+from pilot.store.claim import PAUSED, Claim, ClaimRequest, among, due_projects, head
 from pilot.store.database import Dialect, Row, Rows, Statement, Step
 from pilot.store.made import made_of, to_made
 from pilot.store.nodes import EXPIRED, Nodes, Worker
@@ -58,11 +58,12 @@ class Pool:
         # What a direct run has reserved is its alone, and its project gives nothing: it goes first there.
         rest = f"""
             FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
-              JOIN executions e ON e.id = ({head(dialect, ":node", "1", ":lanes", ":kinds")})
+              JOIN executions e ON e.id = ({head(dialect, ":node", external=True, lanes=":lanes", kinds=":kinds")})
             WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} AND e.reserved_for IS NULL"""
         first = f"SELECT p.id, e.id, p.max_running - p.running {rest} ORDER BY e.priority, e.id LIMIT :most"
-        self._first = {False: f"{DUE_PROJECTS} {first}", True: f"{named} {first}"}
-        self._any = {False: f"{DUE_PROJECTS} SELECT 1 {rest} LIMIT 1", True: f"{named} SELECT 1 {rest} LIMIT 1"}
+        due = due_projects(external=True)
+        self._first = {False: f"{due} {first}", True: f"{named} {first}"}
+        self._any = {False: f"{due} SELECT 1 {rest} LIMIT 1", True: f"{named} SELECT 1 {rest} LIMIT 1"}
 
     def __call__(
         self, asks: Sequence[Ask], now: int, *, expire: bool = True

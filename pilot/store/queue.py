@@ -13,13 +13,13 @@ from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
 from pilot.domain.task import Project, Task
 from pilot.store.admin import Admin, Pause, Registration
-from pilot.store.claim import DUE_PROJECTS, PAUSED, Claim, ClaimRequest, fits, head
+from pilot.store.claim import PAUSED, Claim, ClaimRequest, due_projects, fits, head
 from pilot.store.database import Database, Dialect, Listener, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
 from pilot.store.holding import GRACE_ENDS
-from pilot.store.nodes import Beat, Loss, Nodes, Serving
+from pilot.store.nodes import LEASE_END, NAMES, Beat, Loss, Nodes, Serving
 from pilot.store.parks import Parks, Unpark
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
 from pilot.store.plans import Plans, check_plan, steps_of
@@ -36,12 +36,12 @@ _NEXT = f"""
 _OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND available_at <= :now LIMIT 1"
 
 
-def _ready(dialect: Dialect) -> str:
+def _ready(dialect: Dialect, *, external: bool) -> str:
     # It costs little as long as the first of each project is one that may be run.
-    return f"""{DUE_PROJECTS}
+    return f"""{due_projects(external=external)}
     SELECT p.id, e.cost_usd, e.forgiven_usd, n.per_execution_usd, n.per_day_usd, {BOOKED}
     FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
-      JOIN executions e ON e.id = ({head(dialect, ":node", ":external")})
+      JOIN executions e ON e.id = ({head(dialect, ":node", external=external)})
     WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} ORDER BY e.priority, e.id"""
 
 
@@ -53,7 +53,7 @@ class SqlQueue:
         dialect = database.dialect
         self._parks, spending = Parks(dialect), Spending(dialect)
         claim, dependents = Claim(dialect, self._parks, spending), Dependents(dialect)
-        self._ready = _ready(dialect)
+        self._ready = {external: _ready(dialect, external=external) for external in (False, True)}
         self._claim_steps = claim
         self._enqueue_steps = Enqueue(dialect, dependents)
         self._plans = Plans(dialect, self._enqueue_steps)
@@ -177,10 +177,10 @@ class SqlQueue:
         self, among: Collection[int] | None, node: str, *, external: bool = False
     ) -> tuple[list[int], int | None]:
         now = self._database.clock()
-        own = {"now": now, "day": day_of(now), "node": node, "external": int(external)}
+        own = {"now": now, "day": day_of(now), "node": node}
         wanted = (
             Statement(_OVERDUE, own),
-            Statement(self._ready, own),
+            Statement(self._ready[external], own),
             Statement(_NEXT, {"now": now, "tomorrow": day_after(now)}),
         )
         overdue, rows, ((due,),) = await self._database.read_all(wanted)
@@ -224,16 +224,20 @@ class SqlQueue:
     async def nodes(self) -> list[tuple[Node, int]]:
         """Every known node and the end (UTC ms) of its lease."""
         rows = await self._database.read(
-            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, notifies, lease_until FROM nodes"
+            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, notifies, place, beats, lease_until "
+            "FROM nodes"
         )
-        return [(replace(Node(*row[:-2]), notifies=bool(row[-2])), row[-1]) for row in rows]
+        return [(replace(Node(*row[:-1]), notifies=bool(row[8])), row[-1]) for row in rows]
 
     async def held_by(self, nodes: Collection[str]) -> list[Execution]:
         """What these nodes run, and whatever runs on an ended lease."""
-        rows = await self._database.read(f"SELECT {EXECUTION_SELECT} FROM executions WHERE status = 'running'")
-        now = self._database.clock()
-        executions = [to_execution(row) for row in rows]
-        return [e for e in executions if e.node in nodes or (e.lease_until or 0) < now]
+        names = {"now": self._database.clock(), "items": NAMES.rows((node,) for node in nodes)}
+        return [to_execution(row) for row in await self._database.read(self._nodes.lost, names)]
+
+    async def next_lease_end(self, node: str) -> int | None:
+        """See `DispatchQueue.next_lease_end`."""
+        rows = await self._database.read(LEASE_END, {"now": self._database.clock(), "node": node})
+        return rows[0][0] if rows else None
 
     async def recover(
         self,

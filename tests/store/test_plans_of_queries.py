@@ -297,8 +297,10 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
     [
         (r"SELECT g\.project_id, g\.fence", "executions_ready (project_id=?)"),
         (r"SELECT g\.project_id, g\.fence", "executions_slot (project_id=? AND slot=?)"),
-        (r"WITH RECURSIVE walk", "executions_ready (project_id>?)"),
-        (r"WITH RECURSIVE walk", "executions_ready (project_id=?)"),
+        (r"SELECT g\.project_id, g\.fence", "executions_local (project_id=?)"),
+        (r"WITH RECURSIVE walk.*external = 0", "executions_local (project_id>?)"),
+        (r"WITH RECURSIVE walk.*external = 0", "executions_local (project_id=?)"),
+        (r"WITH RECURSIVE walk(?!.*external = 0)", "executions_ready (project_id>?)"),
         (r"UPDATE executions SET due = 1", "executions_later (available_at<?)"),
         (r"WITH RECURSIVE walk.*, p\.max_running - p\.running", "executions_ready (project_id=?)"),
         (r"WITH RECURSIVE walk.* SELECT 1", "executions_ready (project_id=?)"),
@@ -385,7 +387,7 @@ def test_a_hot_statement_goes_by_its_index(executed: tuple[list[str], Path], wha
 def test_the_test_can_fail(executed: tuple[list[str], Path]) -> None:
     sqls, path = executed
     with closing(sqlite3.connect(path)) as connection:
-        for index in ("executions_ready", "executions_later", "executions_reserved"):
+        for index in ("executions_ready", "executions_local", "executions_later", "executions_reserved"):
             connection.execute(f"DROP INDEX {index}")
 
     found = [step for sql, plan in plans(path, sqls) for step in walks(sql, plan)]
