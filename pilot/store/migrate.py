@@ -18,6 +18,9 @@ WAIT = 30.0
 """Seconds for whoever has the file to be done with it."""
 APPLICATION_ID = 0x50494C54
 """`PRAGMA application_id` of a database that pilot made ("PILT")."""
+COPYING_ID = 0x50494C43
+"""The same, as long as `pilot db copy` is not done with it ("PILC")."""
+UNFINISHED = "{place} is a copy that is not whole; the same `pilot db copy` again finishes it. Nothing else may use it"
 
 
 def migrations(engine: str) -> list[tuple[int, str, str]]:
@@ -49,6 +52,8 @@ def inspect(connection: sqlite3.Connection, path: Path) -> int:
         "SELECT v.user_version, a.application_id, (SELECT count(*) FROM sqlite_master) "
         "FROM pragma_user_version AS v, pragma_application_id AS a"
     ).fetchone()
+    if application == COPYING_ID:
+        raise StoreRefused(UNFINISHED.format(place=path))
     if application != APPLICATION_ID and (tables or version or application):
         raise StoreRefused(
             f"{path} was made by another program; it is left as it is. "
