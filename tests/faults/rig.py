@@ -1,0 +1,260 @@
+"""Several nodes on one store, what is done to them, and the account that is given of it afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pilot.domain.errors import Busy, LeaseLost, NotFound, StoreError, UsageError
+from pilot.domain.execution import Status
+from pilot.store import Store
+from tests.faults.auditor import Fact, Story, audit, follow, missed, read
+from tests.faults.node import Settings, argument
+from tests.store.audit import audit as audit_rows
+
+ROOT = Path(__file__).parent.parent.parent
+PATIENCE = 60.0
+"""Seconds until something that never came true fails its test; generous, for a loaded machine."""
+
+
+@dataclass
+class Member:
+    """One node's process. `gone`: when (monotonic ns) it was killed; `still`: from when on it was stopped."""
+
+    settings: Settings
+    process: subprocess.Popen[bytes]
+    log: Path
+    gone: int | None = None
+    still: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+        self.gone = time.monotonic_ns()
+
+    def stop(self) -> None:
+        self.still.append(time.monotonic_ns())
+        self.send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self.send(signal.SIGCONT)
+
+
+@dataclass
+class Rig:
+    """Nodes that share `place`, a directory, and a store. `store` is the rig's own way to it, past all faults."""
+
+    store: Store
+    place: Path
+    members: list[Member] = field(default_factory=list)
+    seen: list[Fact] = field(default_factory=list)
+    """The log as somebody saw it who followed it all the time."""
+    _following: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        (self.place / "outside").mkdir(parents=True, exist_ok=True)
+
+    def start(self, url: str, *, prefix: Sequence[str] = (), **settings: Any) -> Member:
+        """A new node. `prefix`: words before its command, `ip netns exec …`."""
+        number = len(self.members)
+        given = Settings(url, f"node-{number}", str(self.place), seed=number, **settings)
+        log = self.place / f"{given.name}.log"
+        command = [*prefix, sys.executable, "-m", "tests.faults.node", argument(given)]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        self.members.append(Member(given, process, log))
+        return self.members[-1]
+
+    def follow(self) -> None:
+        """Read the log by a cursor from now on, as the stream of events does."""
+        self._following = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        while True:
+            with suppress(StoreError, Busy):
+                self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
+            await asyncio.sleep(0.02)
+
+    def diary(self, *what: str) -> list[dict[str, Any]]:
+        """What the nodes wrote down, in order of time; only these words, if any are given. `node`: whose."""
+        found = []
+        for path in self.place.glob("*.diary"):
+            for line in path.read_text().splitlines():
+                with suppress(json.JSONDecodeError):  # the last one, in the middle of which it is now
+                    entry = {"node": path.stem, **json.loads(line)}
+                    if not what or entry["what"] in what:
+                        found.append(entry)
+        return sorted(found, key=lambda entry: entry["at"])
+
+    async def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        """The condition's first true value; it may be a coroutine's."""
+        end = time.monotonic() + seconds
+        while True:
+            with suppress(StoreError, Busy):
+                value = condition()
+                if isinstance(value, Awaitable):
+                    value = await value
+                if value:
+                    return value
+            for member in self.members:
+                if member.gone is None and member.process.poll() not in (None, 0):
+                    raise AssertionError(f"{member.name} ended by itself: {member.process.returncode}\n{self.told()}")
+            if time.monotonic() > end:
+                raise AssertionError(f"never came true in {seconds:g} s: {what}\n{self.told()}")
+            await asyncio.sleep(0.02)
+
+    async def ready(self, *members: Member) -> None:
+        """All of these have started."""
+        names = {member.name for member in members or self.members}
+        await self.until(lambda: names <= {entry["node"] for entry in self.diary("ready")}, f"{names} are ready")
+
+    async def counts(self) -> Mapping[str, int]:
+        """Executions by status."""
+        return dict(await self.store.database.read("SELECT status, count(*) FROM executions GROUP BY status"))
+
+    async def answer(self) -> None:
+        """Be the person that tasks wait for."""
+        rows = await self.store.database.read("SELECT id FROM executions WHERE status = 'needs_human'")
+        for (id,) in rows:
+            with suppress(UsageError, NotFound, StoreError, Busy):
+                await self.store.queue.answer(id, "green", "ann")
+
+    async def settle(self, seconds: float = PATIENCE) -> None:
+        """Let nothing new come, and wait until all is done and delivered; then the nodes leave."""
+        (self.place / "enough").touch()
+        await self.until(self._at_rest, "all is done and delivered", seconds)
+        living = [member for member in self.members if member.gone is None]
+        for member in living:
+            member.go_on()
+            member.send(signal.SIGTERM)
+        await self.until(lambda: all(m.process.poll() is not None for m in living), "the nodes have left")
+        assert [member.process.returncode for member in living] == [0] * len(living), self.told()
+
+    async def _at_rest(self) -> bool:
+        await self.answer()
+        ((left,),) = await self.store.database.read("SELECT count(*) FROM executions WHERE finished_at IS NULL")
+        ((owed,),) = await self.store.database.read("SELECT count(*) FROM outbox WHERE delivered_at IS NULL")
+        return not left and not owed
+
+    async def account(self) -> Story:
+        """Fail unless every promise was kept, by the rows, the log and what the nodes were told."""
+        story = await read(self.store.database)
+        found = await audit_rows(self.store.database)
+        found += audit(story, at_rest=True)
+        found += self.broken(story)
+        if self._following is not None:
+            self._following.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._following
+            self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
+            found += missed(story, self.seen)
+        assert not found, "\n".join(found[:40]) + f"\n({len(found)} in all)\n{self.told()}"
+        return story
+
+    def broken(self, story: Story) -> list[str]:
+        """Where the nodes were told something that is not so, or two were at work on one project."""
+        return [*self._untrue(story), *self._overlaps(), *self._outside()]
+
+    def _untrue(self, story: Story) -> Iterator[str]:
+        keys = {row.key: row.id for row in story.rows}
+        ends = {
+            (fact.execution, fact.data.get("fence")): fact.type
+            for fact in story.log
+            if fact.type.startswith("execution.") and fact.type != "execution.started"
+        }
+        asked: defaultdict[str, set[int]] = defaultdict(set)
+        for entry in self.diary("queued", "ended"):
+            if entry["what"] == "queued":
+                asked[entry["key"]].add(entry["id"])
+                if keys.get(entry["key"]) != entry["id"]:
+                    yield f"{entry['key']} was acknowledged as {entry['id']}, and is {keys.get(entry['key'])}"
+            elif (entry["id"], entry["fence"]) not in ends:
+                yield f"the end of {entry['id']} under fence {entry['fence']} was acknowledged, and is not there"
+        yield from (f"{key} is {ids}" for key, ids in asked.items() if len(ids) > 1)
+
+    def _overlaps(self) -> Iterator[str]:
+        """Two agents of a project at one time. One whose node stands still does nothing."""
+        members = {member.name: member for member in self.members}
+        spans: defaultdict[int, list[list[Any]]] = defaultdict(list)
+        begun: dict[tuple[str, int, int], list[Any]] = {}
+        for entry in self.diary("began", "stopped"):
+            claim = (entry["node"], entry["id"], entry["fence"])
+            if entry["what"] == "began":
+                begun[claim] = span = [entry["at"], None, claim]
+                spans[entry["project"]].append(span)
+            elif claim in begun:
+                begun[claim][1] = entry["at"]
+        for project, found in spans.items():
+            for span in found:
+                member = members[span[2][0]]
+                ends = [span[1], member.gone, *(at for at in member.still if at > span[0])]
+                span[1] = min((end for end in ends if end is not None), default=time.monotonic_ns())
+            for one, other in pairwise(found):
+                if other[0] < one[1]:
+                    yield f"project {project}: {one[2]} and {other[2]} at once, for {(one[1] - other[0]) / 1e6:.1f} ms"
+
+    def _outside(self) -> Iterator[str]:
+        delivered = [entry["key"] for entry in self.diary("delivered")]
+        yield from (f"{key} was delivered twice" for key in set(delivered) if delivered.count(key) > 1)
+        last: dict[str, int] = {}
+        for entry in self.diary("delivered"):
+            if entry["effect"] < last.get(entry["lane"], 0):
+                yield f"effect {entry['effect']} came after {last[entry['lane']]} in lane {entry['lane']}"
+            last[entry["lane"]] = entry["effect"]
+
+    def told(self) -> str:
+        """Logs, for whoever has to find out."""
+        logs = [f"--- {m.name} ({m.process.poll()})\n{m.log.read_text(errors='replace')[-2500:]}" for m in self.members]
+        return "\n".join(logs)
+
+    def clear_away(self) -> None:
+        """End whatever is left."""
+        if self._following is not None:
+            self._following.cancel()
+        for member in self.members:
+            if member.process.poll() is None:
+                member.kill()
+
+
+async def quietly(ask: Callable[[], Awaitable[Any]]) -> Any:
+    """What the store answers, or None when it can't."""
+    try:
+        return await ask()
+    except (StoreError, Busy, LeaseLost):
+        return None
+
+
+def running(rows: Mapping[str, int]) -> int:
+    """How many run."""
+    return rows.get(Status.RUNNING, 0)
+
+
+def done(rows: Mapping[str, int]) -> int:
+    """How many have ended well."""
+    return rows.get(Status.COMPLETED, 0)
+
+
+def takes_over(rig: Rig, victims: Collection[str], since: int) -> list[dict[str, Any]]:
+    """What others have begun since."""
+    return [entry for entry in rig.diary("began") if entry["at"] > since and entry["node"] not in victims]
