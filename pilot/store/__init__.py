@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pilot.store.tokens import SqlTokens
     from pilot.store.work_queue import SqlWorkQueue
 
-__all__ = ["Store", "open_queue", "open_store", "sqlite_path"]
+__all__ = ["Store", "is_postgres", "open_queue", "open_store", "sqlite_path"]
 
 
 def wall_clock() -> int:
@@ -57,11 +57,16 @@ class Store:
     artifacts: SqlArtifacts
 
 
+def is_postgres(url: str) -> bool:
+    """Whether the store is on PostgreSQL."""
+    return url.startswith(("postgresql:", "postgres:"))
+
+
 def sqlite_path(url: str) -> Path:
-    """The file of a `sqlite:////path` URL. Raises `UsageError` for other engines."""
+    """The file of a `sqlite:////path` URL. Raises `UsageError` for other engines, without what may be a password."""
     parts = urlsplit(url)
     if parts.scheme != "sqlite" or not parts.path:
-        raise UsageError(f"store {url!r}: this version has `sqlite:////path/pilot.db` only")
+        raise UsageError(f"store {parts.scheme or '(none)'}: this is for `sqlite:////path/pilot.db` only")
     return Path(unquote(parts.path.removeprefix("/")))
 
 
@@ -79,11 +84,10 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
     from pilot.store.pulls import SqlPulls
     from pilot.store.queue import SqlQueue
     from pilot.store.refusals import SqlRefusals
-    from pilot.store.sqlite import open_sqlite
     from pilot.store.tokens import SqlTokens
     from pilot.store.work_queue import SqlWorkQueue
 
-    database = await open_sqlite(sqlite_path(url), clock, create=create)
+    database = await _open(url, clock, create)
     work: SqlWorkQueue | None = None
     try:
         ((id,),) = await database.read("SELECT id FROM store")
@@ -110,6 +114,20 @@ async def open_store(url: str, *, clock: Clock = wall_clock, create: bool = True
         if work is not None:
             await work.close()
         await database.close()
+
+
+async def _open(url: str, clock: Clock, create: bool) -> Database:
+    if not is_postgres(url):
+        from pilot.store.sqlite import open_sqlite
+
+        return await open_sqlite(sqlite_path(url), clock, create=create)
+    try:
+        from pilot.store.postgres import open_postgres
+    except ImportError as error:
+        raise UsageError(
+            f"a store on PostgreSQL needs psycopg ({error}): `pip install 'pilot-dispatcher[postgres]'`"
+        ) from None
+    return await open_postgres(url, None if clock is wall_clock else clock, create=create)
 
 
 @asynccontextmanager

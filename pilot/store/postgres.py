@@ -1,0 +1,149 @@
+"""The PostgreSQL engine: one writer at a time over all nodes, and one commit for all who wait in a process.
+
+Whoever writes holds the store's advisory lock until its commit, so that every operation means what it means on
+SQLite, and ids are committed in the order in which they were given out: who follows the events misses none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
+from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
+from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
+from pilot.store.postgres_group import Transaction
+from pilot.store.postgres_migrate import prepare
+from pilot.store.postgres_signals import PostgresSignals
+from pilot.store.postgres_wire import Place, Wire
+
+READERS = 3
+"""Connections that read, at most."""
+
+
+class PostgresDatabase:
+    """Implements `Database` on one schema of a database. Made by `open_postgres`."""
+
+    def __init__(self, place: Place, clock: Callable[[], int] | None, transaction: Transaction) -> None:
+        self.place = place
+        self.dialect: Dialect = PostgresDialect()
+        self._transaction = transaction
+        self.clock: Callable[[], int] = clock or transaction.clock
+        self._pending: Group = {}
+        self._draining: asyncio.Task[None] | None = None
+        self._writing = ThreadPoolExecutor(1, "pilot-writer")
+        self._reading = ThreadPoolExecutor(READERS, "pilot-reader")
+        self._idle: deque[Wire] = deque()
+        self._signals = PostgresSignals(place, transaction.channel, transaction.id)
+        self._snapshot = ""
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        """See `Database.write`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._pending.setdefault(operation, []).append((item, future))
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await future
+
+    async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
+        """See `Database.read`."""
+        return (await self.read_all([Statement(sql, params or {})]))[0]
+
+    async def read_all(self, statements: Sequence[Statement]) -> list[Rows]:
+        """See `Database.read_all`."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._read, statements)
+
+    def listen(self, listener: Listener) -> Callable[[], None]:
+        """See `Database.listen`."""
+        return self._signals.listen(listener)
+
+    async def changed(self) -> bool:
+        """See `Database.changed`."""
+        # All of it: what begins first may commit last.
+        snapshot: str = (await self.read("SELECT pg_current_snapshot()::text"))[0][0]
+        before, self._snapshot = self._snapshot, snapshot
+        return before != snapshot
+
+    async def close(self) -> None:
+        """See `Database.close`."""
+        while self._draining is not None:
+            await asyncio.wait([self._draining])
+        await self._signals.close()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._writing, self._transaction.close)
+        self._writing.shutdown(wait=False)
+        await asyncio.to_thread(self._reading.shutdown)
+        while self._idle:
+            self._idle.pop().close()
+
+    def _read(self, statements: Sequence[Statement]) -> list[Rows]:
+        deadline, pause = time.monotonic() + PATIENCE, 0.02
+        while True:
+            wire: Wire | None = None
+            try:
+                wire = self._idle.pop() if self._idle else Wire(self.place, read_only=True)
+                rows = wire.all_rows(statements)
+            except Failed as error:
+                if wire is not None and (isinstance(error, Lost) or passes(error)):
+                    wire.close()
+                    self._forget()
+                elif wire is not None:
+                    self._idle.append(wire)
+                if not passes(error) or time.monotonic() + pause > deadline:
+                    raise translate(error, self.place.name) from None
+                time.sleep(pause)
+                pause = min(pause * 2, 0.5)
+            except BaseException:
+                if wire is not None:
+                    wire.close()
+                raise
+            else:
+                self._idle.append(wire)
+                return rows
+
+    def _forget(self) -> None:
+        # What ended one connection has most likely ended all.
+        try:
+            while True:
+                self._idle.pop().close()
+        except IndexError:
+            pass
+
+    async def _drain(self) -> None:
+        try:
+            while self._pending:
+                group, self._pending = self._pending, {}
+                await self._commit(group)
+                # The callers just answered come back with their next request before the next group closes.
+                await asyncio.sleep(0)
+                if size(group) >= CROWD and size(self._pending) < size(group):
+                    await asyncio.sleep(GATHER)
+        finally:
+            self._draining = None
+
+    async def _commit(self, group: Group) -> None:
+        work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]
+        try:
+            results, tokens = await asyncio.get_running_loop().run_in_executor(
+                self._writing, self._transaction.commit, work
+            )
+        except Exception as error:  # noqa: BLE001  every waiting caller gets it
+            refuse(group, translate(error, self.place.name) if isinstance(error, Failed) else error)
+            return
+        answer(group, results)
+        if tokens:
+            self._signals.tell(tokens)
+
+
+async def open_postgres(url: str, clock: Callable[[], int] | None, *, create: bool = True) -> PostgresDatabase:
+    """Open the store in the first schema of the search path, bringing it up to this version first.
+
+    `clock` None: the server's. Raises as `open_sqlite` does.
+    """
+    place = Place(url)
+    wire, schema = await asyncio.to_thread(prepare, place, clock, create)
+    return PostgresDatabase(place, clock, Transaction(place, schema, wire))

@@ -1,0 +1,229 @@
+"""One group of operations as one transaction on PostgreSQL, and what became of it when its connection is lost."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from pilot.domain.errors import StoreError
+from pilot.store.database import Notify, Operation, Rows, Statement, Step
+from pilot.store.group import Work
+from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, blames_item, passes
+from pilot.store.postgres_wire import Place, Wire
+
+LOCK = 0x50494C54
+"""Class of the advisory lock that whoever writes holds; its object is the schema."""
+MOST = 7000
+"""Bytes of tokens that one NOTIFY carries."""
+
+_BEGIN = Statement("BEGIN")
+_COMMIT = Statement("COMMIT")
+# After the lock, which is a statement of its own: what it waited for has to be seen.
+NOW = Statement("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+_SAVE, _BACK = Statement("SAVEPOINT operation"), Statement("ROLLBACK TO operation")
+_RELEASE = Statement("RELEASE operation")
+# Only where something was written: a look in vain costs the disk nothing.
+_MARK = """
+    INSERT INTO writers (id, n, since) SELECT :id, :n, :now WHERE pg_current_xact_id_if_assigned() IS NOT NULL
+    ON CONFLICT (id) DO UPDATE SET n = excluded.n"""
+_STALE = 86_400_000  # ms
+_WRITES = ("INSERT", "UPDATE", "DELETE")
+
+Results = tuple[list[Any], set[str]]
+
+
+def lock(schema: int) -> Statement:
+    """Take the lock of the store in the schema with this oid, until the transaction ends."""
+    # an oid has no sign, what locks take has
+    object = schema - (1 << 32) if schema >= 1 << 31 else schema
+    return Statement("SELECT pg_advisory_xact_lock(:class::int, :object::int)", {"class": LOCK, "object": object})
+
+
+class _Unknown(Exception):
+    """The connection was lost while it committed."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+
+class Transaction:
+    """The writing connection of a process. For one thread."""
+
+    def __init__(self, place: Place, schema: int, wire: Wire | None = None) -> None:
+        self.id = uuid.uuid4().hex
+        self._place = place
+        self.channel = f"pilot_{schema}"
+        """Of NOTIFY."""
+        self._lock = lock(schema)
+        self._wire = wire
+        self._n = 0
+        self._marked = False
+        self._ahead = 0
+        """ms that the server's clock is ahead of this process's monotonic one; 0: not known."""
+
+    def clock(self) -> int:
+        """The server's time, UTC ms, going on from what the last group was told."""
+        if not self._ahead:
+            return time.time_ns() // 1_000_000
+        return time.monotonic_ns() // 1_000_000 + self._ahead
+
+    def measure(self, now: int) -> None:
+        """The server's clock says so."""
+        self._ahead = now - time.monotonic_ns() // 1_000_000
+
+    def commit(self, work: Work) -> Results:
+        """Run all of it; durable on return. Raises `Failed` and `StoreError`: nothing was written."""
+        deadline, pause = time.monotonic() + PATIENCE, 0.02
+        while True:
+            try:
+                return self._once(work)
+            except _Unknown as lost:
+                if self._committed():
+                    return lost.results
+                deadline = max(deadline, time.monotonic() + 1)
+            except Failed as error:
+                if not passes(error) or time.monotonic() + pause > deadline:
+                    raise
+            time.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        wire, self._wire = self._wire, None
+        if wire is None:
+            return
+        if self._marked:
+            with suppress(Failed):  # then it is swept later
+                wire.send(Statement("SET synchronous_commit = off"))
+                wire.rows(Statement("DELETE FROM writers WHERE id = :id", {"id": self.id}))
+        wire.close()
+
+    def _once(self, work: Work) -> Results:
+        try:
+            wire = self._connected()
+            now = self._begin(wire)
+            tokens: set[str] = set()
+            try:
+                results = [_drive(wire, operation(items), tokens) for operation, items in work]
+                self._end(wire, now, (results, tokens))
+            except Exception as error:
+                if not blames_item(error):
+                    raise
+                # Who is at fault is found in a second go, so that the first needs no savepoints.
+                wire.drop()
+                now, tokens = self._begin(wire), set()
+                results = [_apart(wire, operation, items, tokens) for operation, items in work]
+                self._end(wire, now, (results, tokens))
+        except BaseException as error:
+            self._tidy(error)
+            raise
+        return results, tokens
+
+    def _tidy(self, error: BaseException) -> None:
+        wire = self._wire
+        if wire is None:
+            return
+        if isinstance(error, Failed) and not isinstance(error, Lost) and not passes(error):
+            with suppress(Failed):
+                wire.drop()
+                return
+        self._wire = None
+        wire.close()
+
+    def _connected(self) -> Wire:
+        if self._wire is None:
+            self._wire = Wire(self._place)
+        return self._wire
+
+    def _begin(self, wire: Wire) -> int:
+        wire.send(_BEGIN)
+        wire.send(self._lock)
+        ((now,),) = wire.rows(NOW)
+        self.measure(now)
+        return int(now)
+
+    def _end(self, wire: Wire, now: int, results: Results) -> None:
+        self._n += 1
+        if not self._marked:
+            wire.send(Statement("DELETE FROM writers WHERE since < :old", {"old": now - _STALE}))
+        wire.send(Statement(_MARK, {"id": self.id, "n": self._n, "now": now}))
+        if results[1]:
+            message = " ".join((self.id, *sorted(results[1])))
+            message = message if len(message) <= MOST else f"{self.id} *"  # say only that there is much
+            wire.send(Statement("SELECT pg_notify(:channel, :message)", {"channel": self.channel, "message": message}))
+        try:
+            wire.rows(_COMMIT)
+        except Lost:
+            raise _Unknown(results) from None
+        if wire.tag != b"COMMIT":
+            raise Failed("", "the server did not commit, and did not say why")
+        self._marked = True
+
+    def _committed(self) -> bool:
+        """Whether the last group is in the store, which is certain once its lock is ours."""
+        deadline, pause = time.monotonic() + 2 * PATIENCE, 0.05
+        while True:
+            try:
+                wire = self._connected()
+                self._begin(wire)
+                rows = wire.rows(Statement("SELECT n FROM writers WHERE id = :id", {"id": self.id}))
+                wire.drop()
+            except Failed as error:
+                self._tidy(error)
+                if time.monotonic() + pause > deadline:
+                    raise StoreError(
+                        f"{self._place.name} was lost while it committed: whether it was written is not known. "
+                        "Look before you repeat it"
+                    ) from None
+                time.sleep(pause)
+                pause = min(pause * 2, 0.5)
+            else:
+                return rows == [(self._n,)]
+
+
+def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens: set[str]) -> Sequence[Any]:
+    """All items at once; when one of them is bad, each by itself, so that it fails alone."""
+    wire.send(_SAVE)
+    told: set[str] = set()
+    try:
+        result = _drive(wire, operation(items), told)
+        wire.rows(_RELEASE)
+    except Exception as error:
+        if not blames_item(error):
+            raise
+        with suppress(Failed):
+            wire.rows()
+        wire.send(_BACK)
+        wire.rows(_RELEASE)
+        if len(items) == 1:
+            return [StoreError(f"the store refused: {error}") if isinstance(error, Failed) else error]
+        return [_apart(wire, operation, [item], tokens)[0] for item in items]
+    tokens |= told
+    return result
+
+
+def _drive(wire: Wire, steps: Generator[Step, Rows, Sequence[Any]], tokens: set[str]) -> Sequence[Any]:
+    rows: Any = None  # what a generator is started with
+    try:
+        while True:
+            step = steps.send(rows)
+            rows = []
+            if isinstance(step, Notify):
+                tokens.update(step.tokens)
+            elif step.many is not None or silent(step.sql):
+                wire.send(step)
+            else:
+                rows = wire.rows(step)
+    except StopIteration as stop:
+        result: Sequence[Any] = stop.value
+        return result
+
+
+@lru_cache(maxsize=2048)
+def silent(sql: str) -> bool:
+    """Whether it gives no rows, so that nobody has to wait for them."""
+    return sql.split(maxsplit=1)[0].upper() in _WRITES and "RETURNING" not in sql.upper()

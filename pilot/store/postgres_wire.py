@@ -1,0 +1,240 @@
+"""One connection to PostgreSQL: statements in a row, one round trip for as many as need no answer in between.
+
+It drives libpq's pipeline mode itself, through psycopg: a group of a hundred executions is some twenty statements,
+and what each would cost in a cursor of its own is more than what the server does for it.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.adapt import Loader, Transformer
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from pilot.domain.errors import UsageError
+from pilot.store.database import Rows, Statement
+from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, bound, refused, translated
+
+LOCKED = round(PATIENCE * 1000)  # ms that a statement waits for a lock
+LONGEST = 30_000
+"""ms that a statement may take."""
+SILENCE = 5.0
+"""Seconds that the server may leave unanswered what it was sent; a statement's own time is on top."""
+IDLE = 2_000
+"""ms that somebody who stopped in the middle of a transaction keeps the others from writing."""
+
+# The plans that the statements were written for: as on SQLite, by index and row by row. What the planner knows of a
+# table that was empty a minute ago is nothing, and a plan is kept for as long as the connection.
+_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
+_DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+_FATAL = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
+
+
+class _Int(Loader):
+    def load(self, data: Any) -> int:
+        return int(data == b"t")
+
+
+class _Number(Loader):
+    def load(self, data: Any) -> int | float:
+        text = bytes(data)
+        return float(text) if b"." in text or not text.lstrip(b"-").isdigit() else int(text)
+
+
+class Place:
+    """Where a store is. `name` is what may be shown."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            given = conninfo_to_dict(url)
+        except psycopg.Error:
+            # not with what libpq says: it quotes what it did not understand, which may be part of a password
+            raise UsageError(
+                "store: this is no postgresql:// URL as PostgreSQL understands it; in a user or a password, write "
+                "%40 for @, %3A for :, %2F for / and %25 for %"
+            ) from None
+        user, host = given.get("user"), given.get("host") or given.get("hostaddr") or ""
+        port, name = given.get("port"), given.get("dbname") or ""
+        self.name = f"postgresql://{f'{user}@' if user else ''}{host}{f':{port}' if port else ''}/{name}"
+        self._secrets = [str(given[word]) for word in ("password", "sslpassword", "passfile") if given.get(word)]
+        own: dict[str, str | int] = {
+            "application_name": "pilot", "connect_timeout": 5, "keepalives": 1, "keepalives_idle": 5,
+            "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 6000, "client_encoding": "utf8",
+        }  # fmt: skip
+        self.conninfo = make_conninfo(url, **{key: value for key, value in own.items() if key not in given})
+
+    def said(self, text: str) -> str:
+        """A message without anything secret."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
+
+
+_ROLLBACK = Statement("ROLLBACK")
+_Key = tuple[bytes, tuple[int, ...]]
+
+
+class Wire:
+    """One connection. Not for two threads at once.
+
+    `send` only queues; `rows` sends all that is queued and waits for its end. What fails raises `Failed`, what ends
+    the connection `Lost`, after which only `close` is of use.
+    """
+
+    def __init__(self, place: Place, *, read_only: bool = False) -> None:
+        self._place = place
+        try:
+            self._connection = psycopg.Connection.connect(place.conninfo, autocommit=True)
+        except psycopg.Error as error:
+            raise refused(place.said(str(error))) from None
+        self._pg = self._connection.pgconn
+        self._connection.adapters.register_loader("bool", _Int)
+        self._connection.adapters.register_loader("numeric", _Number)
+        self._loaded = Transformer(self._connection)
+        self._known: dict[_Key, bytes] = {}
+        self._numbers = count()
+        self.tag = b""
+        self._sent: list[_Key | None] = []
+        self._poll = select.poll()
+        self._poll.register(self._pg.socket, select.POLLIN)
+        self.version = self._pg.server_version
+        try:
+            self._set_up(read_only)
+            self._pg.nonblocking = 1
+            self._pg.enter_pipeline_mode()
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, read_only: bool) -> None:
+        settings = {
+            **dict.fromkeys(_PLANS, "off"), "plan_cache_mode": "force_generic_plan", "random_page_cost": 1.1,
+            "lock_timeout": LOCKED, "statement_timeout": LONGEST, "idle_in_transaction_session_timeout": IDLE,
+            "default_transaction_isolation": "'read committed'", "default_transaction_read_only": int(read_only),
+            "client_min_messages": "error", "extra_float_digits": 1,
+        }  # fmt: skip
+        self.script(
+            ";".join(f"SET {name} = {value}" for name, value in settings.items())
+            # a commit that was acknowledged survives the loss of power
+            + ";SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
+        )
+
+    def drop(self) -> None:
+        """Forget what is queued, and end the transaction with nothing written."""
+        try:
+            self.rows()
+        except Lost:
+            raise
+        except Failed:  # was said already
+            pass
+        self.rows(_ROLLBACK)
+
+    def script(self, sql: str) -> None:
+        """Several statements without parameters, nothing being queued."""
+        if self._sent:
+            self.rows()
+        pipelined = self._pg.pipeline_status == pq.PipelineStatus.ON
+        if pipelined:
+            self._pg.exit_pipeline_mode()
+        found = self._pg.exec_(sql.encode())
+        if pipelined:
+            self._pg.enter_pipeline_mode()
+        if found.status not in _DONE:
+            raise self._failure(found)
+
+    def send(self, statement: Statement) -> None:
+        """Queue it."""
+        text, names = translated(statement.sql)
+        for params in (statement.params,) if statement.many is None else statement.many:
+            values, types, formats = bound(names, params)
+            key = (text, tuple(types))
+            try:
+                name = self._known.get(key)
+                if name is None:
+                    name = self._known[key] = b"p%d" % next(self._numbers)
+                    self._pg.send_prepare(name, text, types)
+                    self._sent.append(key)
+                self._pg.send_query_prepared(name, values, formats)
+            except psycopg.Error as error:
+                raise Lost("", self._place.said(str(error))) from None
+            self._sent.append(None)
+
+    def rows(self, statement: Statement | None = None) -> Rows:
+        """Send it with all that is queued; its rows."""
+        found = self.all_rows([] if statement is None else [statement])
+        return found[-1] if found else []
+
+    def all_rows(self, statements: Sequence[Statement], seconds: float = SILENCE + LONGEST / 1000) -> list[Rows]:
+        """Send these, with all that is queued; the rows of each of them."""
+        for statement in statements:
+            self.send(statement)
+        sent, self._sent = self._sent, []
+        try:
+            self._pg.pipeline_sync()
+            results = self._receive(sent, time.monotonic() + seconds)
+        except psycopg.Error as error:
+            raise Lost("", self._place.said(str(error))) from None
+        self.tag = (results[-1].command_status or b"") if results else b""
+        return [self._load(result) for result in results[len(results) - len(statements) :]] if statements else []
+
+    def _load(self, result: pq.abc.PGresult) -> Rows:
+        if result.ntuples == 0:
+            return []
+        self._loaded.set_pgresult(result)
+        return self._loaded.load_rows(0, result.ntuples, tuple)
+
+    def _receive(self, sent: Sequence[_Key | None], deadline: float) -> list[pq.abc.PGresult]:
+        results: list[pq.abc.PGresult] = []
+        failure: Failed | None = None
+        for key in sent:
+            result = self._result(deadline)
+            assert result is not None  # noqa: S101  libpq answers each
+            while (following := self._result(deadline)) is not None:
+                result = following
+            if result.status not in _DONE:
+                if key is not None:
+                    del self._known[key]
+                if failure is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
+                    failure = self._failure(result)
+                    if isinstance(failure, Lost):
+                        raise failure
+            elif key is None:
+                results.append(result)
+        end = self._result(deadline)
+        if failure is not None:
+            raise failure
+        if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
+            raise Lost("", "the server's answers do not fit what it was asked")
+        return results
+
+    def _result(self, deadline: float) -> pq.abc.PGresult | None:
+        pg = self._pg
+        while True:
+            waits = pg.flush()
+            if not waits and not pg.is_busy():
+                return pg.get_result()
+            self._poll.modify(pg.socket, select.POLLIN | (select.POLLOUT if waits else 0))
+            left = deadline - time.monotonic()
+            if left <= 0 or not (events := self._poll.poll(left * 1000)):
+                raise Lost("", "the server does not answer")
+            if any(event & ~select.POLLOUT for _, event in events):
+                pg.consume_input()
+
+    def _failure(self, result: pq.abc.PGresult) -> Failed:
+        field = result.error_field
+        code = (field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+        primary = field(pq.DiagnosticField.MESSAGE_PRIMARY)
+        text = primary.decode("utf-8", "replace") if primary else result.get_error_message()
+        gone = code in _FATAL or self._pg.status != pq.ConnStatus.OK or (not code and not primary)
+        return (Lost if gone else Failed)(code, self._place.said(text))
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._connection.close()
