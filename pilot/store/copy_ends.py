@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from pilot.domain.errors import Busy
@@ -67,11 +67,11 @@ class CopyEnd(Protocol):
         """
         ...
 
-    def write(self, table: CopyTable, rows: Iterable[Row], mark: Mark) -> None:
+    def write(self, table: CopyTable, rows: Sequence[Row], mark: Mark) -> None:
         """Put rows in and renew the mark, in one transaction."""
         ...
 
-    def finish(self, numbers: Mapping[str, int], verify: Callable[[], None]) -> None:
+    def finish(self, tables: Sequence[CopyTable], numbers: Mapping[str, int], verify: Callable[[], None]) -> None:
         """Make a store of a whole copy: numbers go on behind these, triggers are at work, no mark.
 
         In one transaction, in which `verify` reads what is there, and raises where it is not right.

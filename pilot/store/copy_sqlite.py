@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -150,7 +150,7 @@ class SqliteEnd:
                 )
                 connection.execute(f"PRAGMA application_id = {COPYING_ID}")
 
-    def write(self, table: CopyTable, rows: Iterable[Row], mark: Mark) -> None:
+    def write(self, table: CopyTable, rows: Sequence[Row], mark: Mark) -> None:
         """See `CopyEnd.write`."""
         places = ", ".join("?" * len(table.columns))
         into = f"INSERT INTO {table.name} ({', '.join(table.columns)}) VALUES ({places})"
@@ -160,7 +160,7 @@ class SqliteEnd:
                 connection.executemany(into, rows)
                 connection.execute("UPDATE copying SET progress = ?", (mark.progress(),))
 
-    def finish(self, numbers: Mapping[str, int], verify: Callable[[], None]) -> None:
+    def finish(self, tables: Sequence[CopyTable], numbers: Mapping[str, int], verify: Callable[[], None]) -> None:
         """See `CopyEnd.finish`."""
         with self._in_words():
             self._connection = self._connection or self._connect()

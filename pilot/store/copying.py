@@ -77,7 +77,7 @@ class Copying:
             self.target.begin(self.tables, begun)
         for table in self.tables:
             self._copy(table, begun)
-        self.target.finish(self.source.numbers(self.tables), lambda: self._verify(begun))
+        self.target.finish(self.tables, self.source.numbers(self.tables), lambda: self._verify(begun))
         return Copied(
             self.source.words,
             self.target.words,
@@ -175,18 +175,21 @@ class Copying:
 
 
 @contextmanager
-def open_end(url: str, clock: Clock, *, target: bool = False) -> Iterator[CopyEnd]:
-    """A store as one end of a copy, by its URL; a source has to exist, and is brought up to date first."""
+def open_end(url: str, clock: Clock | None, *, target: bool = False) -> Iterator[CopyEnd]:
+    """A store as one end of a copy, by its URL; a source has to exist, and is brought up to date first.
+
+    `clock` None: this machine's for a file, its own for a server.
+    """
     end: CopyEnd
     if urlsplit(url).scheme == "sqlite":
-        from pilot.store import sqlite_path
+        from pilot.store import sqlite_path, wall_clock
         from pilot.store.copy_sqlite import SqliteEnd
 
-        end = SqliteEnd(Path(sqlite_path(url)), clock, target=target)
+        end = SqliteEnd(Path(sqlite_path(url)), clock or wall_clock, target=target)
     else:
         from pilot.store.copy_postgres import PostgresEnd
 
-        end = PostgresEnd(url, target=target)
+        end = PostgresEnd(url, clock, target=target)
     try:
         yield end
     finally:
@@ -196,10 +199,10 @@ def open_end(url: str, clock: Clock, *, target: bool = False) -> Iterator[CopyEn
 def copy_store(
     source: str,
     target: str,
-    clock: Clock,
     alive: Callable[[Node], bool | None],
     tell: Callable[[Progress], None] = lambda _: None,
     *,
+    clock: Clock | None = None,
     fresh: bool = False,
 ) -> Copied:
     """Copy the store at one URL to another. See `Copying.run`."""
