@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pilot.domain.errors import Busy, StoreError, StoreRefused
 from pilot.store.database import Statement
-from pilot.store.migrate import migrations, newest
+from pilot.store.migrate import UNFINISHED, migrations, newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, translate
 from pilot.store.postgres_group import NOW, lock
 from pilot.store.postgres_wire import Place, Wire
@@ -77,6 +77,8 @@ def inspect(wire: Wire, place: Place, schema: int) -> int:
                 "Give pilot a database or a schema of its own"
             )
         return 0
+    if "copying" in tables:
+        raise StoreRefused(UNFINISHED.format(place=place.name))
     ((version,),) = wire.rows(Statement("SELECT coalesce(max(number), 0) FROM pilot_schema"))
     if version > newest("postgres"):
         raise StoreRefused(
