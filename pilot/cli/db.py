@@ -9,6 +9,7 @@ import click
 
 from pilot.cli import arguments
 from pilot.cli.arguments import json_option
+from pilot.cli.copying import copy
 from pilot.cli.session import Session
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 @click.group()
 def db() -> None:
-    """Look after the store: migrate, check, backup, prune."""
+    """Look after the store: migrate, check, backup, prune, copy."""
+
+
+db.add_command(copy)
 
 
 @db.command()
