@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Hashable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from pilot import __version__
 from pilot.app.machine import Machine, identity_of, secret_files
+from pilot.app.node import alive, new_node, place_of
 from pilot.backends import build, known_backends
 from pilot.config.load import Loaded
 from pilot.config.locate import ensure_state_dir
@@ -32,7 +30,6 @@ from pilot.runner.git import Git
 from pilot.runner.git_login import Login
 from pilot.runner.identity import find_repository, repository_key
 from pilot.runner.process import end_marked
-from pilot.runner.proctree import boot_id, host_id, is_alive, start_ticks
 from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
@@ -41,28 +38,6 @@ from pilot.telemetry.logs import redact_by
 
 HURRY = 2.0
 """Seconds between the steps in which a second signal ends what runs: asked, ended without grace, left as it is."""
-
-
-def new_node(kind: NodeKind, max_running: int) -> Node:
-    """This process, as the store will know it."""
-    pid = os.getpid()
-    return Node(
-        id=f"{socket.gethostname()[:40]}-{pid}-{uuid.uuid4().hex[:6]}",
-        kind=kind,
-        host=host_id(),
-        boot_id=boot_id(),
-        pid=pid,
-        start_ticks=start_ticks(pid) or 0,
-        version=__version__,
-        max_running=max_running,
-    )
-
-
-def alive(node: Node) -> bool | None:
-    """Whether the node's process lives; None when it is another host's and can't be known."""
-    if node.host != host_id():
-        return None
-    return node.boot_id == boot_id() and is_alive(node.pid, node.start_ticks)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,6 +103,10 @@ class Context(Machine):
             found[id] = told[key]
         return found
 
+    def node(self, kind: NodeKind, max_running: int) -> Node:
+        """This process as one that claims. Raises `StoreError`."""
+        return new_node(kind, max_running, place_of(self.state_dir))
+
     def intake(self) -> Intake:
         """The door for tasks."""
         return Intake(self.settings, self.store.queue, known_backends)
@@ -187,7 +166,7 @@ class Context(Machine):
             accounts=self.accounts([project.id for project in projects], asked),
             budget=self.budget(),
             rules=self.settings.retry_rules(),
-            alive=alive,
+            alive=partial(alive, local=self.settings.store_url.startswith("sqlite:")),
             # Never a later claim's: another node may have taken the row back, and begun again, meanwhile.
             end_processes=lambda id, fence: end_marked(f"{self.store.id}:{id}:", upto=fence),
         )

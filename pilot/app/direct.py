@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from pilot.app.agents import check_direct
-from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
+from pilot.app.context import HURRY, Context, limits_of, open_context
 from pilot.config.load import Loaded
 from pilot.dispatch.deliveries import Deliveries
 from pilot.dispatch.dispatcher import Dispatcher
@@ -87,7 +87,7 @@ async def run_direct(loaded: Loaded, request: DirectRequest, show: Show = lambda
     become_subreaper()
     async with open_context(loaded) as context:
         project, own = await context.project(request.project, unconfigured=True)
-        node = new_node(NodeKind.RUN, 1)
+        node = context.node(NodeKind.RUN, 1)
         limits = replace(limits_of(context.settings), max_running=1, poll_interval=0.5)
         journal = _ShownJournal(context.store.journal, show)
         dispatcher = context.dispatcher(node, limits, [project], journal, request.task.backend)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pilot.app.agents import check_direct
-from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
+from pilot.app.context import HURRY, Context, limits_of, open_context
 from pilot.app.direct import on_interrupt
 from pilot.config.load import Loaded
 from pilot.config.schema import ProjectSettings
@@ -107,7 +107,7 @@ async def run_plan(loaded: Loaded, request: PlanRequest, show: Show = lambda _ne
         at_once = request.agents or context.settings.dispatcher.max_running
         steps = _steps(context, request, project, own)
         _check_agents(context, steps, own)
-        node = new_node(NodeKind.SERVE, at_once)
+        node = context.node(NodeKind.SERVE, at_once)
         limits = replace(limits_of(context.settings), max_running=at_once)
         dispatcher = context.dispatcher(node, limits, [project])
         new = await _put_in(context, request, project, own)

@@ -17,7 +17,7 @@ from pilot.api.server import listen, server
 from pilot.api.webhooks import Webhooks
 from pilot.app import agents
 from pilot.app.api import Api
-from pilot.app.context import HURRY, Context, limits_of, new_node, open_context
+from pilot.app.context import HURRY, Context, limits_of, open_context
 from pilot.app.outside import Outside
 from pilot.config.load import Loaded, load
 from pilot.dispatch.dispatcher import Dispatcher
@@ -40,7 +40,7 @@ async def serve(loaded: Loaded, *, host: str | None = None, port: int | None = N
     sock = listen(host, port)
     with contextlib.closing(sock):
         async with open_context(loaded) as context:
-            node = new_node(NodeKind.SERVE, settings.dispatcher.max_running)
+            node = context.node(NodeKind.SERVE, settings.dispatcher.max_running)
             outside = Outside(context, node.id)
             try:
                 outside.adopt(await outside.prepare(settings))

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from pilot.app.context import Context, new_node, open_context
+from pilot.app.context import Context, open_context
 from pilot.app.parts import Parts, desk_of
 from pilot.config.load import Loaded
 from pilot.dispatch.deliveries import Deliveries
@@ -103,7 +103,7 @@ async def _synced(
 @asynccontextmanager
 async def _tools(context: Context) -> AsyncIterator[tuple[Deliveries, PullWatch]]:
     """What delivers and what reads, as a node of this host: it has the branches."""
-    node = new_node(NodeKind.RUN, 0)
+    node = context.node(NodeKind.RUN, 0)
     desk = desk_of(context, node.id)
     parts = Parts()
     async with contextlib.AsyncExitStack() as stack:

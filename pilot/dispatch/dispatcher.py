@@ -81,7 +81,7 @@ class Dispatcher:
         self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs)
         lease = self._limits.lease
         self._recovery = Recovery(
-            queue, node, clock, alive, end_processes, every=min(5.0, lease / 4), silence=lease / 2
+            queue, node, clock, alive, end_processes, self._known, every=min(5.0, lease / 4), silence=lease / 2
         )
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -173,6 +173,13 @@ class Dispatcher:
         await self._serve(notifies)
         self._tell({"*"})
 
+    async def _known(self) -> None:
+        """Make this node known, and what it serves."""
+        await self._queue.start_node(self._node, self._lease)
+        await self._serve()
+        if self._draining.is_set():
+            await self._queue.drain_node(self._node.id)
+
     async def _serve(self, notifies: bool | None = None) -> None:
         await self._queue.serve(self._node.id, self.projects, self._accounts, self._budget, notifies)
 
@@ -190,8 +197,7 @@ class Dispatcher:
 
         `last`: what the node still does then, before it leaves and lets go of all that it has in hand.
         """
-        await self._queue.start_node(self._node, self._lease)
-        await self._serve()
+        await self._known()
         leave = self._queue.listen(self._tell)
         loops: list[asyncio.Task[None]] = []
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
@@ -22,6 +23,8 @@ FORGOTTEN = 24 * 60 * 60 * 1000
 """ms after the end of its lease when another host's node is no longer listed."""
 UNHEARD = 60 * 60 * 1000
 """The same of a worker, which claims again under the same name when it comes back."""
+PAST = 20
+"""ms after the end of a lease when it is looked at."""
 SELF_FENCE = 0.6
 """Part of the lease after which runs are ended if it could not be renewed; the rest is theirs to end in."""
 
@@ -110,13 +113,30 @@ class Leases:
 
 
 @dataclass(slots=True)
+class _Watch:
+    """Since when (seconds of this process) something is the same, by what it is: a wall clock jumps, this does not."""
+
+    _seen: dict[Hashable, tuple[object, float]] = field(default_factory=dict)
+
+    def look(self, things: Mapping[Any, object]) -> dict[Hashable, float]:
+        """Seconds for which each of these has been as it is; what is not there any more is forgotten."""
+        now = asyncio.get_running_loop().time()
+        before, self._seen = self._seen, {}
+        for key, state in things.items():
+            known = before.get(key)
+            self._seen[key] = known if known is not None and known[0] == state else (state, now)
+        return {key: now - since for key, (_, since) in self._seen.items()}
+
+
+@dataclass(slots=True)
 class Recovery:
     """Takes back what nodes that are no more were running: by process on this host, by lease on others.
 
-    `alive` judges a node of this host by its process; None for a node of another host. `end_processes` ends what an
-    execution's claim left running here, verified, given (execution id, fence). A lease has ended when its time is
-    over *and* it was not renewed for `silence` seconds of this process: wall clocks jump, and machines sleep. The
-    claim of a worker has a lease of its own, which is short: half of a usual one is silence enough.
+    `alive` judges a node of this host by its process; None for one that only its lease can judge. `end_processes`
+    ends what an execution's claim left running here, verified, given (execution id, fence). A lease has ended when
+    its time is over *and* its node was not heard of for `silence` seconds of this process: wall clocks jump, and
+    machines sleep. The claim of a worker has a lease of its own, which is short: half of a usual one is silence
+    enough. `forgotten` is called when the store knows this node no more.
     """
 
     queue: DispatchQueue
@@ -124,36 +144,48 @@ class Recovery:
     clock: Clock
     alive: Callable[[Node], bool | None]
     end_processes: Callable[[int, int], Awaitable[Collection[int]]]
+    forgotten: Callable[[], Awaitable[None]]
     every: float = 15.0
     silence: float = 30.0
-    _ended: dict[str | tuple[int, int], tuple[int, float]] = field(default_factory=dict)
+    _nodes: _Watch = field(default_factory=_Watch)
+    _claims: _Watch = field(default_factory=_Watch)
+    _overdue: bool = False
 
     async def run(self) -> None:
-        """Periodically, each second while a claim's lease has ended; the first time is the dispatcher's, before it
-        admits anything.
+        """Periodically, when a lease ends, and each second while one has ended that nobody gave up; the first time is
+        the dispatcher's, before it admits anything.
         """
         while True:
-            overdue = any(isinstance(key, tuple) for key in self._ended)
-            await asyncio.sleep(min(self.every, 1.0) if overdue else self.every)
+            await asyncio.sleep(await self._pause())
             try:
                 await self.once()
             except (PilotError, OSError) as error:
                 log.error("recovery.failed", error=str(error))
 
+    async def _pause(self) -> float:
+        """Seconds until it is worth while to look again."""
+        pause = min(self.every, 1.0) if self._overdue else self.every
+        with contextlib.suppress(PilotError):  # then `once` says what is wrong
+            end = await self.queue.next_lease_end(self.node.id)
+            if end is not None:
+                pause = min(pause, max(0.0, end + PAST - self.clock()) / 1000)
+        return pause
+
     async def once(self) -> list[Execution]:
         """One sweep; what was taken back. A failed read raises: it is never taken for "nothing there"."""
         nodes = {node.id: (node, until) for node, until in await self.queue.nodes()}
+        if self.node.id not in nodes:  # stopped for so long that it was given up
+            await self.forgotten()
+        others = {id: known for id, known in nodes.items() if id != self.node.id}
         now = self.clock()
-        dead = [n.id for n, until in nodes.values() if n.id != self.node.id and self._is_dead(n, until, now)]
+        dead = [node.id for node, until in others.values() if self._is_dead(node, until, now)]
         # Its own claims are its heartbeat's business.
         held = [execution for execution in await self.queue.held_by(dead) if execution.node != self.node.id]
-        silent = self._silent(
-            {id: until for id, (_, until) in nodes.items() if until < now and id != self.node.id}
-            | {(execution.id, execution.fence): execution.lease_until or 0 for execution in held},
-            frozenset((e.id, e.fence) for e in held if (e.node or "").startswith(WORKER)),
-        )
-        quiet = frozenset(key for key in silent if isinstance(key, str))
+        unheard = self._nodes.look({id: (node.beats, until) for id, (node, until) in others.items()})
+        quiet = frozenset(id for id, (_, until) in others.items() if until < now and unheard[id] >= self.silence)
+        silent = {(e.id, e.fence) for e in self._silent(held, unheard)}
         lost = [e for e in held if e.node in dead or (e.id, e.fence) in silent]
+        self._overdue = len(lost) < len(held)
         if not lost and not dead:
             await self.queue.expire_parks()
             await self.queue.recover((), "", frozenset(), quiet)  # direct runs whose process is gone
@@ -178,17 +210,18 @@ class Recovery:
         known_for = UNHEARD if node.kind == NodeKind.WORKER else FORGOTTEN
         return lease_until < now - known_for if alive is None else not alive
 
-    def _silent(
-        self, ended: Mapping[str | tuple[int, int], int], workers: Collection[tuple[int, int]]
-    ) -> frozenset[str | tuple[int, int]]:
-        """Of what has an ended lease (node id, or claim): what has been so, with the same end, for long enough.
+    def _silent(self, held: Collection[Execution], unheard: Mapping[Hashable, float]) -> list[Execution]:
+        """Of what runs on an ended lease, that of which nothing was heard for long enough.
 
-        `workers`: the claims of workers among them.
+        A node renews all that it runs whenever it renews itself, so that it is known before the lease ends whether
+        it was heard of. A worker renews each claim for itself.
         """
-        now = asyncio.get_running_loop().time()
-        before, self._ended = self._ended, {}
-        for key, until in ended.items():
-            seen = before.get(key)
-            self._ended[key] = seen if seen is not None and seen[0] == until else (until, now)
-        enough: dict[str | tuple[int, int], float] = {key: min(self.silence, LEASE / 2000) for key in workers}
-        return frozenset(key for key, (_, since) in self._ended.items() if now - since >= enough.get(key, self.silence))
+        seen = self._claims.look({(e.id, e.fence): e.lease_until for e in held})
+        short = min(self.silence, LEASE / 2000)
+        found = []
+        for e in held:
+            worker = (e.node or "").startswith(WORKER)
+            since = 0.0 if worker else unheard.get(e.node, 0.0)
+            if max(since, seen[e.id, e.fence]) >= (short if worker else self.silence):
+                found.append(e)
+        return found

@@ -114,6 +114,7 @@ class Execution:
     session_id: str | None
     feedback: str | None
     workspace: str | None
+    place: str | None = None
     branch: str | None
     base_sha: str | None
     head_sha: str | None

@@ -36,7 +36,8 @@ class Node:
     """One process that claims. `host`, `boot_id`, `pid` and `start_ticks` together name it for ever.
 
     `max_running`: how much it runs at once, for people who ask why nothing starts; 0: not said. `notifies`: it tells
-    people what needs them; as long as one such node is known, that is owed to them.
+    people what needs them; as long as one such node is known, that is owed to them. `place`: names the disk on which
+    what it begins lies. `beats`: how often it was heard of since its start; two counts say more than two times do.
     """
 
     id: str
@@ -48,6 +49,8 @@ class Node:
     version: str
     max_running: int = 0
     notifies: bool = False
+    place: str = ""
+    beats: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +209,10 @@ class DispatchQueue(Queue, Protocol):
 
     async def held_by(self, nodes: Collection[str]) -> list[Execution]:
         """What these nodes run, and whatever runs on an ended lease."""
+        ...
+
+    async def next_lease_end(self, node: str) -> int | None:
+        """When (UTC ms) the first lease ends of what runs, or of a node other than this one; of those to come."""
         ...
 
     async def recover(

@@ -58,7 +58,7 @@ def start_ticks(pid: int) -> int | None:
     None: no such process. 0 where the system does not tell.
     """
     if not has_proc():
-        return 0 if _exists(pid) else None
+        return 0 if is_there(pid) else None
     seen = look(pid)
     return None if seen is None else seen.ticks
 
@@ -66,7 +66,7 @@ def start_ticks(pid: int) -> int | None:
 def is_alive(pid: int, ticks: int) -> bool:
     """Whether that very process still runs: not a zombie, and no later one that got its pid."""
     if not has_proc():
-        return _exists(pid)
+        return is_there(pid)
     seen = look(pid)
     return seen is not None and seen.ticks == ticks and seen.alive
 
@@ -318,7 +318,8 @@ def _prctl(option: int, argument: object) -> int:
         return -1
 
 
-def _exists(pid: int) -> bool:
+def is_there(pid: int) -> bool:
+    """Whether there is any process of this number, also one that is not shown."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

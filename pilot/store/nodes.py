@@ -19,7 +19,7 @@ from pilot.store.people import Cancel, CancelRequest
 from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
-_NAMES = Table(id="text")
+NAMES = Table(id="text")
 _IDS = Table(id="bigint")
 _ACCOUNTS = Table(project_id="bigint", backend="text", account="text")
 _WORKERS = Table(id="text", until="bigint", enough="bigint", per_execution="float", per_day="float")
@@ -30,6 +30,14 @@ LOST = "node {node} was lost: "
 """How the detail of an attempt begins that nobody ended."""
 EXPIRED = "status = 'running' AND lease_until < :now AND node >= 'worker:' AND node < 'worker;'"
 """Claims of workers whose own lease has ended: nobody else renews them."""
+
+
+LEASE_END = """
+    SELECT min(t) FROM (
+      SELECT min(lease_until) AS t FROM executions WHERE status = 'running' AND lease_until >= :now
+      UNION ALL SELECT min(lease_until) FROM nodes
+        WHERE lease_until >= :now AND id <> :node AND kind <> 'worker') AS ends"""
+"""When the next lease of another node ends, or of what anybody runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +95,17 @@ class Nodes:
         self._dialect = dialect
         self._finish = finish
         self._cancel = cancel
-        self._lost = f"""
+        self.lost = f"""
             SELECT {EXECUTION_SELECT} FROM executions
             WHERE status = 'running' AND (lease_until < :now
-              OR node IN (SELECT d.id FROM {_NAMES.of(dialect, "d")}))"""
+              OR node IN (SELECT d.id FROM {NAMES.of(dialect, "d")}))"""
+        """What these nodes run, and whatever runs on an ended lease."""
         self._orphans = f"""
             SELECT e.id, e.reserved_for FROM executions e
             WHERE e.reserved_for IS NOT NULL AND e.status IN {OPEN_STATUSES} AND e.status <> 'running'
-              AND (e.reserved_for IN (SELECT d.id FROM {_NAMES.of(dialect, "d")})
+              AND (e.reserved_for IN (SELECT d.id FROM {NAMES.of(dialect, "d")})
                 OR NOT EXISTS (SELECT 1 FROM nodes n WHERE n.id = e.reserved_for AND (n.lease_until >= :now
-                  OR (:watched = 1 AND n.id NOT IN (SELECT s.id FROM {_NAMES.of(dialect, "s", "silent")})))))"""
+                  OR (:watched = 1 AND n.id NOT IN (SELECT s.id FROM {NAMES.of(dialect, "s", "silent")})))))"""
 
         self._expired = f"SELECT {EXECUTION_SELECT} FROM executions WHERE {EXPIRED}"
         # Not with every word: a row that is good for long enough is left as it is.
@@ -116,7 +125,7 @@ class Nodes:
               per_execution_usd = excluded.per_execution_usd, per_day_usd = excluded.per_day_usd
             RETURNING nodes.id, nodes.started_at"""
 
-        gone = f"IN (SELECT d.id FROM {_NAMES.of(dialect, 'd')})"
+        gone = f"IN (SELECT d.id FROM {NAMES.of(dialect, 'd')})"
         self._let_go = (
             "UPDATE outbox SET claimed_by = NULL, claimed_until = 0 "
             f"WHERE delivered_at IS NULL AND claimed_by IS NOT NULL AND claimed_by {gone} RETURNING id",
@@ -130,12 +139,12 @@ class Nodes:
         for node, lease in nodes:
             yield Statement(
                 "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, "
-                "started_at, seen_at, lease_until, notifies) "
-                "VALUES (:id, :kind, :host, :boot, :pid, :ticks, :version, :most, 'up', :now, :now, :until, :notifies)",
+                "started_at, seen_at, lease_until, notifies, place) VALUES (:id, :kind, :host, :boot, :pid, :ticks, "
+                ":version, :most, 'up', :now, :now, :until, :notifies, :place)",
                 {
                     "id": node.id, "kind": node.kind, "host": node.host, "boot": node.boot_id, "pid": node.pid,
                     "ticks": node.start_ticks, "version": node.version, "most": node.max_running, "now": now,
-                    "until": now + lease, "notifies": int(node.notifies),
+                    "until": now + lease, "notifies": int(node.notifies), "place": node.place,
                 },
             )  # fmt: skip
             yield events_statement(
@@ -189,7 +198,7 @@ class Nodes:
         for beat in beats:
             until = now + beat.lease
             yield Statement(
-                "UPDATE nodes SET seen_at = :now, lease_until = :until WHERE id = :node",
+                "UPDATE nodes SET seen_at = :now, lease_until = :until, beats = beats + 1 WHERE id = :node",
                 {"now": now, "until": until, "node": beat.node},
             )
             rows = yield Statement(
@@ -239,8 +248,8 @@ class Nodes:
         return answers
 
     def _recover(self, loss: Loss, now: int) -> Generator[Step, Rows, list[Execution]]:
-        names = _NAMES.rows((name,) for name in loss.nodes)
-        rows = yield Statement(self._lost, {"now": now, "items": names})
+        names = NAMES.rows((name,) for name in loss.nodes)
+        rows = yield Statement(self.lost, {"now": now, "items": names})
         lost = [to_execution(row) for row in rows]
         if loss.fences is not None:
             lost = [execution for execution in lost if (execution.id, execution.fence) in loss.fences]
@@ -251,7 +260,7 @@ class Nodes:
         if finishes:
             yield from self._finish.end(finishes, now, lost=not loss.left)
             yield Notify({str(execution.project_id) for execution in lost})
-        silent = _NAMES.rows((name,) for name in loss.silent or ())
+        silent = NAMES.rows((name,) for name in loss.silent or ())
         watched = int(loss.silent is not None)
         orphans = yield Statement(self._orphans, {"now": now, "items": names, "silent": silent, "watched": watched})
         if orphans:
@@ -264,7 +273,7 @@ class Nodes:
             if freed:
                 yield Notify({"outbox", "inbox"})
             yield Statement(
-                f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {_NAMES.of(self._dialect, 'd')})",
+                f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {NAMES.of(self._dialect, 'd')})",
                 {"items": names},
             )
             yield events_statement(
