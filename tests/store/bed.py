@@ -18,8 +18,6 @@ START = 1_800_000_000_000
 SECOND = 1000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
-ENGINES = ("sqlite",)
-"""Every conformance test runs on each. A new engine is a word here and a case in `conftest.url`."""
 
 
 class Clock:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from pilot.store import open_store
-from tests.store.bed import ENGINES, Bed, Clock
+from tests.store.bed import Bed, Clock
+from tests.store.engines import ENGINES, Places, engines_of, in_memory
 
 
-@pytest.fixture(params=ENGINES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "engine" in metafunc.fixturenames:
+        metafunc.parametrize("engine", engines_of(metafunc.module.__name__, metafunc.function.__name__))
+
+
+@pytest.fixture
+def url(engine: str, request: pytest.FixtureRequest) -> str:
     """Where a new store may be made."""
-    match request.param:
-        case "sqlite":
-            return f"sqlite:///{tmp_path}/pilot.db"
-        case engine:
-            raise AssertionError(f"no such engine: {engine}")
+    if engine == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/pilot.db"
+    assert engine in ENGINES
+    found: str = request.getfixturevalue("postgres_url")
+    return found
+
+
+@pytest.fixture
+def places(engine: str, request: pytest.FixtureRequest) -> Places:
+    """For tests that need one store after the other."""
+    if engine == "sqlite":
+        return in_memory
+    assert engine in ENGINES
+    found: Places = request.getfixturevalue("postgres").database
+    return found
 
 
 @pytest.fixture

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from hypothesis import strategies as st
@@ -26,6 +24,7 @@ from pilot.domain.work import Artifact
 from pilot.store import Store, open_store
 from tests.store.audit import Past, audit
 from tests.store.bed import Clock, node
+from tests.store.engines import Places, in_memory
 from tests.store.model import SEEN, Model, Row
 from tests.store.model_plans import Name, PlanRules, again
 
@@ -64,10 +63,15 @@ class Queueing(RuleBasedStateMachine):
     mutations: ClassVar[Sequence[Mutation]] = ()
     """Planted bugs, for the test that the walks would find them."""
 
+    @staticmethod
+    def places() -> AbstractContextManager[str]:
+        """Where its store is made: what is tested here is not the disk."""
+        return in_memory()
+
     def __init__(self) -> None:
         super().__init__()
-        shared_memory = Path("/dev/shm")  # what is tested here is not the disk
-        self.folder = Path(tempfile.mkdtemp(dir=shared_memory if shared_memory.is_dir() else None))
+        self.place = contextlib.ExitStack()
+        self.url = self.place.enter_context(self.places())
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
         self.past = Past()
@@ -89,8 +93,7 @@ class Queueing(RuleBasedStateMachine):
         return None
 
     async def _open(self) -> None:
-        url = f"sqlite:///{self.folder}/pilot.db"
-        self.store = await self.opened.enter_async_context(open_store(url, clock=self.clock))
+        self.store = await self.opened.enter_async_context(open_store(self.url, clock=self.clock))
         self.queue = self.store.queue
         for mutation in self.mutations:
             await mutation(self.store)
@@ -135,7 +138,7 @@ class Queueing(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.run(self.opened.aclose())
         self.loop.close()
-        shutil.rmtree(self.folder)
+        self.place.close()
 
     # What must be true after every step.
 
@@ -562,3 +565,8 @@ class Queueing(RuleBasedStateMachine):
             case "reopen":
                 self.run(self.opened.aclose())
                 self.run(self._open())
+
+
+def at(places: Places, machine: type[Queueing] = Queueing) -> type[Queueing]:
+    """The same machine with its stores elsewhere."""
+    return type(machine.__name__, (machine,), {"places": staticmethod(places)})

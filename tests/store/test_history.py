@@ -123,8 +123,8 @@ def statement(sql: str) -> Callable[[Sequence[None]], Generator[Step, Rows, list
 
 
 @pytest.fixture
-async def rack(tmp_path: Path) -> AsyncIterator[Rack]:
-    async with open_store(f"sqlite:///{tmp_path}/pilot.db", clock=lambda: NOW) as store:
+async def rack(url: str) -> AsyncIterator[Rack]:
+    async with open_store(url, clock=lambda: NOW) as store:
         rack = Rack(store)
         await rack.project(1, "api")
         yield rack

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -18,6 +16,7 @@ from pilot.domain.ports import Finish, Node
 from pilot.store import open_store
 from pilot.store.outbox import _Taking
 from tests.store.bed import HOUR, Bed, Clock, again, asked, broken, done, node
+from tests.store.engines import Places, in_memory
 from tests.store.test_mutants import replace
 
 LEASE = 5_000
@@ -188,10 +187,9 @@ def _node(name: str) -> Node:
     return node(name, host="elsewhere" if name == "far" else "host", notifies=True)
 
 
-async def walk(number: int, steps: int, mutation: Mutation | None = None) -> None:
-    shared_memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else None) as folder:
-        async with open_store(f"sqlite:///{folder}/pilot.db", clock=(clock := Clock())) as store:
+async def walk(number: int, steps: int, mutation: Mutation | None = None, places: Places = in_memory) -> None:
+    with places() as url:
+        async with open_store(url, clock=(clock := Clock())) as store:
             bed = Bed(store, clock)
             for name in NODES:
                 await store.queue.start_node(_node(name), HOUR * 1000)
@@ -203,11 +201,11 @@ async def walk(number: int, steps: int, mutation: Mutation | None = None) -> Non
             await bed.check()
 
 
-async def test_the_outbox_does_what_the_model_says() -> None:
-    for _ in range(12):
+async def test_the_outbox_does_what_the_model_says(places: Places, engine: str) -> None:
+    for _ in range({"sqlite": 12, "postgres": 3}[engine]):
         number = Random().randrange(1 << 32)
         print(f"to repeat this: number = {number}")
-        await walk(number, 120)
+        await walk(number, 120, places=places)
 
 
 async def caught(mutation: Mutation) -> None:

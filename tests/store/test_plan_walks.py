@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pilot.domain.plan import Plan, parse_markdown
 from pilot.domain.ports import PlanSteps
 from pilot.domain.task import Task
-from tests.store.machine import Queueing
+from tests.store.engines import Places
+from tests.store.machine import Queueing, at
 from tests.store.walk import walk
 
 OFTEN = {
@@ -19,7 +20,7 @@ OFTEN = {
     "cancel": 4, "answer": 2, "enqueue": 1, "nodes_die": 1, "tick": 1, "pause": 1, "resume": 2, "keep_house": 1,
     "tick_until_something_is_due": 3, "unpark": 2,
 }  # fmt: skip
-STEPS, WALKS = 60, 20
+STEPS, WALKS = 60, {"sqlite": 20, "postgres": 4}
 
 
 class Planning(Queueing):
@@ -67,10 +68,10 @@ def steps_of(plan: Plan, project: int, run: str) -> PlanSteps:
     return PlanSteps(tasks=tasks, after={place[s.id]: tuple(place[dep] for dep in s.deps) for s in plan.steps})
 
 
-def test_random_plans_run_as_the_model_says() -> None:
-    for _ in range(WALKS):
+def test_random_plans_run_as_the_model_says(places: Places, engine: str) -> None:
+    for _ in range(WALKS[engine]):
         number = random.randrange(1 << 32)
-        machine = Planning()
+        machine = at(places, Planning)()
         try:
             walk(machine, random.Random(number), STEPS, OFTEN)
         except BaseException:

@@ -20,6 +20,7 @@ from pilot.domain.redact import Redactor
 from pilot.store import open_store
 from pilot.store.token_file import ensure_token, read_token
 from tests.store.bed import MINUTE, SECOND, START, Bed, Clock
+from tests.store.engines import Places
 
 
 def id_of(token: str) -> str:
@@ -55,12 +56,13 @@ class TestTokens:
         assert scopes_of([Scope.ADMIN]) == frozenset(Scope)
         assert scopes_of([]) == frozenset()
 
-    async def test_only_a_hash_is_kept(self, store: Bed, url: str) -> None:
+    async def test_only_a_hash_is_kept(self, store: Bed, tmp_path: Path) -> None:
         token = await store.store.tokens.create("ci", [Scope.ADMIN], "me")
         secret = token.split("_", 2)[2]
 
         assert len(token) == len("pilot_") + 16 + 1 + 43
-        for file in Path(url.removeprefix("sqlite:///")).parent.glob("pilot.db*"):
+        assert secret not in str(await store.rows("SELECT * FROM tokens"))
+        for file in tmp_path.glob("pilot.db*"):
             if file.is_file():
                 assert secret.encode() not in file.read_bytes()
         assert Redactor()(f"it said {token}!") == "it said [redacted]!"
@@ -212,13 +214,17 @@ class TestAudit:
         assert len(row.path) == 500
         assert "\x00" not in row.path
 
-    async def test_old_ones_are_removed_and_no_others(self, store: Bed, url: str) -> None:
+    async def test_old_ones_are_removed_and_no_others(self, store: Bed) -> None:
         audit = store.store.audit
         await asyncio.gather(*(audit.write(call(START + n)) for n in range(100)))
         assert await audit.prune(START + 90) == 90
         assert await audit.prune(START + 90) == 0
         assert [each.at for each in await audit.read()] == [START + n for n in range(99, 89, -1)]
-        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
+
+    async def test_old_ones_and_pages_are_found_by_an_index(self, tmp_path: Path) -> None:
+        async with open_store(f"sqlite:///{tmp_path}/pilot.db", clock=Clock()):
+            pass
+        with closing(sqlite3.connect(tmp_path / "pilot.db")) as connection:
             plan = connection.execute("EXPLAIN QUERY PLAN SELECT id FROM audit WHERE at < 5 LIMIT 9").fetchall()
             pages = connection.execute(
                 "EXPLAIN QUERY PLAN SELECT * FROM audit WHERE id < 5 ORDER BY id DESC"
@@ -235,7 +241,7 @@ from pilot.store import open_store
 from pilot.store.token_file import ensure_token, read_token
 
 async def main():
-    async with open_store(f"sqlite:///{sys.argv[1]}/pilot.db") as store:
+    async with open_store(sys.argv[2]) as store:
         print("ready", flush=True)
         sys.stdin.readline()
         await ensure_token(Path(sys.argv[1]), store.tokens)
@@ -264,7 +270,7 @@ class TestFile:
         assert len(await store.store.tokens.list()) == 1
         assert [each.name for each in home.iterdir() if each.name.startswith(".")] == []
 
-    async def test_replaced_when_it_counts_no_more(self, store: Bed, tmp_path: Path) -> None:
+    async def test_replaced_when_it_counts_no_more(self, store: Bed, places: Places, tmp_path: Path) -> None:
         home, tokens = tmp_path / "home", store.store.tokens
         await ensure_token(home, tokens)
         seen = [read_token(home)]
@@ -272,10 +278,11 @@ class TestFile:
         await tokens.revoke(id_of(seen[0]), "me")
         await ensure_token(home, tokens)
         seen.append(read_token(home))
-        async with open_store(f"sqlite:///{tmp_path}/another.db", clock=Clock()) as another:
-            await ensure_token(home, another.tokens)
-            seen.append(read_token(home))
-            assert await another.tokens.check(seen[2])
+        with places() as url:
+            async with open_store(url, clock=Clock()) as another:
+                await ensure_token(home, another.tokens)
+                seen.append(read_token(home))
+                assert await another.tokens.check(seen[2])
         (home / "token").write_text("")
         await ensure_token(home, tokens)
         seen.append(read_token(home))
@@ -317,8 +324,8 @@ class TestFile:
             await ensure_token(tmp_path / "file/home", store.store.tokens)
         assert await store.store.tokens.list() == []
 
-    async def test_processes_that_start_at_once_agree(self, store: Bed, tmp_path: Path) -> None:
-        argv = [sys.executable, "-c", START_OF_SERVE, str(tmp_path)]
+    async def test_processes_that_start_at_once_agree(self, store: Bed, url: str, tmp_path: Path) -> None:
+        argv = [sys.executable, "-c", START_OF_SERVE, str(tmp_path), url]
         started = [
             subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(2)
