@@ -119,7 +119,8 @@ class Answer:
             "forgiven_usd = coalesce(cost_usd, 0), "
             "failure_class = CASE WHEN failure_class <> 'budget' THEN failure_class END "
             "WHERE id = :id AND status = 'needs_human' AND (CAST(:question AS bigint) IS NULL "
-            "  OR EXISTS (SELECT 1 FROM questions q WHERE q.id = :question AND q.execution_id = executions.id AND q.answered_at IS NULL)) "
+            "  OR EXISTS (SELECT 1 FROM questions q "
+            "  WHERE q.id = :question AND q.execution_id = executions.id AND q.answered_at IS NULL)) "
             "RETURNING executions.project_id, executions.instant = 1 OR executions.dedupe IS NOT NULL",
             {"id": request.id, "text": text, "now": now, "question": request.question},
         )
