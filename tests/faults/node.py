@@ -102,10 +102,9 @@ async def insist(ask: Callable[[], Awaitable[Any]], diary: Diary) -> Any:
             await asyncio.sleep(PAUSE)
 
 
-def settled(body: str) -> tuple[int, float, int, str]:
-    """What a task has its agent do: steps, seconds for each, failures before it is done, how it ends."""
-    order = json.loads(body)
-    return order["steps"], order["pause"], order["fails"], order["end"]
+def orders(**changed: object) -> str:
+    """What a task has its agent do: `steps`, `pause` seconds for each, or `hold` in its first attempt; how it ends."""
+    return json.dumps({"steps": 1, "pause": 0.0, "hold": 0.0, "fails": 0, "end": "done"} | changed)
 
 
 @dataclass
@@ -118,20 +117,24 @@ class Agents:
     async def __call__(self, execution: Execution) -> Outcome:
         facts = {"id": execution.id, "project": execution.project_id, "fence": execution.fence}
         journal, store = self.store.journal, self.diary
-        steps, pause, fails, end = settled(execution.body)
+        order = json.loads(execution.body)
+        pause = order["hold"] if execution.attempt == 1 and order["hold"] else order["pause"]
         self.diary.write("began", **facts)
         try:
-            for n in range(steps):
+            for n in range(order["steps"]):
                 await insist(lambda n=n: journal.note(execution, phase=f"step {n}"), store)  # type: ignore[misc]
                 await asyncio.sleep(pause)
                 pieces = [(OutputKind.TEXT, f"{execution.fence}.{n}".encode())]
                 await insist(lambda p=pieces: journal.write(execution, p), store)  # type: ignore[misc]
                 self.diary.write("wrote", **facts)
+        except LeaseLost:
+            self.diary.write("late", **facts)
+            raise
         finally:
             self.diary.write("stopped", **facts)
-        if execution.failures < fails:
+        if execution.failures < order["fails"]:
             return failed(FailureClass.AGENT, f"it broke, {'again ' * execution.failures}")
-        if end == "asks" and execution.feedback is None:
+        if order["end"] == "asks" and execution.feedback is None:
             return Outcome(ending=Ending.QUESTION, question=Question("What colour?"))
         return Outcome(ending=Ending.DONE, branch=f"pilot/{execution.task_id}")
 
@@ -177,18 +180,17 @@ class Producer:
 
     def _task(self, project: Project, key: str, parent: int) -> Task:
         dice = self.dice
-        order = {
-            "steps": dice.choice([0, 1, 2]),
-            "pause": dice.choice([0.0, 0.005, 0.05]),
-            "fails": dice.choice([0, 0, 0, 0, 0, 1, 2, 9]),
-            "end": dice.choice(["done"] * 9 + ["asks"]),
-        }
+        fails = dice.choice([0, 0, 0, 0, 0, 1, 2, 9])
+        body = orders(
+            steps=dice.choice([0, 1, 2]), pause=dice.choice([0.0, 0.005, 0.05]), fails=fails,
+            end=dice.choice(["done"] * 9 + ["asks"]),
+        )  # fmt: skip
         ticket = {"source": "x"} if dice.random() < 0.3 else None
         return Task(
-            project_id=project.id, task_id=key, title=f"Do {key}", body=json.dumps(order), backend="agent",
+            project_id=project.id, task_id=key, title=f"Do {key}", body=body, backend="agent",
             priority=dice.choice([2, 2, 2, 1, 3]), idempotency_key=key, origin=ticket,
             callback_url="https://example.org/called" if dice.random() < 0.2 else None,
-            after=(parent,) if parent and order["fails"] == 0 and dice.random() < 0.1 else (),
+            after=(parent,) if parent and fails == 0 and dice.random() < 0.1 else (),
         )  # fmt: skip
 
 

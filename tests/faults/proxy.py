@@ -13,7 +13,8 @@ from typing import Self
 
 _CHUNK = 1 << 16
 _TICK = 0.02
-COMMIT = b"COMMIT"
+_COMMITTED = b"COMMIT\0"
+"""What the server's answer to a COMMIT has in it; what it was asked may be the name of a prepared one."""
 
 
 @dataclass
@@ -23,8 +24,6 @@ class _Way:
     client: socket.socket
     server: socket.socket
     late: list[tuple[float, socket.socket, bytes]] = field(default_factory=list)
-    mute: bool = False
-    """The server's answers are swallowed."""
 
     def other(self, one: socket.socket) -> socket.socket:
         return self.server if one is self.client else self.client
@@ -34,8 +33,8 @@ class Proxy:
     """On a free port of `host`, to `target`; one thread. Its faults may be changed at any time, from any thread.
 
     `silent`: nothing is forwarded, and nobody is told, as when a cable is pulled; what was sent meanwhile goes on
-    afterwards. `delay`: seconds for each piece. `lose_commits`: the next so many COMMITs reach the server, and their
-    answers nobody: the connection is cut once the server has answered.
+    afterwards. `delay`: seconds for each piece. `lose_commits`: of the next so many COMMITs nobody hears that they
+    were done: the connection is cut when the server says so.
     """
 
     def __init__(self, target: tuple[str, int] | str, host: str = "127.0.0.1") -> None:
@@ -46,8 +45,6 @@ class Proxy:
         self.silent = False
         self.delay = 0.0
         self.lose_commits = 0
-        self.lost = 0
-        """COMMITs whose answers it has lost."""
         self._cutting = False
         self._ended = False
         self._selector = selectors.DefaultSelector()
@@ -73,8 +70,8 @@ class Proxy:
         self._selector.register(self._listener, selectors.EVENT_READ)
         while not self._ended:
             if self._cutting:
-                for way in set(map(id, self._ways.values())):
-                    self._close(next(w for w in self._ways.values() if id(w) == way))
+                for way in list(self._ways.values()):
+                    self._close(way)
                 self._cutting = False
             if self.silent:
                 time.sleep(_TICK / 4)
@@ -125,22 +122,18 @@ class Proxy:
             data = b""
         if not data:
             self._close(way)
-        elif source is way.server and way.mute:
-            self.lost += 1
+        elif source is way.server and self.lose_commits and _COMMITTED in data:
+            self.lose_commits -= 1
             self._close(way)
+        elif self.delay:
+            way.late.append((time.monotonic() + self.delay, way.other(source), data))
         else:
-            if source is way.client and self.lose_commits and COMMIT in data:
-                self.lose_commits -= 1
-                way.mute = True
-            if self.delay:
-                way.late.append((time.monotonic() + self.delay, way.other(source), data))
-            else:
-                self._send(way, way.other(source), data)
+            self._send(way, way.other(source), data)
 
     def _send_late(self) -> None:
         now = time.monotonic()
-        for way in {id(way): way for way in self._ways.values()}.values():
-            while way.late and way.late[0][0] <= now:
+        for one, way in list(self._ways.items()):
+            while one is way.client and way.late and way.late[0][0] <= now:
                 _, to, data = way.late.pop(0)
                 self._send(way, to, data)
 

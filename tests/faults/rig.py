@@ -17,11 +17,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pilot.domain.errors import Busy, LeaseLost, NotFound, StoreError, UsageError
-from pilot.domain.execution import Status
+from pilot.domain.errors import Busy, NotFound, StoreError, UsageError
+from pilot.domain.task import Task
 from pilot.store import Store
 from tests.faults.auditor import Fact, Story, audit, follow, missed, read
-from tests.faults.node import Settings, argument
+from tests.faults.node import Settings, argument, orders
 from tests.store.audit import audit as audit_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -70,6 +70,7 @@ class Rig:
     members: list[Member] = field(default_factory=list)
     seen: list[Fact] = field(default_factory=list)
     """The log as somebody saw it who followed it all the time."""
+    held: list[int] = field(default_factory=list)
     _following: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +129,36 @@ class Rig:
         """All of these have started."""
         names = {member.name for member in members or self.members}
         await self.until(lambda: names <= {entry["node"] for entry in self.diary("ready")}, f"{names} are ready")
+
+    async def hold(self, seconds: float = 600.0) -> list[int]:
+        """A task for every project, whose first attempt goes on for so long; their ids, once all have begun."""
+        count = self.members[0].settings.projects
+        places = await self.store.queue.register([(f"key {n}", f"p{n}", f"/p{n}", None) for n in range(count)])
+        ids = []
+        for place in places:
+            key = f"held {len(self.held)}"
+            task = Task(
+                project_id=place.id, task_id=key, title=key, body=orders(hold=seconds), backend="agent", priority=0,
+                idempotency_key=key, origin={"source": "x"},
+            )  # fmt: skip
+            ids.append((await self.store.queue.enqueue(task)).id)
+            self.held.append(ids[-1])
+        await self.until(lambda: set(ids) <= {entry["id"] for entry in self.diary("began")}, f"{ids} have begun")
+        return ids
+
+    def at_work(self, ids: Collection[int]) -> dict[int, str]:
+        """Which node began each of these last."""
+        return {entry["id"]: entry["node"] for entry in self.diary("began") if entry["id"] in ids}
+
+    async def taken_over(self, ids: Collection[int], since: int, victims: Collection[str]) -> float:
+        """Wait until others have begun all of these again; how many seconds that took, of the last of them."""
+
+        def begun() -> dict[int, int]:
+            others = [e for e in self.diary("began") if e["at"] > since and e["node"] not in victims]
+            return {entry["id"]: entry["at"] for entry in reversed(others) if entry["id"] in ids}
+
+        await self.until(lambda: begun().keys() == set(ids), f"{ids} are taken over")
+        return (max(begun().values()) - since) / 1e9
 
     async def counts(self) -> Mapping[str, int]:
         """Executions by status."""
@@ -235,26 +266,3 @@ class Rig:
         for member in self.members:
             if member.process.poll() is None:
                 member.kill()
-
-
-async def quietly(ask: Callable[[], Awaitable[Any]]) -> Any:
-    """What the store answers, or None when it can't."""
-    try:
-        return await ask()
-    except (StoreError, Busy, LeaseLost):
-        return None
-
-
-def running(rows: Mapping[str, int]) -> int:
-    """How many run."""
-    return rows.get(Status.RUNNING, 0)
-
-
-def done(rows: Mapping[str, int]) -> int:
-    """How many have ended well."""
-    return rows.get(Status.COMPLETED, 0)
-
-
-def takes_over(rig: Rig, victims: Collection[str], since: int) -> list[dict[str, Any]]:
-    """What others have begun since."""
-    return [entry for entry in rig.diary("began") if entry["at"] > since and entry["node"] not in victims]

@@ -1,0 +1,133 @@
+"""Nothing is lost and nothing is done twice, whatever becomes of the database's own server and the ways to it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pilot.store import open_store
+from tests.faults.proxy import Proxy
+from tests.faults.rig import Rig
+from tests.postgres import Cluster, name_of
+
+LEASE = 2.0
+
+
+async def work_goes_on(rig: Rig, *nodes: str) -> None:
+    """Each of these nodes ends something, after now."""
+    now = time.monotonic_ns()
+    wanted = set(nodes) or {member.name for member in rig.members}
+    await rig.until(lambda: {e["node"] for e in rig.diary("ended") if e["at"] > now} >= wanted, f"{wanted} go on")
+
+
+async def test_a_server_that_is_restarted_hard_keeps_all_that_was_acknowledged(
+    rig: Rig, url: str, server: Cluster
+) -> None:
+    rig.follow()
+    for _ in range(2):
+        rig.start(url, lease=LEASE, tasks=20.0)
+    await rig.ready()
+    for how in (signal.SIGKILL, signal.SIGQUIT):
+        await work_goes_on(rig)
+        server.restart(how)
+    await work_goes_on(rig)
+    await rig.settle()
+    await rig.account()
+
+
+async def test_connections_that_are_ended_and_commits_whose_answers_are_lost(
+    rig: Rig, url: str, server: Cluster
+) -> None:
+    rig.follow()
+    name = name_of(url)
+    with Proxy(("127.0.0.1", server.port)) as one, Proxy(("127.0.0.1", server.port)) as other:
+        for proxy in (one, other):
+            rig.start(server.url(name, port=proxy.port), lease=LEASE, tasks=20.0)
+        await rig.ready()
+        for n in range(6):
+            server.terminate(url)
+            for proxy in (one, other):
+                proxy.lose_commits = 1
+            await rig.until(lambda: one.lose_commits == other.lose_commits == 0, "the answers of both are lost")
+            if n % 2:
+                one.cut()
+            await work_goes_on(rig)
+        await rig.settle()
+        await rig.account()
+
+
+@contextmanager
+def small_disk(megabytes: int) -> Iterator[Path | None]:
+    """A disk that is soon full; None where this machine lets us have none."""
+    with tempfile.TemporaryDirectory(prefix="pilot-disk-") as folder:
+        mounted = subprocess.run(
+            ("mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder), check=False, capture_output=True
+        )
+        try:
+            yield Path(folder) if mounted.returncode == 0 else None
+        finally:
+            if mounted.returncode == 0:
+                subprocess.run(("umount", "-l", folder), check=False, capture_output=True)
+
+
+@contextmanager
+def full(server: Cluster, disk: Path | None) -> Iterator[None]:
+    """There is no room for a while; without a disk of our own, no file may grow."""
+    if disk is None:
+        pid = server.pid
+        assert pid is not None
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+        server.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        return
+    filler = disk / "filler"
+    room = os.statvfs(disk)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize)
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+async def test_a_full_disk_of_the_database_loses_nothing(tmp_path: Path) -> None:
+    with small_disk(160) as disk:
+        print(f"the disk is {'a small one' if disk else 'one on which no file may grow'}")
+        data = None if disk is None else disk / "data"
+        with Cluster.make(tcp=True, data=data, max_wal_size="64MB", min_wal_size="32MB") as server:
+            url = server.url(name_of(server.create()), port=server.port)
+            async with open_store(url) as store:
+                rig = Rig(store, tmp_path / "rig")
+                try:
+                    rig.follow()
+                    for _ in range(2):
+                        rig.start(url, lease=LEASE, tasks=20.0)
+                    await rig.ready()
+                    await work_goes_on(rig)
+                    with full(server, disk):
+                        known = len(rig.diary("refused"))
+                        await rig.until(lambda: len(rig.diary("refused")) > known + 3, "the store says that it can't")
+                    if server.pid is None or not _answers(server):  # it ends itself when its log can't be written
+                        server.restart()
+                    await work_goes_on(rig)
+                    await rig.settle()
+                    await rig.account()
+                finally:
+                    rig.clear_away()
+
+
+def _answers(server: Cluster) -> bool:
+    try:
+        return server.admin("SELECT 1") == [(1,)]
+    except Exception:  # whatever it is, it does not
+        return False
