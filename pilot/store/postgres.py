@@ -15,7 +15,7 @@ from typing import Any
 
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
-from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
+from pilot.store.postgres_dialect import PATIENCE, UNTYPED, Failed, Lost, PostgresDialect, passes, translate
 from pilot.store.postgres_group import Transaction
 from pilot.store.postgres_migrate import prepare
 from pilot.store.postgres_signals import PostgresSignals
@@ -81,8 +81,9 @@ class PostgresDatabase:
             self._idle.pop().close()
 
     def _read(self, statements: Sequence[Statement]) -> list[Rows]:
-        deadline, pause = time.monotonic() + PATIENCE, 0.02
+        deadline, pause, tries = time.monotonic() + PATIENCE, 0.02, 0
         while True:
+            tries += 1
             wire: Wire | None = None
             try:
                 wire = self._idle.pop() if self._idle else Wire(self.place, read_only=True)
@@ -93,6 +94,8 @@ class PostgresDatabase:
                     self._forget()
                 elif wire is not None:
                     self._idle.append(wire)
+                if error.code in UNTYPED and tries == 1:
+                    continue
                 if not passes(error) or time.monotonic() + pause > deadline:
                     raise translate(error, self.place.name) from None
                 time.sleep(pause)

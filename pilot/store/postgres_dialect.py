@@ -65,7 +65,13 @@ Values = tuple[list[bytes | None], list[int], list[int]]
 """What is bound: values, types, formats."""
 
 
-def bound(names: Sequence[str], params: Mapping[str, Any]) -> Values:
+UNTYPED = ("42P18", "42P08")
+"""A NULL whose type nothing in the statement says."""
+untyped: set[bytes] = set()
+"""The statements in which that has happened: what is NULL in them is a text."""
+
+
+def bound(text: bytes, names: Sequence[str], params: Mapping[str, Any]) -> Values:
     """The parameters as the protocol takes them. Raises `UsageError` for what no column holds."""
     values: list[bytes | None] = []
     types: list[int] = []
@@ -74,7 +80,7 @@ def bound(names: Sequence[str], params: Mapping[str, Any]) -> Values:
         value = params[name]
         binary = 0
         if value is None:
-            kind = _UNKNOWN
+            kind = _TEXT if text in untyped else _UNKNOWN
         elif isinstance(value, str):
             kind, value = _TEXT, _text(value)
         elif isinstance(value, int):

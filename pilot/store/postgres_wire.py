@@ -19,7 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pilot.domain.errors import UsageError
 from pilot.store.database import Rows, Statement
-from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, bound, refused, translated
+from pilot.store.postgres_dialect import PATIENCE, UNTYPED, Failed, Lost, bound, refused, translated, untyped
 
 LOCKED = round(PATIENCE * 1000)  # ms that a statement waits for a lock
 LONGEST = 30_000
@@ -100,7 +100,7 @@ class Wire:
         self._known: dict[_Key, bytes] = {}
         self._numbers = count()
         self.tag = b""
-        self._sent: list[_Key | None] = []
+        self._sent: list[tuple[_Key, bool]] = []
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
@@ -153,18 +153,18 @@ class Wire:
         """Queue it."""
         text, names = translated(statement.sql)
         for params in (statement.params,) if statement.many is None else statement.many:
-            values, types, formats = bound(names, params)
+            values, types, formats = bound(text, names, params)
             key = (text, tuple(types))
             try:
                 name = self._known.get(key)
                 if name is None:
                     name = self._known[key] = b"p%d" % next(self._numbers)
                     self._pg.send_prepare(name, text, types)
-                    self._sent.append(key)
+                    self._sent.append((key, True))
                 self._pg.send_query_prepared(name, values, formats)
             except psycopg.Error as error:
                 raise Lost("", self._place.said(str(error))) from None
-            self._sent.append(None)
+            self._sent.append((key, False))
 
     def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
@@ -190,22 +190,25 @@ class Wire:
         self._loaded.set_pgresult(result)
         return self._loaded.load_rows(0, result.ntuples, tuple)
 
-    def _receive(self, sent: Sequence[_Key | None], deadline: float) -> list[pq.abc.PGresult]:
+    def _receive(self, sent: Sequence[tuple[_Key, bool]], deadline: float) -> list[pq.abc.PGresult]:
         results: list[pq.abc.PGresult] = []
         failure: Failed | None = None
-        for key in sent:
+        for key, prepared in sent:
             result = self._result(deadline)
             assert result is not None  # noqa: S101  libpq answers each
             while (following := self._result(deadline)) is not None:
                 result = following
             if result.status not in _DONE:
-                if key is not None:
+                if prepared:
                     del self._known[key]
                 if failure is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
                     failure = self._failure(result)
+                    failure.add_note(key[0].decode())
+                    if failure.code in UNTYPED:
+                        untyped.add(key[0])
                     if isinstance(failure, Lost):
                         raise failure
-            elif key is None:
+            elif not prepared:
                 results.append(result)
         end = self._result(deadline)
         if failure is not None:

@@ -153,7 +153,7 @@ class SqlPulls:
                 # Not the last one's, when an earlier one's push was on its way as that took the pull request over.
                 "UPDATE executions SET delivery = 'pr_open', pr_url = :url WHERE id IN "
                 "(SELECT execution_id FROM pull_executions WHERE pull_id = :pull) AND "
-                "(delivery <> 'pr_open' OR pr_url IS NOT :url) AND NOT (id = :last AND :other = 1 AND EXISTS "
+                "(delivery <> 'pr_open' OR pr_url IS DISTINCT FROM :url) AND NOT (id = :last AND :other = 1 AND EXISTS "
                 "(SELECT 1 FROM pull_executions m JOIN executions x ON x.id = m.execution_id "
                 " WHERE m.pull_id = :pull AND x.id <> :last AND x.head_sha = :head)) RETURNING id",
                 {
