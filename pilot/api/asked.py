@@ -199,6 +199,16 @@ class ClaimRequest(Asked):
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = Field(0.0, description="Wait so long for the first.")
 
 
+class NextAsked(Asked):
+    """What the worker takes next, in the same call: as in a claim that does not wait."""
+
+    lanes: list[Lane] = Field([], max_length=1_000)
+    kinds: list[KindWord] = Field([], max_length=6)
+    projects: list[Name] = Field([], max_length=1_000)
+    max: Annotated[int, Field(ge=1, le=100)] = 1
+    lease_seconds: Lease = 30.0
+
+
 class UsageAsked(Asked):
     """What the attempt has used up so far, in all; what is not known is left out."""
 
@@ -310,6 +320,7 @@ class Completion(Claimed):
     usage: UsageAsked | None = None
     question: QuestionAsked | None = None
     artifacts: list[ArtifactAsked] = Field([], max_length=64)
+    next: NextAsked | None = Field(None, description="Claim this besides, if the last word counts.")
 
     @model_validator(mode="after")
     def _asks(self) -> Completion:
@@ -329,6 +340,7 @@ class Failure(Claimed):
     usage: UsageAsked | None = None
     session_id: Line | None = None
     model: Line | None = None
+    next: NextAsked | None = Field(None, description="Claim this besides, if the last word counts.")
 
 
 class Release(Claimed):

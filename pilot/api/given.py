@@ -146,10 +146,11 @@ class BeatenGiven(BaseModel):
 
 
 class SettledGiven(BaseModel):
-    """The execution after a last word. `duplicate`: it had been said before."""
+    """The execution after a last word. `duplicate`: it had been said before. `next`: what was claimed besides."""
 
     execution: ExecutionGiven
     duplicate: bool
+    next: list[ClaimGiven]
 
 
 class WrittenGiven(BaseModel):

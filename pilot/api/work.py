@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Response
@@ -19,6 +19,7 @@ from pilot.api.asked import (
     Completion,
     Failure,
     Heartbeat,
+    NextAsked,
     OutputAsked,
     PieceAsked,
     Release,
@@ -31,7 +32,7 @@ from pilot.domain.access import Caller, Scope
 from pilot.domain.agent import OutputKind
 from pilot.domain.errors import Busy, PilotError, UsageError
 from pilot.domain.ports import Document
-from pilot.domain.work import Artifact, Claim, Progress, Settled, Wanted
+from pilot.domain.work import Artifact, Claim, Next, Progress, Settled, Wanted
 from pilot.store.documents import execution_document, rfc3339
 
 MAX_WAITING = 1_000
@@ -72,18 +73,26 @@ class WorkRoutes:
         request.state.worker = body.worker
         if self._own.closing.is_set() or not self._own.ready():
             raise Busy("pilot is starting or going down, and gives no work; try again")
-        wanted = Wanted(lanes=tuple(body.lanes), kinds=tuple(body.kinds), projects=tuple(body.projects))
-        claiming = self._own.work.claim(
-            body.worker,
-            max=body.max,
-            wanted=wanted,
-            lease=round(body.lease_seconds * 1000),
-            wait=body.wait_seconds,
-        )
+        wanted, lease = _wanted(body), round(body.lease_seconds * 1000)
+        claiming = self._own.work.claim(body.worker, max=body.max, wanted=wanted, lease=lease, wait=body.wait_seconds)
         claims = await (self._patiently(request, body.worker, claiming) if body.wait_seconds else claiming)
+        return json_answer({"executions": self._given(caller, claims)})
+
+    def _given(self, caller: Caller, claims: Sequence[Claim]) -> list[Document]:
         for claim in claims:
             self._claimants.has(caller, claim.execution.id, claim.fence)
-        return json_answer({"executions": [claim_document(claim) for claim in claims]})
+        return [claim_document(claim) for claim in claims]
+
+    def _next(self, body: NextAsked | None) -> Next | None:
+        """What to claim with a last word: that one counts also when nothing new is given."""
+        if body is None or self._own.closing.is_set() or not self._own.ready():
+            return None
+        return Next(max=body.max, wanted=_wanted(body), lease=round(body.lease_seconds * 1000))
+
+    def _settled(self, caller: Caller, settled: Settled) -> Response:
+        document = execution_document(settled.execution, settled.after, settled.sandbox)
+        claims = self._given(caller, settled.claims)
+        return json_answer({"execution": document, "duplicate": settled.duplicate, "next": claims})
 
     async def _patiently(
         self, request: Request, worker: str, claiming: Coroutine[Any, Any, list[Claim]]
@@ -139,13 +148,16 @@ class WorkRoutes:
     async def complete(self, request: Request, id: _Id, body: Completion, caller: _Caller) -> Response:
         """The last word: it is done, changed nothing, or asks. Said again, it gets the same answer. Scope: work.
 
-        A result is either one `.diff` or whole files, unless its payload says `#dual`.
+        A result is either one `.diff` or whole files, unless its payload says `#dual`. With `next` it claims, too.
         """
         request.state.worker = body.worker
         self._claimants.allow(caller, id, body.fence)
         outcome = completed(body, self._own.redact)
         artifacts = tuple(map(_artifact, body.artifacts))
-        return _settled(await self._own.work.complete(id, body.worker, body.fence, outcome, artifacts))
+        next = self._next(body.next)
+        return self._settled(
+            caller, await self._own.work.complete(id, body.worker, body.fence, outcome, artifacts, next=next)
+        )
 
     async def fail(self, request: Request, id: _Id, body: Failure, caller: _Caller) -> Response:
         """The last word: it failed. What follows is admission's affair: another try, a person, the end. Scope: work."""
@@ -153,14 +165,15 @@ class WorkRoutes:
         self._claimants.allow(caller, id, body.fence)
         retry_at = moment_of(body.retry_at, "retry_at")
         outcome = failed_with(body, retry_at, self._own.redact)
-        return _settled(await self._own.work.fail(id, body.worker, body.fence, outcome))
+        next = self._next(body.next)
+        return self._settled(caller, await self._own.work.fail(id, body.worker, body.fence, outcome, next=next))
 
     async def release(self, request: Request, id: _Id, body: Release, caller: _Caller) -> Response:
         """Give it back, uncounted; it is cancelled when somebody had asked for its end. Scope: work."""
         request.state.worker = body.worker
         self._claimants.allow(caller, id, body.fence)
         reason = self._own.redact(body.reason)
-        return _settled(await self._own.work.release(id, body.worker, body.fence, reason))
+        return self._settled(caller, await self._own.work.release(id, body.worker, body.fence, reason))
 
     async def write_output(self, request: Request, id: _Id, body: OutputAsked, caller: _Caller) -> Response:
         """Append to what it wrote, in order. Scope: work."""
@@ -171,9 +184,8 @@ class WorkRoutes:
         return json_answer({"written": len(pieces)})
 
 
-def _settled(settled: Settled) -> Response:
-    document = execution_document(settled.execution, settled.after, settled.sandbox)
-    return json_answer({"execution": document, "duplicate": settled.duplicate})
+def _wanted(body: ClaimRequest | NextAsked) -> Wanted:
+    return Wanted(lanes=tuple(body.lanes), kinds=tuple(body.kinds), projects=tuple(body.projects))
 
 
 def claim_document(claim: Claim) -> Document:

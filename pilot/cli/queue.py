@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from pilot.cli.hands import Queue
     from pilot.domain.execution import Execution
     from pilot.domain.outcome import Usage
-    from pilot.domain.work import Artifact, Settled
+    from pilot.domain.work import Artifact, Claim, Settled
 
 INTERRUPTED = 130
 _RESULTS = ("completed", "failed", "needs_human")
@@ -28,6 +29,7 @@ _fence = click.option("--fence", type=click.IntRange(0), metavar="F", help="As t
 _lease = click.option(
     "--lease", type=click.FloatRange(1, 3600), default=30, show_default=True, metavar="S", help="Seconds it is held."
 )
+_next = click.option("--next", "more", is_flag=True, help="And claim the next one, held for 30 s.")
 
 
 @click.group()
@@ -67,13 +69,9 @@ def claim(
     name = worker_name(session, worker)
     wanted = Wanted(lanes=lanes, kinds=tuple(str(kind_of(kind)) for kind in kinds), projects=projects)
     claims = on_queue(session, lambda queue: queue.claim(name, max=most, wanted=wanted, lease=_ms(lease), wait=wait))
-    known = fences(session)
-    for one in claims:
-        known.put(name, one.execution.id, one.fence)
+    _claimed(session, name, claims, json=json)
     if json:
         session.ui.document({"executions": [claim_document(one) for one in claims]})
-    for one in claims if not json else ():
-        session.ui.line(task_text(session, one, name, None))
     if not claims:
         session.ui.note("nothing to claim now")
         return Busy.exit_code
@@ -158,6 +156,7 @@ def heartbeat(
 @click.option("--cost-usd", type=click.FloatRange(0), metavar="USD", help="What it cost.")
 @click.option("--input-tokens", type=click.IntRange(0), metavar="N")
 @click.option("--output-tokens", type=click.IntRange(0), metavar="N")
+@_next
 @json_option
 @click.pass_obj
 def complete(session: Session, /, id: int, worker: str | None, fence: int | None, **given: Any) -> int:
@@ -166,6 +165,7 @@ def complete(session: Session, /, id: int, worker: str | None, fence: int | None
     Said twice it is no error. One .diff or whole files as artifacts, not both.
     """
     from pilot.domain.outcome import Ending, Outcome, Question
+    from pilot.domain.work import Next
 
     asks = given["question"]
     ending = Ending(given["outcome"] or ("question" if asks else "done"))
@@ -185,8 +185,9 @@ def complete(session: Session, /, id: int, worker: str | None, fence: int | None
     )
     artifacts = [_artifact(file) for file in given["files"]]
     name, mine = _mine(session, id, worker, fence)
-    settled = on_queue(session, lambda queue: queue.complete(id, name, mine, outcome, artifacts))
-    return _ended(session, settled, json=given["json"])
+    next = Next() if given["more"] else None
+    settled = on_queue(session, lambda queue: queue.complete(id, name, mine, outcome, artifacts, next=next))
+    return _ended(session, settled, name if next else None, json=given["json"])
 
 
 @queue.command()
@@ -196,6 +197,7 @@ def complete(session: Session, /, id: int, worker: str | None, fence: int | None
 @_fence
 @click.option("--class", "failure", metavar="CLASS", default="agent", show_default=True, help="Why: test, network, …")
 @click.option("--excerpt", metavar="TEXT|-", help="The evidence; `-` reads stdin.")
+@_next
 @json_option
 @click.pass_obj
 def fail(
@@ -206,6 +208,7 @@ def fail(
     fence: int | None,
     failure: str,
     excerpt: str | None,
+    more: bool,
     json: bool,
 ) -> int:
     """It failed; the class decides whether and when it is tried again.
@@ -214,6 +217,7 @@ def fail(
     network · conflict · infra
     """
     from pilot.domain.outcome import FailureClass, failed
+    from pilot.domain.work import Next
 
     if failure not in list(FailureClass):
         raise UsageError(f"--class {failure!r}: there are {', '.join(FailureClass)}")
@@ -221,8 +225,8 @@ def fail(
         raise UsageError("DETAIL is empty: say what failed")
     outcome = failed(FailureClass(failure), detail, excerpt="" if excerpt is None else words_from(excerpt))
     name, mine = _mine(session, id, worker, fence)
-    settled = on_queue(session, lambda queue: queue.fail(id, name, mine, outcome))
-    return _ended(session, settled, json=json)
+    settled = on_queue(session, lambda queue: queue.fail(id, name, mine, outcome, next=Next() if more else None))
+    return _ended(session, settled, name if more else None, json=json)
 
 
 @queue.command()
@@ -271,16 +275,34 @@ def _mine(session: Session, id: int, worker: str | None, fence: int | None) -> t
     return name, fences(session).get(name, id) if fence is None else fence
 
 
-def _ended(session: Session, settled: Settled, *, json: bool) -> int:
+def _claimed(session: Session, name: str, claims: Sequence[Claim], *, json: bool) -> None:
+    """Remember the fences, and show what is to be done."""
+    known = fences(session)
+    for one in claims:
+        known.put(name, one.execution.id, one.fence)
+        if not json:
+            session.ui.line(task_text(session, one, name, None))
+
+
+def _ended(session: Session, settled: Settled, more: str | None = None, *, json: bool) -> int:
+    """`more`: as whom the next one was claimed."""
     from pilot.store.documents import execution_document
 
-    execution = settled.execution
+    execution, claims = settled.execution, settled.claims
     if json:
-        session.ui.document({"execution": execution_document(execution), "duplicate": settled.duplicate})
+        if more:
+            _claimed(session, more, claims, json=True)
+        document = {"execution": execution_document(execution), "duplicate": settled.duplicate}
+        session.ui.document(document | ({"next": [claim_document(one) for one in claims]} if more else {}))
         return 0
     if settled.duplicate:
         session.ui.note("it had been said before; nothing changed")
-    return _said(session, execution)
+    _said(session, execution)
+    if more:
+        _claimed(session, more, claims, json=False)
+    if more and not claims:
+        session.ui.note("nothing to claim now")
+    return 0
 
 
 def _said(session: Session, execution: Execution, *, json: bool = False) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,10 +16,11 @@ from pilot.client.documents import field_of, items_of
 from pilot.client.events import Followed
 from pilot.client.wire import Wire
 from pilot.domain.agent import OutputKind
+from pilot.domain.errors import Busy, StoreError
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Outcome
 from pilot.domain.ports import Document
-from pilot.domain.work import LEASE, Artifact, Beaten, Claim, Progress, Settled, Wanted
+from pilot.domain.work import LEASE, Artifact, Beaten, Claim, Next, Progress, Settled, Wanted
 
 API = "/api/v1"
 _ANY = Wanted()
@@ -64,13 +66,8 @@ class Client:
         wait: float = 0.0,
     ) -> list[Claim]:
         """See `WorkQueue.claim`. Never sent twice: a claim whose answer is lost comes back when its lease ends."""
-        filters: dict[str, Any] = {
-            "lanes": list(wanted.lanes),
-            "kinds": list(wanted.kinds),
-            "projects": list(wanted.projects),
-        }
-        body = {name: value for name, value in filters.items() if value}
-        body |= {"worker": worker, "max": max, "lease_seconds": lease / 1000, "wait_seconds": wait}
+        body = documents.next_document(Next(max=max, wanted=wanted, lease=lease))
+        body |= {"worker": worker, "wait_seconds": wait}
         answer = await self._wire.call("POST", f"{API}/work/claim", body, again=False, wait=wait)
         return items_of(answer, "executions", documents.claim_of)
 
@@ -95,15 +92,31 @@ class Client:
         await self._say(id, worker, fence, "output", body, again=False)
 
     async def complete(
-        self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
+        self,
+        id: int,
+        worker: str,
+        fence: int,
+        outcome: Outcome,
+        artifacts: Sequence[Artifact] = (),
+        *,
+        next: Next | None = None,
     ) -> Settled:
         """See `WorkQueue.complete`."""
-        body = documents.complete_document(outcome, artifacts)
-        return documents.settled_of(await self._say(id, worker, fence, "complete", body))
+        return await self._end(id, worker, fence, "complete", documents.complete_document(outcome, artifacts), next)
 
-    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
+    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome, *, next: Next | None = None) -> Settled:
         """See `WorkQueue.fail`."""
-        return documents.settled_of(await self._say(id, worker, fence, "fail", documents.fail_document(outcome)))
+        return await self._end(id, worker, fence, "fail", documents.fail_document(outcome), next)
+
+    async def _end(
+        self, id: int, worker: str, fence: int, verb: str, body: Mapping[str, Any], next: Next | None
+    ) -> Settled:
+        if next is not None:
+            more = {**body, "next": documents.next_document(next)}
+            # When its answer is lost the word is said again, and the claim is not: see `claim`.
+            with contextlib.suppress(Busy, StoreError):
+                return documents.settled_of(await self._say(id, worker, fence, verb, more, again=False))
+        return documents.settled_of(await self._say(id, worker, fence, verb, body))
 
     async def release(self, id: int, worker: str, fence: int, reason: str = "") -> Settled:
         """See `WorkQueue.release`."""

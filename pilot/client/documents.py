@@ -15,7 +15,7 @@ from pilot.domain.errors import PilotError
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.outcome import Outcome, Usage
 from pilot.domain.ports import Document
-from pilot.domain.work import Artifact, Beaten, Claim, Made, Progress, Settled
+from pilot.domain.work import Artifact, Beaten, Claim, Made, Next, Progress, Settled
 
 T = TypeVar("T")
 _PLAIN: Mapping[str, tuple[type, ...]] = {
@@ -161,7 +161,16 @@ def beaten_of(document: Any) -> Beaten:
 
 def settled_of(document: Any) -> Settled:
     """The answer to a worker's last word."""
-    return Settled(execution_of(field_of(document, "execution", dict)), field_of(document, "duplicate", bool))
+    execution = execution_of(field_of(document, "execution", dict))
+    claims = tuple(items_of(document, "next", claim_of)) if "next" in document else ()  # an older server gives none
+    return Settled(execution, field_of(document, "duplicate", bool), claims=claims)
+
+
+def next_document(next: Next) -> Document:
+    """The fields of a claim that does not wait."""
+    filters = {name: list(getattr(next.wanted, name)) for name in ("lanes", "kinds", "projects")}
+    told: Document = {name: values for name, values in filters.items() if values}
+    return told | {"max": next.max, "lease_seconds": next.lease / 1000}
 
 
 def enqueued_of(document: Any) -> Enqueued:

@@ -79,17 +79,30 @@ class Beaten:
     cancel_requested: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """What a worker takes together with its last word, as `claim` would without waiting: one call where two would be.
+
+    It is claimed when the last word counts, also when it had been said before.
+    """
+
+    max: int = 1
+    wanted: Wanted = Wanted()
+    lease: int = LEASE
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """The execution after a worker's last word. `duplicate`: the same claim had said it before; nothing changed.
 
-    `after`: the ids that it waited for. `sandbox`: what its last attempt ran in.
+    `after`: the ids that it waited for. `sandbox`: what its last attempt ran in. `claims`: what came of `Next`.
     """
 
     execution: Execution
     duplicate: bool = False
     after: tuple[int, ...] = ()
     sandbox: str | None = None
+    claims: tuple[Claim, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,16 +156,23 @@ class WorkQueue(Protocol):
         ...
 
     async def complete(
-        self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
+        self,
+        id: int,
+        worker: str,
+        fence: int,
+        outcome: Outcome,
+        artifacts: Sequence[Artifact] = (),
+        *,
+        next: Next | None = None,
     ) -> Settled:
-        """It is done, changed nothing, or asks (`outcome.ending` DONE, NO_CHANGE, QUESTION).
+        """It is done, changed nothing, or asks (`outcome.ending` DONE, NO_CHANGE, QUESTION); and what comes next.
 
         The same again, after an answer that was lost, gives the same answer. Raises `UsageError` for artifacts that
         break the single-writer rule; the claim stands, then.
         """
         ...
 
-    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
+    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome, *, next: Next | None = None) -> Settled:
         """It failed (`outcome.ending` FAILED); admission decides what follows. The same again as for `complete`."""
         ...
 

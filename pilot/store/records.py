@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from pilot.domain.events import EventType
@@ -23,6 +23,9 @@ OWED = Notify(("outbox",))
 """The hint that something may be owed to the outside."""
 LARGE = 1 << 53
 """Sums of it stay integers."""
+_FIGURES = tuple(field.name for field in fields(Usage))
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_LONG = re.compile(r"\d{19}")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
@@ -31,7 +34,7 @@ def dumps(value: Any) -> str:
 
     Everything written goes through here: one lone surrogate in a column is a row that nobody can read any more.
     """
-    text = clean(json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
+    text = clean(_ENCODER.encode(value))
     if "\\u0000" in text:
         text = _NUL.sub(rf"\1{REPLACEMENT}", text)
     return text
@@ -54,7 +57,13 @@ class Table:
         for row in found:
             if len(row) != width:  # what is missing would be NULL, and nobody would know
                 raise ValueError(f"a row of {len(row)} values for {width} columns: {', '.join(self.columns)}")
-        return dumps(found)
+        text = dumps(found)
+        return dumps([[_storable(value) for value in row] for row in found]) if _LONG.search(text) else text
+
+
+def _storable(value: Any) -> Any:
+    """NULL for a number beyond 64 bits: it is nobody's id, and no column has it."""
+    return None if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63 else value
 
 
 _EVENTS = Table(type="text", execution_id="bigint", project_id="bigint", data="text")
@@ -85,7 +94,7 @@ def ids_of(dialect: Dialect, name: str = "ids") -> str:
 
 def ids(values: Iterable[int]) -> str:
     """The parameter for `ids_of`."""
-    return dumps([[value] for value in values])
+    return dumps([[_storable(value)] for value in values])
 
 
 def short(text: str | None) -> str | None:
@@ -95,5 +104,5 @@ def short(text: str | None) -> str | None:
 
 def known(usage: Usage) -> dict[str, float | None]:
     """By column. An agent's own figures: what can't be an amount (NaN, 1e999, -1) is not known."""
-    figures = asdict(usage)
-    return {name: n if n is not None and 0 <= n < LARGE else None for name, n in figures.items()}
+    figures = ((name, getattr(usage, name)) for name in _FIGURES)
+    return {name: n if n is not None and 0 <= n < LARGE else None for name, n in figures}

@@ -6,7 +6,8 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from pilot.domain.agent import OutputKind
 from pilot.domain.budget import Budget
@@ -17,18 +18,31 @@ from pilot.domain.policy import RULES, Rule
 from pilot.domain.ports import Document
 from pilot.domain.task import Project, Task
 from pilot.domain.text import one_line
-from pilot.domain.work import LEASE, LEASES, MAX_CLAIMED, WORKER, Artifact, Beaten, Claim, Progress, Settled, Wanted
+from pilot.domain.work import (
+    LEASE,
+    LEASES,
+    MAX_CLAIMED,
+    WORKER,
+    Artifact,
+    Beaten,
+    Claim,
+    Next,
+    Progress,
+    Settled,
+    Wanted,
+)
 from pilot.store.admin import Registration
 from pilot.store.artifacts import check_artifacts
 from pilot.store.database import Database
 from pilot.store.history import History
 from pilot.store.journal import FACTS, SqlJournal
-from pilot.store.last_words import Answer, ClaimKey, LastWords, Renewal, Renewals, Word
+from pilot.store.last_words import ClaimKey, LastWords, Renewal, Renewals, Word
 from pilot.store.pool import Ask, Pool, filter_of
 from pilot.store.queue import SqlQueue, Steps
 from pilot.store.stats import stats
 from pilot.store.waiters import Waiters
 
+T = TypeVar("T")
 _ANY, _NOTHING = Wanted(), Progress()
 JUMP = 2_000
 """ms by which the wall clock may leave the steady one between two looks: it is set bit by bit, not at once."""
@@ -83,8 +97,20 @@ class SqlWorkQueue:
     def _outputs(self, items: Sequence[tuple[ClaimKey, Sequence[tuple[OutputKind, bytes]]]]) -> Steps:
         return self._renewals.output(items, self._database.clock())
 
-    def _ends(self, items: Sequence[Word]) -> Steps:
-        return self._last_words(items, self._database.clock())
+    def _ends(self, items: Sequence[tuple[Word, Ask | None]]) -> Steps:
+        now = self._database.clock()
+        answers = yield from self._last_words([word for word, _ in items], now)
+        # Only then: what a last word sets free may be what is next.
+        going_on = [
+            (n, answer, ask)
+            for n, (answer, (_, ask)) in enumerate(zip(answers, items, strict=True))
+            if ask is not None and isinstance(answer, Settled)
+        ]
+        if going_on:
+            taken = yield from self._pool([ask for _, _, ask in going_on], now, expire=self._trusts(now))
+            for (n, settled, _), claims in zip(going_on, taken, strict=True):
+                answers[n] = replace(settled, claims=tuple(claims))
+        return answers
 
     def _trusts(self, now: int) -> bool:
         """Whether a lease that has ended by this clock has ended. After a jump, who lives gets time to speak first."""
@@ -101,11 +127,9 @@ class SqlWorkQueue:
         self, worker: str, *, max: int = 1, wanted: Wanted = _ANY, lease: int = LEASE, wait: float = 0.0
     ) -> list[Claim]:
         """See `WorkQueue.claim`. Who is cancelled meanwhile has claimed nothing: it is given back."""
-        if not 1 <= max <= MAX_CLAIMED:
-            raise UsageError(f"max {max} is out of range: 1 to {MAX_CLAIMED}")
         if not (math.isfinite(wait) and wait >= 0):
             raise UsageError(f"wait {wait} makes no sense: it is seconds, 0 or more")
-        ask = Ask(_node(worker), max, _lease(lease), int(wait * 1000), self._budget(), filter_of(wanted))
+        ask = self._ask(worker, Next(max=max, wanted=wanted, lease=lease), stay=int(wait * 1000))
         heard = self._waiters.heard
         found = await self._take(ask)
         return found if found or not wait else await self._waiters.wait(ask, wait, heard)
@@ -125,19 +149,26 @@ class SqlWorkQueue:
         await self._database.write(self._outputs, (_key(id, worker, fence), pieces))
 
     async def complete(
-        self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
+        self,
+        id: int,
+        worker: str,
+        fence: int,
+        outcome: Outcome,
+        artifacts: Sequence[Artifact] = (),
+        *,
+        next: Next | None = None,
     ) -> Settled:
         """See `WorkQueue.complete`."""
         if outcome.ending not in (Ending.DONE, Ending.NO_CHANGE, Ending.QUESTION):
             raise UsageError(f"what is {outcome.ending} is not complete; `fail` or `release` says that")
         check_artifacts(artifacts)
-        return await self._end(Word(_key(id, worker, fence), outcome, tuple(artifacts)))
+        return await self._end(Word(_key(id, worker, fence), outcome, tuple(artifacts)), worker, next)
 
-    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
+    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome, *, next: Next | None = None) -> Settled:
         """See `WorkQueue.fail`. A used-up allowance parks no backend: it is the worker's own, and this row waits."""
         if outcome.ending is not Ending.FAILED:
             raise UsageError(f"what is {outcome.ending} has not failed; `complete` says that")
-        return await self._end(Word(_key(id, worker, fence), outcome))
+        return await self._end(Word(_key(id, worker, fence), outcome), worker, next)
 
     async def release(self, id: int, worker: str, fence: int, reason: str = "") -> Settled:
         """See `WorkQueue.release`."""
@@ -175,23 +206,32 @@ class SqlWorkQueue:
         if self._giving_back:
             await asyncio.wait(self._giving_back)
 
-    async def _end(self, word: Word) -> Settled:
-        answer: Answer = await self._database.write(self._ends, word)
-        assert isinstance(answer, Settled)  # noqa: S101  an error was raised
-        return answer
+    def _ask(self, worker: str, next: Next, stay: int = 0) -> Ask:
+        if not 1 <= next.max <= MAX_CLAIMED:
+            raise UsageError(f"max {next.max} is out of range: 1 to {MAX_CLAIMED}")
+        return Ask(_node(worker), next.max, _lease(next.lease), stay, self._budget(), filter_of(next.wanted))
+
+    async def _end(self, word: Word, worker: str = "", next: Next | None = None) -> Settled:
+        ask = None if next is None else self._ask(worker, next)
+        ending: asyncio.Future[Settled] = asyncio.ensure_future(self._database.write(self._ends, (word, ask)))
+        return await self._unless_gone(ending, lambda settled: settled.claims)
 
     async def _take(self, ask: Ask) -> list[Claim]:
         taking = asyncio.ensure_future(self._database.write(self._claims, ask))
+        return await self._unless_gone(taking, lambda claims: claims)
+
+    async def _unless_gone(self, asking: asyncio.Future[T], claims: Callable[[T], Sequence[Claim]]) -> T:
+        """The answer; what is claimed for a caller that is cancelled meanwhile goes back."""
         try:
-            return await asyncio.shield(taking)
+            return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self._in_background(self._untake(taking))
+            self._in_background(self._untake(asking, claims))
             raise
 
-    async def _untake(self, taking: asyncio.Future[list[Claim]]) -> None:
-        await asyncio.wait([taking])
-        if not taking.cancelled() and taking.exception() is None:
-            await self._release_all(taking.result())
+    async def _untake(self, asking: asyncio.Future[T], claims: Callable[[T], Sequence[Claim]]) -> None:
+        await asyncio.wait([asking])
+        if not asking.cancelled() and asking.exception() is None:
+            await self._release_all(claims(asking.result()))
 
     async def _take_all(self, asks: Sequence[Ask]) -> list[list[Claim]]:
         return list(await asyncio.gather(*(self._database.write(self._claims, ask) for ask in asks)))
@@ -209,7 +249,8 @@ class SqlWorkQueue:
             )
             for c in claims
         ]
-        await asyncio.gather(*(self._database.write(self._ends, word) for word in words), return_exceptions=True)
+        ending = (self._database.write(self._ends, (word, None)) for word in words)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def _in_background(self, work: Any) -> None:
         task: asyncio.Task[None] = asyncio.create_task(work)

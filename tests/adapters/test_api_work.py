@@ -72,7 +72,7 @@ async def test_from_the_claim_to_the_last_word(rig: Rig) -> None:
 
     before = rows(rig)
     again = await say(rig, claim, "complete", **last)
-    assert again == {"execution": execution, "duplicate": True}
+    assert again == {"execution": execution, "duplicate": True, "next": []}
     assert rows(rig) == before
 
     answer = await rig.call("GET", f"/api/v1/artifacts/{sha256}", scope=Scope.READ, code=200)
@@ -83,6 +83,21 @@ async def test_from_the_claim_to_the_last_word(rig: Rig) -> None:
     await rig.get(f"/artifacts/{'0' * 64}", code=404)
     await rig.get("/artifacts/..%2f..%2fetc%2fpasswd", code=404)
     await rig.get(f"/artifacts/{'G' * 64}", code=422)
+
+
+async def test_what_is_claimed_with_a_last_word_is_its_callers(rig: Rig) -> None:
+    for name in ("T-1", "T-2"):
+        await rig.post("/executions", TASK | {"task_id": name}, code=201)
+    claim = await claimed(rig)
+    wanted = {"lanes": [0], "kinds": ["code"], "projects": ["api"], "max": 5, "lease_seconds": 120}
+
+    (after,) = (await say(rig, claim, "complete", next=wanted))["next"]
+
+    assert (after["task_id"], after["status"], after["node"]) == ("T-2", "running", "worker:w")
+    assert after["lease_until"] > claim["lease_until"]
+    await say(rig, after, "heartbeat")
+    rig.ready = False  # what is on its way is taken, and nothing new is given
+    assert (await say(rig, after, "complete", next=wanted))["next"] == []
 
 
 @pytest.mark.parametrize("verb", ["heartbeat", "complete", "fail", "release", "output"])

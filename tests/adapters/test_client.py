@@ -16,7 +16,7 @@ from pilot.domain.access import Scope
 from pilot.domain.agent import OutputKind
 from pilot.domain.errors import Busy, LeaseLost, NotFound, PilotError, UsageError
 from pilot.domain.outcome import Ending, Outcome
-from pilot.domain.work import Artifact
+from pilot.domain.work import Artifact, Next
 from tests.adapters.api_rig import serving
 from tests.adapters.scripted_http import Answer, scripted
 
@@ -65,6 +65,19 @@ async def test_what_does_no_harm_twice_is_sent_again(first: Answer) -> None:
 
     assert [request.path for request in server.requests] == ["/api/v1/work/1/complete"] * 2
     assert server.requests[0].body == server.requests[1].body
+
+
+async def test_a_last_word_whose_answer_is_lost_is_said_again_and_nothing_more_is_claimed() -> None:
+    settled = {"execution": document(), "duplicate": True, "next": []}
+    async with (
+        scripted(Answer(drop=True), Answer(body=settled)) as server,
+        Client(server.url, "t", jitter=still) as client,
+    ):
+        assert (await client.complete(1, "w", 3, DONE, next=Next(max=2))).claims == ()
+
+    first, second = (json.loads(request.body) for request in server.requests)
+    assert first.pop("next") == {"max": 2, "lease_seconds": 30.0}
+    assert first == second
 
 
 async def test_an_enqueue_that_is_sent_again_has_the_same_key() -> None:

@@ -18,7 +18,7 @@ from pilot.domain.errors import LeaseLost, NotFound, UsageError
 from pilot.domain.execution import Status
 from pilot.domain.outcome import Ending, FailureClass, GateResult, Outcome, Question, Usage, failed
 from pilot.domain.task import Kind, Task
-from pilot.domain.work import Artifact, Claim, Progress, Wanted, WorkQueue
+from pilot.domain.work import Artifact, Claim, Next, Progress, Wanted, WorkQueue
 from pilot.store.work_queue import SqlWorkQueue
 from tests.adapters.api_rig import Rig, serving
 
@@ -94,6 +94,57 @@ async def test_a_worker_gets_all_that_it_needs_to_do_the_task(desk: Desk) -> Non
     assert (execution.attempt, execution.fence) == (1, claim.fence)
     assert claim.lease_until == await desk.row(id, "lease_until")
     assert claim.lease_until - (execution.started_at or 0) == 60_000
+
+
+async def test_a_last_word_may_take_what_is_next(desk: Desk) -> None:
+    first, second, third = [await desk.put("api", f"A-{n}") for n in range(3)]
+    other = await desk.put("web", "W-1", lane=1)
+    claim = await desk.take()
+    assert claim.execution.id == first
+
+    settled = await desk.queue.complete(first, "w", claim.fence, DONE, next=Next(max=2, lease=60_000))
+
+    assert (settled.execution.status, settled.duplicate) == (Status.COMPLETED, False)
+    assert [one.execution.id for one in settled.claims] == [second, other]  # of its own project, too: it has just ended
+    assert {one.execution.node for one in settled.claims} == {"worker:w"}
+    assert settled.claims[0].lease_until == await desk.row(second, "lease_until")
+    assert settled.claims[0].fence > claim.fence
+
+    wanted = Next(wanted=Wanted(lanes=(0,)))
+    failing = await desk.queue.fail(
+        second, "w", settled.claims[0].fence, failed(FailureClass.REFUSAL, "no"), next=wanted
+    )
+    assert failing.execution.status is not Status.RUNNING
+    assert [one.execution.id for one in failing.claims] == [third]
+    assert (await desk.queue.complete(third, "w", failing.claims[0].fence, DONE)).claims == ()
+
+
+async def test_a_last_word_that_does_not_count_takes_nothing(desk: Desk) -> None:
+    one, _ = await desk.put("api", "A-1"), await desk.put("web", "W-1")
+    claim = await desk.take()
+    before = await desk.dump()
+
+    with pytest.raises(LeaseLost):
+        await desk.queue.complete(one, "w", claim.fence + 1, DONE, next=Next())
+    two = [Artifact("a.diff", b"a"), Artifact("b.diff", b"b")]
+    with pytest.raises(UsageError, match=r"one \.diff"):
+        await desk.queue.complete(one, "w", claim.fence, DONE, two, next=Next())
+    for senseless in (Next(max=0), Next(max=101), Next(lease=1)):
+        with pytest.raises(UsageError):
+            await desk.queue.complete(one, "w", claim.fence, DONE, next=senseless)
+
+    assert await desk.dump() == before
+
+
+async def test_a_last_word_that_is_said_again_takes_what_there_is_still(desk: Desk) -> None:
+    one, two = await desk.put("api", "A-1"), await desk.put("web", "W-1")
+    claim = await desk.take()
+    await desk.queue.complete(one, "w", claim.fence, DONE)
+
+    again = await desk.queue.complete(one, "w", claim.fence, DONE, next=Next())
+
+    assert again.duplicate
+    assert [each.execution.id for each in again.claims] == [two]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Usage, failed
 from pilot.domain.policy import settle
 from pilot.domain.ports import Finish
-from pilot.domain.work import Artifact, Beaten, Claim, Progress, Settled, Wanted, WorkQueue
+from pilot.domain.work import Artifact, Beaten, Claim, Next, Progress, Settled, Wanted, WorkQueue
 from tests.adapters.test_client import document
 
 LEASE = 400
@@ -74,13 +74,20 @@ class Server:
         self.hear("output", list(pieces))
 
     async def complete(
-        self, id: int, worker: str, fence: int, outcome: Outcome, artifacts: Sequence[Artifact] = ()
+        self,
+        id: int,
+        worker: str,
+        fence: int,
+        outcome: Outcome,
+        artifacts: Sequence[Artifact] = (),
+        *,
+        next: Next | None = None,
     ) -> Settled:
         self.hear("complete", list(artifacts))
         self.outcomes.append(outcome)
         return Settled(EXECUTION)
 
-    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome) -> Settled:
+    async def fail(self, id: int, worker: str, fence: int, outcome: Outcome, *, next: Next | None = None) -> Settled:
         self.hear("fail", outcome.failure)
         return Settled(EXECUTION)
 
