@@ -187,6 +187,10 @@ class Duties(Protocol):
         """Take it, or keep it, for `lease` ms; False: another living node has it."""
         ...
 
+    async def free_at(self, name: str) -> int:
+        """When (UTC ms) another may have it, if it is not kept; in the past: now."""
+        ...
+
     async def release(self, name: str, node: str) -> None:
         """Let another have it at once."""
         ...

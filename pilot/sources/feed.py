@@ -35,6 +35,8 @@ GRACE = 5.0
 """Seconds that what is being done gets to its end when the feed stops."""
 LEASE = 30.0
 """Seconds after which another node polls a source whose node went silent; renewed at a third of it."""
+SOON = 0.25
+"""Seconds after a duty's end when another node tries to have it; whoever lives has kept it long before."""
 QUIET = 30.0
 """Seconds between two notes that a source is well, while nothing changes."""
 
@@ -138,7 +140,7 @@ class Feed:
         loop, due = asyncio.get_running_loop(), 0.0
         try:
             while not self._stopping.is_set():
-                asked = wanted.is_set() and not failures
+                asked, again = wanted.is_set() and not failures, LEASE / 3
                 wanted.clear()
                 try:
                     held = await self._desk.duties.hold(duty, self._desk.node, int(LEASE * 1000))
@@ -147,10 +149,12 @@ class Feed:
                         await self._look(poller, duty)
                         await self._well(poller.name)
                         failures = 0
+                    elif not held:
+                        again = min(again, until_free(await self._desk.duties.free_at(duty), self._desk.clock()))
                 except Exception as error:  # noqa: BLE001  a border: one source's trouble is its own
                     failures += 1
                     due = max(due, loop.time() + await self._unwell(poller.name, error, failures))
-                pause = min(LEASE / 3, due - loop.time()) if due > loop.time() else LEASE / 3
+                pause = min(again, due - loop.time()) if due > loop.time() else again
                 await self._rest(self._stopping if failures else wanted, pause)
         finally:
             with contextlib.suppress(PilotError):
@@ -276,6 +280,11 @@ class Feed:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
+
+
+def until_free(at: int, now: int) -> float:
+    """Seconds to wait for a duty that another node has until a time, if it does not keep it; both UTC ms."""
+    return max(0.0, at - now) / 1000 + SOON
 
 
 def _takes_webhooks(source: Source) -> bool:

@@ -26,6 +26,7 @@ from pilot.domain.errors import LeaseLost, NotFound, PilotError, StoreError
 from pilot.domain.outside import SourcePaused
 from pilot.domain.text import one_line
 from pilot.sources.desk import Desk
+from pilot.sources.feed import until_free
 from pilot.sources.telegram_board import EVERY, Board
 from pilot.sources.telegram_commands import COMMANDS, SOURCE, Commands
 from pilot.sources.telegram_memory import Memory
@@ -106,7 +107,8 @@ class TelegramSource:
                 if await self._desk.duties.hold(self._duty, self._desk.node, self._lease_ms):
                     with suppress(LeaseLost):
                         await self._read()
-                await asyncio.sleep(min(self._lease / 3, ASK))
+                free = until_free(await self._desk.duties.free_at(self._duty), self._desk.clock())
+                await asyncio.sleep(min(self._lease / 3, ASK, free))
         finally:
             with suppress(PilotError):
                 await asyncio.shield(self._desk.duties.release(self._duty, self._desk.node))

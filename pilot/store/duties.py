@@ -29,8 +29,16 @@ class SqlDuties:
         self._database = database
 
     async def hold(self, name: str, node: str, lease: int) -> bool:
-        """See `Duties.hold`."""
+        """See `Duties.hold`. That it is another's is read: whoever waits for it writes nothing."""
+        rows = await self._database.read("SELECT node, until FROM duties WHERE name = :name", {"name": clean(name)})
+        if rows and rows[0][0] not in (None, node) and rows[0][1] > self._database.clock():
+            return False
         return await self._database.write(self._hold, _Change(name, node, lease))
+
+    async def free_at(self, name: str) -> int:
+        """See `Duties.free_at`."""
+        rows = await self._database.read("SELECT until FROM duties WHERE name = :name", {"name": clean(name)})
+        return rows[0][0] if rows else 0
 
     async def release(self, name: str, node: str) -> None:
         """See `Duties.release`."""

@@ -149,6 +149,28 @@ async def test_a_node_that_went_silent_is_followed_by_another(store: Store, cloc
         await until(lambda: source.polls > 1)
 
 
+async def test_a_duty_is_taken_over_when_its_lease_ends_though_nobody_looks_so_often(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "LEASE", 3600.0)  # a node that has none looks every 20 minutes
+    monkeypatch.setattr(feeding, "SOON", 0.01)
+    assert await store.duties.hold("source:told", "dead", 150)
+    source = Told(every=0.02)
+    async with running(store, source):
+        await asyncio.sleep(0.05)
+        assert source.polls == 0
+        clock.tick(151)
+        await until(lambda: source.polls > 1)
+
+
+async def test_who_waits_for_a_duty_writes_nothing(store: Store, clock: Clock) -> None:
+    assert await store.duties.hold("source:told", "another", 60_000)
+    before = await store.database.read("PRAGMA data_version")
+    async with running(store, Told(every=0.02)):
+        await asyncio.sleep(0.35)  # it looks every 100 ms
+        assert await store.database.read("PRAGMA data_version") == before
+
+
 async def test_a_long_poll_keeps_its_duty(store: Store, clock: Clock) -> None:
     source, other = Told(every=0.02), Told(every=0.02)
     source.slow = asyncio.Event()
