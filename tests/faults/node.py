@@ -83,7 +83,7 @@ class Told:
         try:
             following: Execution | None = await self._queue.finish(finish)
         except LeaseLost:
-            self._diary.write("late", **facts)
+            self._diary.write("refuted", **facts)
             raise
         except (StoreError, Busy) as error:
             self._diary.write("unknown", error=str(error), **facts)
@@ -115,7 +115,7 @@ class Agents:
     diary: Diary
 
     async def __call__(self, execution: Execution) -> Outcome:
-        facts = {"id": execution.id, "project": execution.project_id, "fence": execution.fence}
+        facts = {"id": execution.id, "lane": (execution.project_id, execution.slot), "fence": execution.fence}
         journal, store = self.store.journal, self.diary
         order = json.loads(execution.body)
         pause = order["hold"] if execution.attempt == 1 and order["hold"] else order["pause"]

@@ -9,6 +9,8 @@ from typing import Any
 from pilot.domain.ports import Finish
 from pilot.store import Store
 from pilot.store.database import Rows, Statement, Step
+from pilot.store.postgres import PostgresDatabase
+from pilot.store.postgres_group import Transaction
 
 
 def _replace(owner: object, name: str, old: str, new: str) -> None:
@@ -65,6 +67,30 @@ def living_leases_are_taken(store: Store) -> None:
     _replace(store.queue._nodes, "_lost", "lease_until < :now", "lease_until < :now + 60000")
 
 
+def nobody_waits_for_the_lock(store: Store) -> None:
+    """Several write at once."""
+    transaction = _transaction(store)
+    transaction._lock = Statement("SELECT 1")
+
+
+def a_lost_answer_is_taken_for_a_failure(store: Store) -> None:
+    """What was committed and not heard of is done again."""
+    _transaction(store)._committed = lambda: False  # type: ignore[method-assign]
+
+
+def _transaction(store: Store) -> Transaction:
+    database = store.database
+    assert isinstance(database, PostgresDatabase)
+    return database._transaction
+
+
 PLANTS: Mapping[str, Callable[[Store], None]] = {
-    plant.__name__: plant for plant in (the_fence_is_not_checked, late_output_is_kept, living_leases_are_taken)
+    plant.__name__: plant
+    for plant in (
+        the_fence_is_not_checked,
+        late_output_is_kept,
+        living_leases_are_taken,
+        nobody_waits_for_the_lock,
+        a_lost_answer_is_taken_for_a_failure,
+    )
 }

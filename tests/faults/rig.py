@@ -28,6 +28,8 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 60.0
 """Seconds until something that never came true fails its test; generous, for a loaded machine."""
 
+_ENDS = tuple(f"execution.{word}" for word in ("requeued", "asked", "completed", "failed", "cancelled"))
+
 
 @dataclass
 class Member:
@@ -71,6 +73,8 @@ class Rig:
     seen: list[Fact] = field(default_factory=list)
     """The log as somebody saw it who followed it all the time."""
     held: list[int] = field(default_factory=list)
+    _read: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    _entries: list[dict[str, Any]] = field(default_factory=list)
     _following: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
@@ -95,18 +99,23 @@ class Rig:
         while True:
             with suppress(StoreError, Busy):
                 self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
 
     def diary(self, *what: str) -> list[dict[str, Any]]:
         """What the nodes wrote down, in order of time; only these words, if any are given. `node`: whose."""
-        found = []
+        new = False
         for path in self.place.glob("*.diary"):
-            for line in path.read_text().splitlines():
-                with suppress(json.JSONDecodeError):  # the last one, in the middle of which it is now
-                    entry = {"node": path.stem, **json.loads(line)}
-                    if not what or entry["what"] in what:
-                        found.append(entry)
-        return sorted(found, key=lambda entry: entry["at"])
+            with path.open("rb") as file:
+                file.seek(self._read[path.stem])
+                lines = file.read().splitlines(keepends=True)
+            for line in lines:
+                if line.endswith(b"\n"):  # the last one may be in the middle of being written
+                    self._read[path.stem] += len(line)
+                    self._entries.append({"node": path.stem, **json.loads(line)})
+                    new = True
+        if new:
+            self._entries.sort(key=lambda entry: entry["at"])
+        return [entry for entry in self._entries if not what or entry["what"] in what]
 
     async def until(self, condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         """The condition's first true value; it may be a coroutine's."""
@@ -118,12 +127,16 @@ class Rig:
                     value = await value
                 if value:
                     return value
-            for member in self.members:
-                if member.gone is None and member.process.poll() not in (None, 0):
-                    raise AssertionError(f"{member.name} ended by itself: {member.process.returncode}\n{self.told()}")
+            self.supervise()
             if time.monotonic() > end:
                 raise AssertionError(f"never came true in {seconds:g} s: {what}\n{self.told()}")
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
+
+    def supervise(self) -> None:
+        """No node ends but when it is told to."""
+        for member in self.members:
+            if member.gone is None and member.process.poll() not in (None, 0):
+                raise AssertionError(f"{member.name} ended by itself: {member.process.returncode}\n{self.told()}")
 
     async def ready(self, *members: Member) -> None:
         """All of these have started."""
@@ -190,6 +203,12 @@ class Rig:
 
     async def account(self) -> Story:
         """Fail unless every promise was kept, by the rows, the log and what the nodes were told."""
+        story, found = await self.findings()
+        assert not found, "\n".join(found[:40]) + f"\n({len(found)} in all)\n{self.told()}"
+        return story
+
+    async def findings(self) -> tuple[Story, list[str]]:
+        """All there is to know, and what is wrong with it."""
         story = await read(self.store.database)
         found = await audit_rows(self.store.database)
         found += audit(story, at_rest=True)
@@ -200,8 +219,7 @@ class Rig:
                 await self._following
             self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
             found += missed(story, self.seen)
-        assert not found, "\n".join(found[:40]) + f"\n({len(found)} in all)\n{self.told()}"
-        return story
+        return story, found
 
     def broken(self, story: Story) -> list[str]:
         """Where the nodes were told something that is not so, or two were at work on one project."""
@@ -209,41 +227,43 @@ class Rig:
 
     def _untrue(self, story: Story) -> Iterator[str]:
         keys = {row.key: row.id for row in story.rows}
-        ends = {
-            (fact.execution, fact.data.get("fence")): fact.type
-            for fact in story.log
-            if fact.type.startswith("execution.") and fact.type != "execution.started"
-        }
+        ends = {(f.execution, f.data["fence"]): f for f in story.log if f.type in _ENDS and "fence" in f.data}
+        lost = {f.id + 1 for f in story.log if f.type == "execution.lost"}
+        unsure = {(e["id"], e["fence"]) for e in self.diary("unknown") if "not known" in e["error"]}
         asked: defaultdict[str, set[int]] = defaultdict(set)
-        for entry in self.diary("queued", "ended"):
+        for entry in self.diary("queued", "ended", "refuted"):
             if entry["what"] == "queued":
                 asked[entry["key"]].add(entry["id"])
                 if keys.get(entry["key"]) != entry["id"]:
                     yield f"{entry['key']} was acknowledged as {entry['id']}, and is {keys.get(entry['key'])}"
-            elif (entry["id"], entry["fence"]) not in ends:
-                yield f"the end of {entry['id']} under fence {entry['fence']} was acknowledged, and is not there"
+                continue
+            claim = (entry["id"], entry["fence"])
+            if entry["what"] == "ended" and claim not in ends:
+                yield f"the end of {claim[0]} under fence {claim[1]} was acknowledged, and is not there"
+            if entry["what"] == "refuted" and claim in ends and ends[claim].id not in lost and claim not in unsure:
+                yield f"{entry['node']} was told that {claim[0]} is another's, and had ended it under fence {claim[1]}"
         yield from (f"{key} is {ids}" for key, ids in asked.items() if len(ids) > 1)
 
     def _overlaps(self) -> Iterator[str]:
-        """Two agents of a project at one time. One whose node stands still does nothing."""
+        """Two agents in one slot at a time. One whose node stands still does nothing."""
         members = {member.name: member for member in self.members}
-        spans: defaultdict[int, list[list[Any]]] = defaultdict(list)
+        spans: defaultdict[tuple[int, ...], list[list[Any]]] = defaultdict(list)
         begun: dict[tuple[str, int, int], list[Any]] = {}
         for entry in self.diary("began", "stopped"):
             claim = (entry["node"], entry["id"], entry["fence"])
             if entry["what"] == "began":
                 begun[claim] = span = [entry["at"], None, claim]
-                spans[entry["project"]].append(span)
+                spans[tuple(entry["lane"])].append(span)
             elif claim in begun:
                 begun[claim][1] = entry["at"]
-        for project, found in spans.items():
+        for lane, found in spans.items():
             for span in found:
                 member = members[span[2][0]]
                 ends = [span[1], member.gone, *(at for at in member.still if at > span[0])]
                 span[1] = min((end for end in ends if end is not None), default=time.monotonic_ns())
             for one, other in pairwise(found):
                 if other[0] < one[1]:
-                    yield f"project {project}: {one[2]} and {other[2]} at once, for {(one[1] - other[0]) / 1e6:.1f} ms"
+                    yield f"{one[2]} and {other[2]} in slot {lane} at once, for {(one[1] - other[0]) / 1e6:.1f} ms"
 
     def _outside(self) -> Iterator[str]:
         delivered = [entry["key"] for entry in self.diary("delivered")]
