@@ -94,6 +94,21 @@ def test_the_whole_of_a_task_by_hand(pilot: Pilot, queue: Pilot, tmp_path: Path)
     assert f"change.diff (13 bytes, sha256 {row['artifacts'][0]['sha256']})" in told
 
 
+def test_the_next_one_comes_with_the_last_word(pilot: Pilot, queue: Pilot) -> None:
+    first, second, third = put(pilot), put(pilot, "api", "T-2"), put(pilot, "api", "T-3")
+    assert queue("claim").code == 0
+
+    shown = queue("complete", first, "--next")
+    assert shown.code == 0
+    assert shown.out.startswith(f"{first} is completed\n")
+    assert f"{second}  T-2: do it" in shown.out
+    told = queue("fail", second, "no", "--class", "refusal", "--next", "--json").json
+    assert [entry["id"] for entry in told["next"]] == [third]
+    last = queue("complete", third, "--next")
+    assert last.code == 0
+    assert "nothing to claim now" in last.err
+
+
 def test_nothing_to_claim_is_try_later(queue: Pilot) -> None:
     result = queue("claim", "--json")
     assert (result.code, result.json) == (75, {"executions": []})
