@@ -88,7 +88,8 @@ def work(url: str, token: str, name: str, count: int) -> list[float]:
 
 def work_on(url: str, token: str, name: str, count: int) -> list[float]:
     """Complete, and claim the next one with it; the seconds of each."""
-    wire, took = Wire(url, token), []
+    wire = Wire(url, token)
+    took: list[float] = []
     held = wire.ask("POST", "/api/v1/work/claim", {"worker": name, "wait_seconds": 30})["executions"]
     while len(took) < count:
         began = time.perf_counter()
