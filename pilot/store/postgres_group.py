@@ -190,7 +190,7 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
     wire.send(_SAVE)
     told: set[str] = set()
     try:
-        result = _drive(wire, operation(items), told)
+        result = _drive(wire, operation(items), told, piped=False)
         wire.rows(_RELEASE)
     except Exception as error:
         if not blames_item(error):
@@ -206,7 +206,10 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
     return result
 
 
-def _drive(wire: Wire, steps: Generator[Step, Rows, Sequence[Any]], tokens: set[str]) -> Sequence[Any]:
+def _drive(
+    wire: Wire, steps: Generator[Step, Rows, Sequence[Any]], tokens: set[str], *, piped: bool = True
+) -> Sequence[Any]:
+    """`piped`: what gives no rows is only queued, and fails somewhat later."""
     rows: Any = None  # what a generator is started with
     try:
         while True:
@@ -214,7 +217,7 @@ def _drive(wire: Wire, steps: Generator[Step, Rows, Sequence[Any]], tokens: set[
             rows = []
             if isinstance(step, Notify):
                 tokens.update(step.tokens)
-            elif step.many is not None or silent(step.sql):
+            elif piped and (step.many is not None or silent(step.sql)):
                 wire.send(step)
             else:
                 rows = wire.rows(step)
