@@ -212,8 +212,11 @@ class SqlWorkQueue:
         return Ask(_node(worker), next.max, _lease(next.lease), stay, self._budget(), filter_of(next.wanted))
 
     async def _end(self, word: Word, worker: str = "", next: Next | None = None) -> Settled:
-        ask = None if next is None else self._ask(worker, next)
-        ending: asyncio.Future[Settled] = asyncio.ensure_future(self._database.write(self._ends, (word, ask)))
+        if next is None:
+            settled: Settled = await self._database.write(self._ends, (word, None))
+            return settled
+        ending: asyncio.Future[Settled]
+        ending = asyncio.ensure_future(self._database.write(self._ends, (word, self._ask(worker, next))))
         return await self._unless_gone(ending, lambda settled: settled.claims)
 
     async def _take(self, ask: Ask) -> list[Claim]:
