@@ -83,6 +83,7 @@ class CopyEnd(Protocol):
         ...
 
 
+UNSOUND = "the store is not sound, and can't be copied ({error}); `pilot db check` says what is wrong with it"
 NODES = "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, lease_until FROM nodes"
 
 

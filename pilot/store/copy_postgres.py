@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 
 from pilot.domain.errors import StoreError, StoreRefused
 from pilot.domain.ports import Clock, Node
-from pilot.store.copy_ends import NODES, to_node
+from pilot.store.copy_ends import NODES, UNSOUND, to_node
 from pilot.store.copy_tables import MAKE_MARK, MARK, CopyTable, Key, Mark, to_mark
 from pilot.store.database import Row
 from pilot.store.migrate import newest
@@ -125,7 +126,12 @@ class PostgresEnd:
         bounds = [f"({key}) {sign} ({places})" for sign, bound in ((">", after), ("<=", upto)) if bound is not None]
         where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
         sql = f"SELECT {', '.join(table.columns)} FROM {table.name}{where} ORDER BY {key}"
-        with self._in_words(), self._connection.cursor("copying", binary=True) as cursor:
+        idle = self._connection.info.transaction_status == TransactionStatus.IDLE
+        with (
+            self._in_words(),
+            self._connection.transaction() if idle else nullcontext(),
+            self._connection.cursor("copying", binary=True) as cursor,
+        ):
             cursor.itersize = FEW if "bytea" in table.kinds else AT_ONCE
             cursor.execute(sql.encode(), (*(after or ()), *(upto or ())))
             yield from cursor
@@ -262,6 +268,8 @@ class PostgresEnd:
     def _in_words(self) -> Iterator[None]:
         try:
             yield
+        except psycopg.IntegrityError as error:
+            raise StoreError(UNSOUND.format(error=error.diag.message_primary)) from None
         except psycopg.Error as error:
             said = self._place.said(error.diag.message_primary or str(error))
             failed = Failed(error.sqlstate, said) if error.sqlstate else self._lost(said)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pilot.domain.errors import StoreError, StoreRefused
 from pilot.domain.ports import Clock, Node
-from pilot.store.copy_ends import NODES, to_node
+from pilot.store.copy_ends import NODES, UNSOUND, to_node
 from pilot.store.copy_tables import MAKE_MARK, MARK, CopyTable, Key, Mark, copy_triggers, to_mark
 from pilot.store.database import Row
 from pilot.store.migrate import APPLICATION_ID, COPYING_ID, inspect, migrate, newest
@@ -228,6 +228,8 @@ class SqliteEnd:
     def _in_words(self) -> Iterator[None]:
         try:
             yield
+        except sqlite3.IntegrityError as error:
+            raise StoreError(UNSOUND.format(error=error)) from error
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
 
