@@ -13,6 +13,7 @@ from pilot.domain.execution import Execution
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.holding import EXEMPT, HELD
 from pilot.store.parks import Parks, account_of, standing
+from pilot.store.places import Places, elsewhere
 from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import BOOKED, Spending
@@ -20,7 +21,10 @@ from pilot.store.spending import BOOKED, Spending
 _REQUESTS = Table(
     project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text", head="bigint",
 )  # fmt: skip
-_CLAIMS = Table(id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint")
+_CLAIMS = Table(
+    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
+    place="text",
+)  # fmt: skip
 _REROUTED = Table(id="bigint", backend="text", fallback="text")
 _STARTED = Table(
     execution_id="bigint", number="bigint", fence="bigint", node="text", backend="text", model="text",
@@ -40,7 +44,6 @@ def due_projects(*, external: bool) -> str:
       UNION ALL
       SELECT (SELECT min(project_id) {due} AND project_id > walk.project_id)
       FROM walk WHERE walk.project_id IS NOT NULL)"""
-
 
 
 def among(values: Iterable[object]) -> str | None:
@@ -103,7 +106,10 @@ class ClaimRequest:
 
 
 class _Head(NamedTuple):
-    """What a project would give. `was`: the backend it had; `booked`: what the day has no longer."""
+    """What a project would give. `was`: the backend it had; `booked`: what the day has no longer.
+
+    `place`: the node's; `home`: where the work lies so far.
+    """
 
     project_id: int
     fence: int
@@ -120,6 +126,8 @@ class _Head(NamedTuple):
     per_execution_usd: float | None
     per_day_usd: float | None
     booked: int
+    place: str
+    home: str | None
 
     @property
     def chain(self) -> str:
@@ -134,13 +142,15 @@ class Claim:
         self._dialect = dialect
         self._parks = parks
         self._spending = spending
+        self._places = Places(dialect)
         lanes, kinds = "r.lanes", "r.kinds"
         every = head(dialect, "r.node", external=True, lanes=lanes, kinds=kinds)
         local = head(dialect, "r.node", external=False, lanes=lanes, kinds=kinds)
-        # A head that another node reserved is not passed over: a person waits for it, and it goes first.
+        # A head that another node reserved is not passed over: a person waits for it, and it goes first. Nor is one
+        # that is to go on elsewhere: those behind it would be at its work.
         found = f"""
             SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
-              n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd,
+              n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
               CASE WHEN r.head IS NOT NULL THEN r.head WHEN r.external = 1 THEN ({every}) ELSE ({local}) END AS id,
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
@@ -161,11 +171,13 @@ class Claim:
         self._heads = f"""
             SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
               coalesce({account}, ''), {standing("g.backend", account, closed=False)},
-              g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED}
-            FROM (SELECT h.*, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
+              g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
+              g.place, g.home
+            FROM (SELECT h.*, e.place AS home, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
                 e.forgiven_usd AS forgiven_usd, {first_open} AS backend
               FROM ({found}) h JOIN executions e ON e.id = h.id
-                AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0))) g"""
+                AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
+                  AND NOT {elsewhere("h.place", "e")}))) g"""
         # Another agent has no use for a session or a model of the first.
         self._reroute = f"""
             UPDATE executions SET backend = t.backend, fallback = t.fallback, model = NULL, session_id = NULL
@@ -173,7 +185,7 @@ class Claim:
         self._take = f"""
             UPDATE executions SET status = 'running', slot = c.slot, node = c.node, fence = c.fence,
               lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
-              started_at = coalesce(started_at, :now)
+              started_at = coalesce(started_at, :now), place = c.place
             FROM {_CLAIMS.of(dialect, "c")}
             WHERE executions.id = c.id AND executions.status = 'queued'
             RETURNING {EXECUTION_SELECT}"""
@@ -238,11 +250,15 @@ class Claim:
         if rerouted:
             yield Statement(self._reroute, {"items": _REROUTED.rows(rerouted)})
         claims = _CLAIMS.rows(
-            (h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id]) for h in chosen.values()
+            (h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id], h.place or None)
+            for h in chosen.values()
         )
+        moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
+        yield from self._places.moved(moved)
         rows = yield Statement(self._take, {"now": now, "items": claims})
         executions = [to_execution(row) for row in rows]
         yield Statement(self._hold, {"items": claims})
+        yield from self._places.together({e.id: e.place for e in executions if e.plan is not None and e.place})
         yield from self._begin(executions, chosen, reserved, now)
         return {e.project_id: e for e in executions}, later
 
@@ -261,7 +277,10 @@ class Claim:
         for e in executions:
             if e.backend != heads[e.id].was:
                 told.append((yield from self._rerouted(e, heads[e.id])))
-            facts = {"attempt": e.attempt, "fence": e.fence, "node": e.node, "slot": e.slot}
+            facts: dict[str, object] = {"attempt": e.attempt, "fence": e.fence, "node": e.node, "slot": e.slot}
+            home = heads[e.id].home
+            if home not in (None, heads[e.id].place):
+                facts["anew"] = f"what was begun of it lies on {home}"
             told.append(event(EventType.STARTED, e.id, e.project_id, **facts))
         yield events_statement(self._dialect, now, told)
         if any(e.origin is not None for e in executions):

@@ -17,7 +17,10 @@ _CANCELLED = Table(id="bigint", reason="text", because="bigint")
 
 
 class Dependents:
-    """Both directions, set-based: a step of a plan of thousands costs a few statements."""
+    """Both directions, set-based: a step of a plan of thousands costs a few statements.
+
+    What starts from another's branch is to be done where that one is.
+    """
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -25,9 +28,11 @@ class Dependents:
         self._release = f"""
             UPDATE executions SET deps_left = deps_left - d.n,
               status = CASE WHEN deps_left - d.n <= 0 THEN 'queued' ELSE 'blocked' END,
-              due = CASE WHEN deps_left - d.n <= 0 AND available_at <= :now THEN 1 ELSE 0 END
-            FROM (SELECT execution_id, count(*) AS n FROM dependencies
-                  WHERE depends_on IN {ids_of(dialect)} GROUP BY execution_id) AS d
+              due = CASE WHEN deps_left - d.n <= 0 AND available_at <= :now THEN 1 ELSE 0 END,
+              place = coalesce(executions.place, d.place)
+            FROM (SELECT x.execution_id, count(*) AS n, max(CASE WHEN q.head_sha IS NOT NULL THEN q.place END) AS place
+                  FROM dependencies x JOIN executions q ON q.id = x.depends_on
+                  WHERE x.depends_on IN {ids_of(dialect)} GROUP BY x.execution_id) AS d
             WHERE executions.id = d.execution_id AND executions.status = 'blocked'
             RETURNING executions.id, executions.project_id, executions.status,
               executions.instant = 1 OR executions.dedupe IS NOT NULL"""

@@ -206,8 +206,10 @@ class Enqueue:
 def _insert(dialect: Dialect, new: Table) -> str:
     columns = [column for column in new.columns if column not in ("n", "project_id")]
     return (
-        f"INSERT INTO executions (project_id, project, project_path, created_at, {', '.join(columns)}) "
-        f"SELECT p.id, p.name, p.path, :now, {', '.join(f'n.{column}' for column in columns)} "
+        # Where that lies which it follows: its branch, and the session to go on in.
+        f"INSERT INTO executions (project_id, project, project_path, created_at, place, {', '.join(columns)}) "
+        "SELECT p.id, p.name, p.path, :now, (SELECT q.place FROM executions q WHERE q.id = n.parent), "
+        f"{', '.join(f'n.{column}' for column in columns)} "
         f"FROM {new.of(dialect, 'n')} JOIN projects p ON p.id = n.project_id ORDER BY n.n "
         "ON CONFLICT DO NOTHING RETURNING executions.id, executions.project_id, executions.task_id"
     )

@@ -16,6 +16,7 @@ from pilot.domain.work import WORKER
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.finish import FinishClaims
 from pilot.store.people import Cancel, CancelRequest
+from pilot.store.places import BACK, GONE, LEFT
 from pilot.store.records import OPEN_STATUSES, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
@@ -125,6 +126,7 @@ class Nodes:
               per_execution_usd = excluded.per_execution_usd, per_day_usd = excluded.per_day_usd
             RETURNING nodes.id, nodes.started_at"""
 
+        self._left = LEFT.format(names=NAMES.of(dialect, "d"))
         gone = f"IN (SELECT d.id FROM {NAMES.of(dialect, 'd')})"
         self._let_go = (
             "UPDATE outbox SET claimed_by = NULL, claimed_until = 0 "
@@ -272,6 +274,9 @@ class Nodes:
                 freed += yield Statement(sql, {"items": names})
             if freed:
                 yield Notify({"outbox", "inbox"})
+            if loss.left:
+                yield Statement(self._left, {"items": names, "until": now + BACK})
+            yield Statement(GONE, {"now": now})
             yield Statement(
                 f"DELETE FROM nodes WHERE id IN (SELECT d.id FROM {NAMES.of(self._dialect, 'd')})",
                 {"items": names},

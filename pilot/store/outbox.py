@@ -36,7 +36,7 @@ _FREE = f"""
           AND f.tries > 0)))
     AND NOT (o.kind = 'clean' AND EXISTS (SELECT 1 FROM executions x JOIN executions y ON y.id = o.execution_id
       WHERE x.project_id = y.project_id AND x.task_id = y.task_id AND x.status IN {OPEN_STATUSES}))"""
-_HERE = "(o.host IS NULL OR o.host = (SELECT n.host FROM nodes n WHERE n.id = :node))"
+_HERE = "(o.host IS NULL OR EXISTS (SELECT 1 FROM nodes n WHERE n.id = :node AND o.host IN (n.place, n.host)))"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from pilot.store.claim import PAUSED, Claim, ClaimRequest, among, due_projects, 
 from pilot.store.database import Dialect, Row, Rows, Statement, Step
 from pilot.store.made import made_of, to_made
 from pilot.store.nodes import EXPIRED, Nodes, Worker
+from pilot.store.places import elsewhere
 from pilot.store.records import Table, dumps, ids
 
 Filter = tuple[str | None, str | None, str | None]
@@ -59,7 +60,8 @@ class Pool:
         rest = f"""
             FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
               JOIN executions e ON e.id = ({head(dialect, ":node", external=True, lanes=":lanes", kinds=":kinds")})
-            WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} AND e.reserved_for IS NULL"""
+            WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} AND e.reserved_for IS NULL
+              AND NOT {elsewhere("''", "e")}"""
         first = f"SELECT p.id, e.id, p.max_running - p.running {rest} ORDER BY e.priority, e.id LIMIT :most"
         due = due_projects(external=True)
         self._first = {False: f"{due} {first}", True: f"{named} {first}"}

@@ -26,11 +26,11 @@ _PULL = """
         ELSE 'pending' END
     RETURNING id"""
 _JOIN = "INSERT INTO pull_executions (pull_id, execution_id) VALUES (:pull, :execution) ON CONFLICT DO NOTHING"
-# Only the node's own host has the branch.
+# Only where the node keeps its work is the branch. A container has another host's name after each start.
 _EFFECT = """
     INSERT INTO outbox (lane, execution_id, project_id, kind, key, fence, host, payload, available_at, created_at)
-    VALUES (:lane, :execution, :project, :kind, :key, :fence, (SELECT host FROM nodes WHERE id = :node), :payload,
-      :now, :now)
+    VALUES (:lane, :execution, :project, :kind, :key, :fence,
+      (SELECT coalesce(nullif(place, ''), host) FROM nodes WHERE id = :node), :payload, :now, :now)
     ON CONFLICT (key) DO NOTHING"""
 
 

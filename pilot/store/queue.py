@@ -22,6 +22,7 @@ from pilot.store.holding import GRACE_ENDS
 from pilot.store.nodes import LEASE_END, NAMES, Beat, Loss, Nodes, Serving
 from pilot.store.parks import Parks, Unpark
 from pilot.store.people import Answer, AnswerRequest, Cancel, CancelRequest
+from pilot.store.places import elsewhere
 from pilot.store.plans import Plans, check_plan, steps_of
 from pilot.store.retry import Retry
 from pilot.store.rows import EXECUTION_SELECT, to_execution
@@ -42,7 +43,8 @@ def _ready(dialect: Dialect, *, external: bool) -> str:
     SELECT p.id, e.cost_usd, e.forgiven_usd, n.per_execution_usd, n.per_day_usd, {BOOKED}
     FROM walk JOIN projects p ON p.id = walk.project_id LEFT JOIN nodes n ON n.id = :node
       JOIN executions e ON e.id = ({head(dialect, ":node", external=external)})
-    WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")} ORDER BY e.priority, e.id"""
+    WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
+      AND (e.reserved_for = :node OR NOT {elsewhere("coalesce(n.place, '')", "e")}) ORDER BY e.priority, e.id"""
 
 
 class SqlQueue:
@@ -224,8 +226,8 @@ class SqlQueue:
     async def nodes(self) -> list[tuple[Node, int]]:
         """Every known node and the end (UTC ms) of its lease."""
         rows = await self._database.read(
-            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, notifies, place, beats, lease_until "
-            "FROM nodes"
+            "SELECT id, kind, host, boot_id, pid, start_ticks, version, max_running, notifies, place, beats, "
+            "lease_until FROM nodes"
         )
         return [(replace(Node(*row[:-1]), notifies=bool(row[8])), row[-1]) for row in rows]
 

@@ -14,6 +14,7 @@ from pilot.store.database import Database, Dialect
 from pilot.store.documents import moment
 from pilot.store.holding import passed, pull_holds
 from pilot.store.owing import after_its_end
+from pilot.store.places import elsewhere
 from pilot.store.records import Table
 
 _NAMED = 20  # holds of one sort that are named one by one
@@ -89,6 +90,7 @@ async def _queued(database: Database, execution: Execution, now: int) -> Why:
         *await budget_holds(database, execution, nodes, now),
         *await pull_holds(database, execution, now),
         *_time(execution, due=due),
+        *await _place(database, execution, now),
         *await _nodes(database, execution, now),
     ]
     left = f"left to a worker that claims over HTTP{await _workers(database, now) if execution.external else ''}"
@@ -216,6 +218,31 @@ def _time(execution: Execution, *, due: bool) -> list[Hold]:
     if execution.reason:
         detail += f", after {one_line(execution.reason)}"
     return [Hold("time", detail, None, execution.available_at)]
+
+
+async def _place(database: Database, execution: Execution, now: int) -> list[Hold]:
+    """Where alone it goes on: whoever asks, there is a node elsewhere."""
+    nowhere = elsewhere("''", "e")
+    rows = await database.read(
+        "SELECT (SELECT max(y.until) FROM places y WHERE y.place = e.place AND y.until >= :now) FROM executions e "
+        f"WHERE e.id = :id AND {nowhere}",
+        {"id": execution.id, "now": now},
+    )
+    if not rows:
+        return []
+    here = await database.read(
+        "SELECT n.id, n.state, n.max_running, "
+        "(SELECT count(*) FROM executions x WHERE x.status = 'running' AND x.node = n.id) FROM nodes n "
+        "WHERE n.place = :place AND n.place <> '' AND n.lease_until > :now AND n.kind = 'serve' ORDER BY n.id",
+        {"place": execution.place, "now": now},
+    )
+    if any(state == "up" and (most == 0 or running < most) for _, state, most, running in here):
+        return []
+    where = f"what was begun of it lies on {one_line(execution.place or '', 80)}"
+    if not here:
+        return [Hold("place", f"{where}, whose node has left and is waited for", None, rows[0][0])]
+    names = ", ".join(one_line(id, 80) for id, *_ in here[:_NAMED])
+    return [Hold("place", f"{where}, where {names} is full or draining")]
 
 
 async def _nodes(database: Database, execution: Execution, now: int) -> list[Hold]:

@@ -8,3 +8,8 @@ CREATE INDEX nodes_place ON nodes (place) WHERE place <> '';
 
 -- where what was begun of it lies: it goes on there as long as a node of that place is up. NULL: nowhere
 ALTER TABLE executions ADD COLUMN place text COLLATE "C";
+
+CREATE TABLE places (                      -- whose node has left in order, and may be back soon
+  place        text COLLATE "C" PRIMARY KEY,
+  until        bigint NOT NULL            -- as long as that is expected
+);
