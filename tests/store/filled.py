@@ -107,8 +107,11 @@ def _odd(connection: sqlite3.Connection) -> None:
         connection.execute("UPDATE executions SET title = ?, error = ? WHERE id = ?", (text, text, ids[n % len(ids)]))
         connection.execute("INSERT INTO events (at, type, execution_id, data) VALUES (1, 'execution.completed', ?, ?)",
                            (ids[n % len(ids)], text))  # fmt: skip
-    for n, number in enumerate(NUMBERS):
-        connection.execute("INSERT INTO pauses VALUES (?, ?, '', ?)", (number, f"odd {n}", number))
+    for number in NUMBERS:
+        connection.execute(
+            "INSERT INTO audit (at, token, actor, peer, method, path, status) VALUES (?, '', '', '', '', 'odd', ?)",
+            (number, number),
+        )
     for n, cost in enumerate(FLOATS):
         connection.execute("UPDATE executions SET cost_usd = ? WHERE id = ?", (cost, ids[n % len(ids)]))
         connection.execute(

@@ -318,7 +318,7 @@ def test_what_is_there_is_not_copied_twice(source: Path, anywhere: str) -> None:
     "change",
     [
         "UPDATE executions SET title = 'another' WHERE id = 1",
-        "DELETE FROM pauses WHERE owner = 'odd 0'",
+        "DELETE FROM audit WHERE status = 0",
         "INSERT INTO pauses VALUES (-5, 'new', '', 0)",
         "UPDATE nodes SET seen_at = seen_at + 1",
     ],
@@ -447,7 +447,7 @@ def test_a_store_is_not_copied_to_itself(source: Path, postgres_target: str, tmp
 
 DAMAGE = {
     "events": "UPDATE events SET data = data || ' ' WHERE id = 3",
-    "pauses": "DELETE FROM pauses WHERE owner = 'odd 1'",
+    "tokens": "DELETE FROM tokens WHERE id = (SELECT max(id) FROM tokens)",
     "attempts": "UPDATE attempts SET cost_usd = 0.10000000000000002 WHERE cost_usd = 0.1",
     "output": "UPDATE output SET data = '' WHERE seq = 2",
     "executions": "UPDATE executions SET error = NULL WHERE id = 1",
