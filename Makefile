@@ -3,6 +3,7 @@ SHELL := /bin/bash
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 LOCK := requirements.lock
 # most tests wait for programs; so more than there are processors
 WORKERS := 4
@@ -11,10 +12,10 @@ NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-loc
 # where it is set, each of the programs that tests start by the hundred would compile all of its modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup bubblewrap demo check format test mutants bench lock schema clean
+.PHONY: help setup bubblewrap demo check format test variants mutants bench bench-peers lock schema clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.done ## make .venv from the lock file (uv is fetched into .uv when there is none)
 
@@ -55,18 +56,37 @@ format: setup ## let ruff rewrite what it can
 test: setup bubblewrap $(NPM) ## all tests; sets up everything they need
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+variants: setup bubblewrap $(NPM) ## what `make test` tries once, in every way and with every agent
+	$(BIN)/python -m pytest -n $(WORKERS) -m variants
+
 mutants: setup ## plant bugs into the store, one after the other, and see its tests find each
 	$(BIN)/python -m pytest -n $(WORKERS) -m mutants tests/store
 
 bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
+$(PEERS)/.done: benchmarks/peers/requirements.txt
+	@set -e; \
+	uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ]; then \
+	  [ -x .uv/bin/uv ] || { python3 -m venv .uv && .uv/bin/pip install -q "uv==$(UV_VERSION)"; }; \
+	  uv=.uv/bin/uv; \
+	fi; \
+	$$uv venv -q --allow-existing --python "$$(command -v python3)" $(PEERS); \
+	$$uv pip sync -q --compile-bytecode --python $(PEERS)/bin/python --require-hashes $<
+	@touch $@
+
+bench-peers: setup $(PEERS)/.done ## pilot and its peers at the same work: benchmarks/peers/results.json, docs/scaling.md; QUICK=1 only prints
+	$(BIN)/python -m benchmarks.peers
+
 lock: ## pin anew (releases of the last seven days are left out)
 	uv pip compile pyproject.toml --group dev --extra postgres --universal --generate-hashes \
 	  --no-emit-index-url --no-header --exclude-newer "7 days" -o $(LOCK) -q
+	uv pip compile benchmarks/peers/requirements.in --python-version 3.11 --universal --generate-hashes \
+	  --no-emit-index-url --no-header --no-annotate --exclude-newer "7 days" -o benchmarks/peers/requirements.txt -q
 
 schema: setup ## write config/pilot.schema.json from the settings' classes
 	$(BIN)/pilot config schema > config/pilot.schema.json
 
 clean: ## remove what setup made
-	rm -rf $(VENV) .uv tests/e2e/node_modules tests/adapters/node_modules tests/emulate/node_modules
+	rm -rf $(VENV) $(PEERS) .uv tests/e2e/node_modules tests/adapters/node_modules tests/emulate/node_modules

@@ -1,0 +1,152 @@
+"""What is measured, in which order: peers take turns, so that a slow minute of the machine hits them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.peers.runs import Entrant, Failed, Sizes, say
+
+Results = dict[str, dict[str, Any]]
+"""Per entrant (`name/engine`), per work."""
+
+
+def measure(entrants: Sequence[Entrant], sizes: Sizes, works: Sequence[str]) -> Results:
+    """Everything wanted; a peer that fails at something has `failed` there, and the others go on."""
+    results: Results = {}
+    for entrant in entrants:
+        entrant.prepare()
+        results[key(entrant)] = {"about": entrant.about}
+    if "drain" in works:
+        _in_turns(entrants, sizes, results)
+    each: dict[str, Callable[[Entrant, Sizes], dict[str, Any] | None]] = {
+        "bulk": _bulk, "latency": _latency, "idle": _idle_claim, "held": _held, "deep": _deep, "finished": _finished,
+        "nodes": _nodes,
+    }  # fmt: skip
+    for work, run in each.items():
+        for entrant in entrants if work in works else ():
+            began = time.monotonic()
+            found = guarded(lambda e=entrant, r=run: r(e, sizes))  # type: ignore[misc]
+            if found is not None:
+                results[key(entrant)][work] = found
+                say(f"  {entrant.title:<28} {work:<9} {_short(found)}   ({time.monotonic() - began:.0f} s)")
+    return results
+
+
+def key(entrant: Entrant) -> str:
+    return f"{entrant.name}/{entrant.engine}"
+
+
+def _in_turns(entrants: Sequence[Entrant], sizes: Sizes, results: Results) -> None:
+    """Enqueue and drain, round by round; who has used its time sits out the next rounds."""
+    spent = {key(entrant): 0.0 for entrant in entrants}
+    raw: dict[str, list[dict[str, Any]]] = {key(entrant): [] for entrant in entrants}
+    for _ in range(sizes.rounds):
+        for entrant in entrants:
+            if spent[key(entrant)] > sizes.enough:
+                continue
+            began = time.monotonic()
+            found = guarded(lambda e=entrant: _fill_and_drain(e, sizes)) or {}  # type: ignore[misc]
+            spent[key(entrant)] += time.monotonic() - began
+            raw[key(entrant)].append(found)
+            filled, drained = found.get("enqueue", found), found.get("drain", {})
+            say(f"  {entrant.title:<28} enqueue   {_short(filled)}   drain {_short(drained)}")
+    for name, rounds in raw.items():
+        good = [found for found in rounds if "failed" not in found]
+        if not good:
+            results[name] |= {"enqueue": rounds[0], "drain": rounds[0]}
+            continue
+        for work in ("enqueue", "drain"):
+            rates = [found[work]["rate"] for found in good]
+            odd = {k: v for found in good for k, v in found[work].items() if k not in ("rate", "done", "of", "shares")}
+            results[name][work] = odd | {"rate": statistics.median(rates), "rounds": rates}
+
+
+def _fill_and_drain(entrant: Entrant, sizes: Sizes) -> dict[str, Any]:
+    with entrant.database() as url:
+        filled = entrant.call("enqueue", url, count=sizes.jobs, limit=sizes.limit / 2)
+        entrant.settle(url)
+        # Producers stop at the same time, not at the same number: then numbers have holes.
+        jobs = filled["done"]
+        return {"enqueue": filled, "drain": entrant.drain(url, jobs, sizes.limit, numbers=sizes.jobs)}
+
+
+def _bulk(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    with entrant.database() as url:
+        return _offered(entrant.call("bulk", url, count=sizes.jobs))
+
+
+def _latency(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    with entrant.database() as url:
+        return _offered(entrant.call("latency", url, count=sizes.latencies))
+
+
+def _idle_claim(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    return _claims(entrant, sizes, {"held": 0})
+
+
+def _held(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    """Other projects' claims, while one project runs one and has so many behind it."""
+    if not entrant.about["serialized"]:
+        return None
+    return _claims(entrant, sizes, {"queued": sizes.queued})
+
+
+def _deep(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    """The claims of that project itself, none of it running."""
+    return _claims(entrant, sizes, {"queued": sizes.queued, "held": 0}, fresh=0)
+
+
+def _finished(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    return _claims(entrant, sizes, {"finished": sizes.finished, "held": 0})
+
+
+def _claims(entrant: Entrant, sizes: Sizes, rows: dict[str, int], fresh: int = 1) -> dict[str, Any] | None:
+    with entrant.database() as url:
+        if not _offered(entrant.call("grow", url, **rows) or {"grown": True}):
+            return None
+        entrant.settle(url)
+        return _offered(entrant.call("claims", url, count=sizes.claims, fresh=fresh))
+
+
+def _nodes(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
+    """One worker process and four on one database, in turns; the slots of all together are the same."""
+    if entrant.engine != "postgres" or entrant.name not in ("pilot", "pgqueuer"):
+        return None
+    found: dict[int, list[dict[str, Any]]] = {1: [], 4: []}
+    for _ in range(min(sizes.rounds, 2)):
+        for workers, rounds in found.items():
+            with entrant.database() as url:
+                entrant.call("enqueue", url, count=sizes.jobs, limit=sizes.limit)
+                entrant.settle(url)
+                before = transactions(entrant, url)
+                drained = entrant.drain(url, sizes.jobs, sizes.limit, workers)
+                spent = transactions(entrant, url) - before
+                rounds.append(drained | {"transactions": spent / max(1, drained["handled"])})
+    best = {workers: max(rounds, key=lambda r: float(r["rate"])) for workers, rounds in found.items()}
+    return {"one": best[1], "four": best[4], "ratio": best[4]["rate"] / best[1]["rate"]}
+
+
+def transactions(entrant: Entrant, url: str) -> int:
+    name = url.rpartition("/")[2]
+    text = f"SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = '{name}'"
+    time.sleep(1.1)  # a server process hands in its counts at most once a second
+    return int(entrant.server.sql("postgres", text))
+
+
+def _offered(found: dict[str, Any]) -> dict[str, Any] | None:
+    return found if found.get("offered", True) else None
+
+
+def guarded(run: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+    try:
+        return run()
+    except (Failed, RuntimeError, TimeoutError, OSError) as error:
+        say(f"  {error}")
+        return {"failed": str(error).strip().splitlines()[-1][:200]}
+
+
+def _short(found: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:,.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items() if k != "shares")

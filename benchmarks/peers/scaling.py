@@ -1,0 +1,112 @@
+"""What one execution costs a PostgreSQL, and how far one of them goes: over projects, and over projects and rate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from typing import Any
+
+from benchmarks.peers.measuring import guarded, transactions
+from benchmarks.peers.runs import ROOT, Entrant, say
+
+PROJECTS = (1, 10, 100, 1000)
+RATES = (250, 500, 1000, 2000, 3000, 4000)
+TABLES = ("executions", "attempts", "events")
+
+
+def measure(pilot: Entrant, *, quick: bool) -> dict[str, Any]:
+    """All of it, for pilot on PostgreSQL."""
+    jobs = 500 if quick else 5_000
+    found: dict[str, Any] = {"cost": guarded(lambda: cost(pilot, jobs))}
+    say(f"  cost per execution: {found['cost']}")
+    found["connections"] = guarded(lambda: connections(pilot))
+    found["drain"] = []
+    for projects in PROJECTS[:3] if quick else PROJECTS:
+        point = guarded(lambda p=projects: _drain(pilot, p, min(jobs, 500 * p))) or {}  # type: ignore[misc]
+        found["drain"].append({"projects": projects} | point)
+        say(f"  drain: {found['drain'][-1]}")
+    found["paced"] = []
+    for projects in (100,) if quick else PROJECTS:
+        for rate in RATES[:3] if quick else RATES:
+            run = lambda p=projects, r=rate: _paced(pilot, p, r, 1 if quick else 2)  # noqa: E731
+            point = {"projects": projects, "asked": rate} | (guarded(run) or {})
+            found["paced"].append(point)
+            say(f"  paced: {point}")
+            if point.get("rate", 0) < 0.8 * rate:
+                break
+    return found
+
+
+def cost(pilot: Entrant, jobs: int) -> dict[str, Any]:
+    """Per execution, from enqueue to its end: transactions, rows and WAL; bytes that stay. Grouped and one by one."""
+    found: dict[str, Any] = {}
+    for name, load in (("busy", "enqueue"), ("alone", "claims")):
+        count = jobs if name == "busy" else 200
+        with pilot.database() as url:
+            database = url.rpartition("/")[2]
+
+            def ask(text: str, database: str = database) -> list[int]:
+                return [int(cell) for cell in pilot.server.sql(database, text).split("|")]
+
+            pilot.server.sql(database, "CHECKPOINT")
+            counters = (
+                "SELECT tup_inserted, tup_updated, tup_deleted, pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint "
+                f"FROM pg_stat_database WHERE datname = '{database}'"
+            )
+            committed, before, size = transactions(pilot, url), ask(counters), _bytes(ask)
+            pilot.call(load, url, count=count, limit=60)
+            if name == "busy":
+                pilot.drain(url, count, 60)
+            else:
+                count += 20
+            spent = transactions(pilot, url) - committed
+            inserted, updated, deleted, wal = (a - b for a, b in zip(ask(counters), before, strict=True))
+            found[name] = {
+                "transactions": spent / count, "inserted": inserted / count, "updated": updated / count,
+                "deleted": deleted / count, "wal_bytes": wal / count, "bytes": (_bytes(ask) - size) / count,
+            }  # fmt: skip
+    return found
+
+
+def _bytes(ask: Any) -> int:
+    total: int = ask("SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c WHERE relkind = 'r' "
+                     "AND relnamespace = 'public'::regnamespace")[0]  # fmt: skip
+    return total
+
+
+def connections(pilot: Entrant) -> dict[str, Any]:
+    """What one node holds while it works."""
+    with pilot.database() as url:
+        database = url.rpartition("/")[2]
+        process = subprocess.Popen(
+            [pilot.python, "-m", "benchmarks.peers.paced", url, "--keys", "10", "--rate", "200", "--seconds", "2"],
+            cwd=ROOT, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        most = 0
+        while process.poll() is None:
+            text = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+            most = max(most, int(pilot.server.sql(database, text)))
+            time.sleep(0.1)
+    return {"per_store": most / 2}
+
+
+def _drain(pilot: Entrant, projects: int, jobs: int) -> dict[str, Any]:
+    with pilot.database() as url:
+        pilot.call("enqueue", url, count=jobs, keys=projects, limit=60)
+        pilot.settle(url)
+        found = pilot.drain(url, jobs, 30, keys=projects)
+    return {"rate": found["rate"]}
+
+
+def _paced(pilot: Entrant, projects: int, rate: int, seconds: int) -> dict[str, Any]:
+    with pilot.database() as url:
+        done = subprocess.run(
+            [pilot.python, "-m", "benchmarks.peers.paced", url, "--keys", str(projects), "--rate", str(rate),
+             "--seconds", str(seconds)],
+            cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-1000:])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
