@@ -39,6 +39,12 @@ BEGIN
   LOOP PERFORM setval(one.name, one.start, false); END LOOP;
 END $$
 """
+# Tells a database in which more than rows was changed.
+_SHAPE = """
+SELECT (SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace)
+  || ' ' || (SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace)
+  || ' ' || (SELECT count(*) FROM pg_trigger WHERE tgenabled <> 'D')
+"""
 # An agent's processes are found by the id of their store: no two have the same.
 _RENAME = "UPDATE store SET id = left(md5(gen_random_uuid()::text), 12)"
 
@@ -83,22 +89,28 @@ class Cluster(Server):
             finally:
                 self.drop(url)
             return
-        name = name_of(self.create()) if not self._idle else self._emptied(self._idle.pop())
+        name = self._emptied(self._idle.pop()) if self._idle else None
+        name = name or name_of(self.create())
         try:
             yield self.url(name)
         finally:
             self._idle.append(name)
 
-    def _emptied(self, name: str) -> str:
-        kept = (self.folder / "kept").read_text().split()
+    def _emptied(self, name: str) -> str | None:
+        """The same, as new; None when it can't be, and is gone."""
+        shape, *kept = (self.folder / "kept").read_text().splitlines()
         with psycopg.connect(self.url(name, user="postgres"), autocommit=True) as connection:
             connection.execute(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            connection.execute(sql.SQL(_EMPTY).format(kept=sql.Literal(kept)))
-            connection.execute(_RENAME)
-        return name
+            as_made = connection.execute(_SHAPE).fetchall() == [(shape,)]
+            if as_made:
+                connection.execute(sql.SQL(_EMPTY).format(kept=sql.Literal(kept)))
+                connection.execute(_RENAME)
+        if not as_made:
+            self.drop(self.url(name))
+        return name if as_made else None
 
     def _template(self) -> str:
         with _locked(self.folder / "template.lock"):
@@ -108,7 +120,8 @@ class Cluster(Server):
                 self._migrate(self.create(part, schema=False))
                 tables = self.admin("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database=part)
                 kept = [name for (name,) in tables if self.admin(f'SELECT 1 FROM "{name}" LIMIT 1', database=part)]
-                (self.folder / "kept").write_text(" ".join(kept))
+                ((shape,),) = self.admin(_SHAPE, database=part)
+                (self.folder / "kept").write_text("\n".join([shape, *kept]))
                 self.admin(f'ALTER DATABASE "{part}" RENAME TO "{_TEMPLATE}"')
         return _TEMPLATE
 

@@ -12,7 +12,9 @@ from tests.store.engines import ENGINES, Places, engines_of, in_memory
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine" in metafunc.fixturenames:
+    # a test may say itself which it is for
+    said = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "engine" in metafunc.fixturenames and not any("engine" in names for names in said):
         metafunc.parametrize("engine", engines_of(metafunc.module.__name__, metafunc.function.__name__))
 
 

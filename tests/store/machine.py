@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -147,7 +148,7 @@ class Queueing(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         read = self.store.database.read
-        rows = {row[0]: row[1:] for row in self.run(read(SEEN))}
+        rows = {row[0]: (*row[1:-1], maker(row[-1])) for row in self.run(read(SEEN))}
         assert rows == {id: row.seen for id, row in self.model.rows.items()}
         parks = self.run(read("SELECT backend, account, until, tries FROM parks"))
         assert {row[:2]: row[2:] for row in parks} == {k: (p.until, p.tries) for k, p in self.model.parks.items()}
@@ -565,6 +566,12 @@ class Queueing(RuleBasedStateMachine):
             case "reopen":
                 self.run(self.opened.aclose())
                 self.run(self._open())
+
+
+def maker(artifacts: str | None) -> int | None:
+    """The execution that an execution's first artifact is of."""
+    found: int | None = json.loads(artifacts)[0]["execution"] if artifacts else None
+    return found
 
 
 def at(places: Places, machine: type[Queueing] = Queueing) -> type[Queueing]:

@@ -62,7 +62,7 @@ class Row:
 
 SEEN = (
     "SELECT id, status, attempt, failures, losses, node, fence, lease_until, available_at, cancel_requested, "
-    "finished_at, backend, fallback, cost_usd, forgiven_usd, plan_run, because, artifacts ->> '$[0].execution' "
+    "finished_at, backend, fallback, cost_usd, forgiven_usd, plan_run, because, artifacts "
     "FROM executions"
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ async def test_a_note_is_completed_when_it_comes(store: Bed) -> None:
     assert (row.attempt, row.node, row.started_at, row.finished_at) == (0, None, None, store.clock.now)
     assert (row.artifacts, row.instant) == (None, True)
     assert await store.events(new.id) == ["queued", "completed"]
-    assert await store.value("SELECT data ->> 'reason' FROM events WHERE type = 'execution.completed'") == row.reason
+    told = await store.value("SELECT data FROM events WHERE type = 'execution.completed'")
+    assert json.loads(told)["reason"] == row.reason
     assert await store.value("SELECT count(*) FROM outbox WHERE kind = 'callback'") == 1
     assert await store.claimed(api) == []
     assert await store.value("SELECT count(*) FROM results") == 0

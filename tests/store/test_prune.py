@@ -138,7 +138,7 @@ async def test_more_than_a_batch(store: Bed) -> None:
     await store.sql(
         "INSERT INTO events (at, type, execution_id, data) SELECT 0, t.type, e.id, t.data FROM executions e JOIN "
         "(SELECT 'execution.queued' AS type, '{\"status\":\"queued\"}' AS data UNION ALL "
-        "SELECT 'execution.started', '{}' UNION ALL SELECT 'execution.completed', '{}') t WHERE e.finished_at = 1"
+        "SELECT 'execution.started', '{}' UNION ALL SELECT 'execution.completed', '{}') AS t ON e.finished_at = 1"
     )
 
     assert await store.queue.prune(store.clock.now) == 2500

@@ -54,3 +54,22 @@ def test_a_server_that_starts_again_has_what_was_committed(how: signal.Signals) 
         server.restart(how)
         with psycopg.connect(server.url(name_of(url), port=server.port)) as connection:
             assert connection.execute("SELECT n FROM t").fetchall() == [(1,)]
+
+
+def test_a_store_is_as_new_whatever_a_test_did_to_the_one_before(postgres: Cluster) -> None:
+    ids = set()
+    for change in ("", "CREATE TABLE more (n int)", "DROP TRIGGER {trigger} ON events", ""):
+        with postgres.database() as url, psycopg.connect(url, autocommit=True) as connection:
+            found = connection.execute("SELECT id FROM store").fetchall()
+            ids |= {id for (id,) in found}
+            assert len(found) == 1
+            assert connection.execute("SELECT count(*) FROM pauses").fetchone() == (0,)
+            assert connection.execute("SELECT to_regclass('more')").fetchone() == (None,)
+            trigger = connection.execute(
+                "SELECT tgname FROM pg_trigger WHERE tgrelid = 'events'::regclass AND NOT tgisinternal"
+            ).fetchone()
+            assert trigger is not None
+            connection.execute("INSERT INTO pauses (project_id, owner, reason, since) VALUES (0, 'me', '', 0)")
+            if change:
+                connection.execute(change.format(trigger=trigger[0]).encode())
+    assert len(ids) == 4  # agents' processes are found by it
