@@ -144,12 +144,16 @@ def _filesystem(place: Path) -> str:
 
 
 def _store(session: Session) -> Iterator[Check]:
-    from pilot.store import sqlite_path
+    from pilot.store import is_postgres, sqlite_path
     from pilot.store.migrate import newest
     from pilot.store.upkeep import quick_check
 
     try:
-        path = sqlite_path(session.located().store_url)
+        url = session.located().store_url
+        if is_postgres(url):
+            yield _postgres(url)
+            return
+        path = sqlite_path(url)
         if not path.exists():
             yield Check("store", True, f"{path}: made on first use")
             return
@@ -174,6 +178,23 @@ def _store(session: Session) -> Iterator[Check]:
     mode_bits = stat.S_IMODE(path.stat().st_mode)
     if mode_bits & (stat.S_IRWXG | stat.S_IRWXO):
         yield Check("store access", None, f"others may read {path} (mode {mode_bits:04o})", f"chmod 600 {path}")
+
+
+def _postgres(url: str) -> Check:
+    from pilot.store import postgres
+    from pilot.store.migrate import newest
+
+    found = postgres("postgres_upkeep").quick_look(url)
+    what = f"{found.name}, PostgreSQL {found.server}"
+    if found.schema == newest("postgres"):
+        return Check("store", True, f"{what}, schema {found.schema}")
+    if not found.may_create:
+        remedy = "make the role the owner of the database, or GRANT CREATE ON SCHEMA to it, for `pilot db migrate`"
+        return Check("store", False, f"{what}: the role may not make tables there", remedy)
+    if not found.schema:
+        return Check("store", True, f"{what}: made on first use")
+    remedy = "stop the older pilots; any command brings it up to date then, or `pilot db migrate`"
+    return Check("store", None, f"{what} has schema {found.schema}", remedy)
 
 
 def _port(session: Session, settings: Settings) -> Check:

@@ -29,18 +29,22 @@ db.add_command(copy)
 @click.pass_obj
 def migrate(session: Session, json: bool) -> None:
     """Bring the schema up to this version. Every command does it by itself, too."""
-    from pilot.store import sqlite_path
+    from pilot.store import is_postgres, postgres, sqlite_path
     from pilot.store.migrate import newest
     from pilot.store.upkeep import bring_up
 
-    path = sqlite_path(session.located().store_url)
-    applied = bring_up(path, session.now)
+    url = session.located().store_url
+    if is_postgres(url):
+        name, applied = postgres("postgres_upkeep").bring_up(url)
+    else:
+        name, applied = str(sqlite_path(url)), bring_up(sqlite_path(url), session.now)
+    schema = newest("postgres" if is_postgres(url) else "sqlite")
     if json:
-        session.ui.document({"store": str(path), "applied": applied, "schema": newest("sqlite")})
+        session.ui.document({"store": name, "applied": applied, "schema": schema})
         return
-    for name in applied:
-        session.ui.line(f"applied {name}")
-    session.ui.line(f"{path} has schema {newest('sqlite')}{'' if applied else ' already'}")
+    for migration in applied:
+        session.ui.line(f"applied {migration}")
+    session.ui.line(f"{name} has schema {schema}{'' if applied else ' already'}")
 
 
 @db.command()
@@ -48,24 +52,30 @@ def migrate(session: Session, json: bool) -> None:
 @click.pass_obj
 def check(session: Session, json: bool) -> int:
     """Read the whole store and say what is wrong; exit 1 when something is."""
-    from pilot.store import sqlite_path
+    from pilot.store import is_postgres, postgres, sqlite_path
     from pilot.store.upkeep import AUDITS
     from pilot.store.upkeep import check as audit
 
-    path = sqlite_path(session.located().store_url)
-    findings = audit(path)
+    url = session.located().store_url
+    if is_postgres(url):
+        name, findings = postgres("postgres_upkeep").check(url)
+    else:
+        name, findings = str(sqlite_path(url)), audit(sqlite_path(url))
     if json:
         found = [{"check": finding.check, "detail": finding.detail} for finding in findings]
-        session.ui.document({"store": str(path), "ok": not findings, "findings": found})
+        session.ui.document({"store": name, "ok": not findings, "findings": found})
     elif findings:
         for finding in findings:
             session.ui.line(f"{finding.check}: {finding.detail}", "red")
         session.ui.note(
-            "Keep a copy of the file as it is, then restore a backup made with `pilot db backup`, "
+            "Keep a copy made with pg_dump as it is, then restore a sound one."
+            if is_postgres(url)
+            else "Keep a copy of the file as it is, then restore a backup made with `pilot db backup`, "
             "or move the file away to start empty."
         )
     else:
-        session.ui.line(f"{path} is sound: pages, keys and {len(AUDITS)} promises")
+        read = "" if is_postgres(url) else "pages, keys and "
+        session.ui.line(f"{name} is sound: {read}{len(AUDITS)} promises")
     return 1 if findings else 0
 
 
@@ -75,10 +85,13 @@ def check(session: Session, json: bool) -> int:
 @click.pass_obj
 def backup(session: Session, file: Path, json: bool) -> None:
     """Copy the store, whole and consistent, into a new file; also while `serve` runs."""
-    from pilot.store import sqlite_path
+    from pilot.store import is_postgres, postgres, sqlite_path
     from pilot.store.upkeep import backup as copy
 
-    size = copy(sqlite_path(session.located().store_url), file)
+    url = session.located().store_url
+    if is_postgres(url):
+        raise postgres("postgres_upkeep").no_backup(url)
+    size = copy(sqlite_path(url), file)
     if json:
         session.ui.document({"file": str(file.absolute()), "bytes": size})
     else:

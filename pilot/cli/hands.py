@@ -60,7 +60,9 @@ def on_queue(session: Session, work: Callable[[Queue], Awaitable[T]]) -> T:
 def fences(session: Session) -> Fences:
     """What is remembered of claims of this place."""
     located = session.located()
-    place = urlsplit(session.server).netloc if session.server else str(located.store_url).rpartition("@")[2]
+    place = (
+        urlsplit(session.server).netloc if session.server else located.store_url.rpartition("@")[2].partition("?")[0]
+    )
     return Fences(located.state_dir, place)
 
 

@@ -32,12 +32,14 @@ class Session:
     debug: bool = False
     server: str | None = None
     token_file: Path | None = None
+    _ahead: int = 0
+    """Milliseconds that the store's clock is ahead of this machine's."""
 
     def now(self) -> int:
         """UTC ms."""
         from pilot.store import wall_clock
 
-        return wall_clock()
+        return wall_clock() + self._ahead
 
     def located(self) -> Located:
         """Which configuration, state directory and store are meant. Raises `ConfigError`."""
@@ -57,10 +59,16 @@ class Session:
     @contextmanager
     def history(self) -> Iterator[History]:
         """The store, to read from at once."""
-        from pilot.store import sqlite_path
+        from pilot.store import is_postgres, postgres, sqlite_path
+
+        url = self.located().store_url
+        if is_postgres(url):
+            with postgres("postgres_glance").glance(url) as (history, self._ahead):
+                yield history
+            return
         from pilot.store.glance import glance
 
-        with glance(sqlite_path(self.located().store_url), self.now) as history:
+        with glance(sqlite_path(url), self.now) as history:
             yield history
 
     def act(self, work: Callable[[Store], Awaitable[T]]) -> T:

@@ -22,7 +22,7 @@ from pilot.domain.errors import ConfigError
 
 __all__ = ["Loaded", "json_schema", "load", "mask"]
 
-_PASSWORD = re.compile(r"://[^/@:\s]*:[^/@\s]+@")
+_PASSWORD = re.compile(r"://[^/@:\s]*:[^/@\s]+@|[?&](?:ssl)?password=[^&\s]")
 
 
 @dataclass(frozen=True, slots=True)

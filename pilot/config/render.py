@@ -19,7 +19,9 @@ from pilot.config.schema import ProfileSettings, ProjectSettings, RetryRuleSetti
 from pilot.domain.outcome import FailureClass
 
 MASK = "***"
-_CREDENTIALS = re.compile(r"(?<=://)(?:[^/@:\s]*:[^/@\s]*|(?<=http://)[^/@\s]+|(?<=https://)[^/@\s]+)(?=@)")
+_CREDENTIALS = re.compile(
+    r"(?<=://)(?:[^/@:\s]*:[^/@\s]*|(?<=http://)[^/@\s]+|(?<=https://)[^/@\s]+)(?=@)|(?<=[?&]password=)[^&\s]+"
+)
 _WHERE = re.compile(r"(?<=[^/:])[/?#]+[^/?#].*")
 """Of a web address what stands behind the host: in a webhook's it may be what lets one in."""
 _VARIABLE = r"\$\{"

@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from pilot.domain.errors import UsageError
@@ -123,13 +124,19 @@ async def _open(url: str, clock: Clock, create: bool) -> Database:
         from pilot.store.sqlite import open_sqlite
 
         return await open_sqlite(sqlite_path(url), clock, create=create)
+    opened = postgres("postgres").open_postgres(url, None if clock is wall_clock else clock, create=create)
+    database: Database = await opened
+    return database
+
+
+def postgres(module: str) -> Any:
+    """A module of `pilot.store` that needs psycopg. Raises `UsageError` where that is not installed."""
     try:
-        from pilot.store.postgres import open_postgres
+        return import_module(f"pilot.store.{module}")
     except ImportError as error:
         raise UsageError(
             f"a store on PostgreSQL needs psycopg ({error}): `pip install 'pilot-dispatcher[postgres]'`"
         ) from None
-    return await open_postgres(url, None if clock is wall_clock else clock, create=create)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
-from pilot.store.postgres_dialect import PATIENCE, UNTYPED, Failed, Lost, PostgresDialect, passes, translate
+from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
 from pilot.store.postgres_group import Transaction
 from pilot.store.postgres_migrate import prepare
 from pilot.store.postgres_signals import PostgresSignals
@@ -39,7 +39,7 @@ class PostgresDatabase:
         self._reading = ThreadPoolExecutor(READERS, "pilot-reader")
         self._idle: deque[Wire] = deque()
         self._signals = PostgresSignals(place, transaction.channel, transaction.id)
-        self._snapshot = ""
+        self._groups: Rows | None = None
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """See `Database.write`."""
@@ -63,10 +63,10 @@ class PostgresDatabase:
 
     async def changed(self) -> bool:
         """See `Database.changed`."""
-        # All of it: what begins first may commit last.
-        snapshot: str = (await self.read("SELECT pg_current_snapshot()::text"))[0][0]
-        before, self._snapshot = self._snapshot, snapshot
-        return before != snapshot
+        # What each open store committed; the server's transactions are other databases', too.
+        groups = await self.read("SELECT id, n FROM writers ORDER BY id")
+        before, self._groups = self._groups, groups
+        return before != groups
 
     async def close(self) -> None:
         """See `Database.close`."""
@@ -81,21 +81,18 @@ class PostgresDatabase:
             self._idle.pop().close()
 
     def _read(self, statements: Sequence[Statement]) -> list[Rows]:
-        deadline, pause, tries = time.monotonic() + PATIENCE, 0.02, 0
+        deadline, pause = time.monotonic() + PATIENCE, 0.02
         while True:
-            tries += 1
             wire: Wire | None = None
             try:
                 wire = self._idle.pop() if self._idle else Wire(self.place, read_only=True)
-                rows = wire.all_rows(statements)
+                rows = wire.again(statements)
             except Failed as error:
                 if wire is not None and (isinstance(error, Lost) or passes(error)):
                     wire.close()
                     self._forget()
                 elif wire is not None:
                     self._idle.append(wire)
-                if error.code in UNTYPED and tries == 1:
-                    continue
                 if not passes(error) or time.monotonic() + pause > deadline:
                     raise translate(error, self.place.name) from None
                 time.sleep(pause)

@@ -56,18 +56,24 @@ def _connect(place: Place) -> Wire:
 def _prepared(wire: Wire, place: Place, clock: Callable[[], int] | None, create: bool) -> int:
     if wire.version < OLDEST * 10_000:
         raise StoreRefused(f"{place.name} is PostgreSQL {wire.version // 10_000}; pilot needs {OLDEST} or newer")
-    ((schema,),) = wire.rows(Statement(_WHERE))
-    if schema is None:
-        raise StoreError(f"{place.name}: the role's search_path names no schema that is there; create one, or set it")
-    version = inspect(wire, place, schema)
+    schema = schema_of(wire, place)
+    version = look(wire, place, schema)
     if version < newest("postgres"):
         if not version and not create:
             raise StoreError(f"no store in {place.name}; `pilot serve`, `pilot run` or `pilot enqueue` makes one")
         _migrate(wire, place, schema, clock)
+    return schema
+
+
+def schema_of(wire: Wire, place: Place) -> int:
+    """The oid of the schema (namespace) that the store is in, or would be."""
+    ((schema,),) = wire.rows(Statement(_WHERE))
+    if schema is None:
+        raise StoreError(f"{place.name}: the role's search_path names no schema that is there; create one, or set it")
     return int(schema)
 
 
-def inspect(wire: Wire, place: Place, schema: int) -> int:
+def look(wire: Wire, place: Place, schema: int) -> int:
     """The number of the schema, 0 for none. Raises `StoreRefused`; changes nothing."""
     tables = {name for (name,) in wire.rows(Statement(_TABLES, {"schema": schema}))}
     if "pilot_schema" not in tables:
@@ -94,7 +100,7 @@ def _migrate(wire: Wire, place: Place, schema: int, clock: Callable[[], int] | N
     wire.send(Statement(f"SET LOCAL statement_timeout = '{WAIT * 10}s'"))
     wire.rows(lock(schema))
     ((now,),) = wire.rows(NOW) if clock is None else [(clock(),)]
-    version = inspect(wire, place, schema)  # again, now that nobody else can be at it
+    version = look(wire, place, schema)  # again, now that nobody else can be at it
     if 0 < version < newest("postgres"):
         _in_nobodys_hands(wire, place, now)
     for number, name, script in migrations("postgres"):

@@ -31,7 +31,13 @@ IDLE = 2_000
 
 # The plans that the statements were written for: as on SQLite, by index and row by row. What the planner knows of a
 # table that was empty a minute ago is nothing, and a plan is kept for as long as the connection.
-_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
+_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan")
+_LIMITED: dict[str, object] = {
+    **dict.fromkeys(_PLANS, "off"), "plan_cache_mode": "force_generic_plan", "random_page_cost": 1.1,
+    "statement_timeout": LONGEST, "idle_in_transaction_session_timeout": IDLE,
+    "default_transaction_isolation": "'read committed'",
+}  # fmt: skip
+_UNLIMITED: dict[str, object] = {"statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
 _DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _FATAL = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
@@ -87,7 +93,8 @@ class Wire:
     the connection `Lost`, after which only `close` is of use.
     """
 
-    def __init__(self, place: Place, *, read_only: bool = False) -> None:
+    def __init__(self, place: Place, *, read_only: bool = False, patient: bool = False) -> None:
+        """`patient`: for what reads or changes everything, and may take its time."""
         self._place = place
         try:
             self._connection = psycopg.Connection.connect(place.conninfo, autocommit=True)
@@ -105,20 +112,17 @@ class Wire:
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
         try:
-            self._set_up(read_only)
+            self._set_up(read_only, patient)
             self._pg.nonblocking = 1
             self._pg.enter_pipeline_mode()
         except BaseException:
             self.close()
             raise
 
-    def _set_up(self, read_only: bool) -> None:
-        settings = {
-            **dict.fromkeys(_PLANS, "off"), "plan_cache_mode": "force_generic_plan", "random_page_cost": 1.1,
-            "lock_timeout": LOCKED, "statement_timeout": LONGEST, "idle_in_transaction_session_timeout": IDLE,
-            "default_transaction_isolation": "'read committed'", "default_transaction_read_only": int(read_only),
-            "client_min_messages": "error", "extra_float_digits": 1,
-        }  # fmt: skip
+    def _set_up(self, read_only: bool, patient: bool) -> None:
+        settings: dict[str, object] = {"client_min_messages": "error", "extra_float_digits": 1, "jit": "off"}
+        settings |= {"lock_timeout": LOCKED, "default_transaction_read_only": int(read_only)}
+        settings |= _UNLIMITED if patient else _LIMITED
         self.script(
             ";".join(f"SET {name} = {value}" for name, value in settings.items())
             # a commit that was acknowledged survives the loss of power
@@ -183,6 +187,15 @@ class Wire:
             raise Lost("", self._place.said(str(error))) from None
         self.tag = (results[-1].command_status or b"") if results else b""
         return [self._load(result) for result in results[len(results) - len(statements) :]] if statements else []
+
+    def again(self, statements: Sequence[Statement]) -> list[Rows]:
+        """`all_rows`, of what only reads: once more where a NULL's type had to be found out first."""
+        try:
+            return self.all_rows(statements)
+        except Failed as error:
+            if error.code not in UNTYPED:
+                raise
+        return self.all_rows(statements)
 
     def _load(self, result: pq.abc.PGresult) -> Rows:
         if result.ntuples == 0:

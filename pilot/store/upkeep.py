@@ -126,7 +126,8 @@ AUDITS = {
         SELECT r.key || ' is said to be made by ' || e.id || ', which is ' || e.status || ' and makes '
           || coalesce(e.dedupe, 'nothing')
         FROM results r JOIN executions e ON e.id = r.execution_id
-        WHERE e.status <> 'completed' OR e.instant = 1 OR e.dedupe IS NOT r.key OR e.project_id <> r.project_id""",
+        WHERE e.status <> 'completed' OR e.instant = 1 OR e.dedupe IS DISTINCT FROM r.key
+          OR e.project_id <> r.project_id""",
     "artifacts are there": """
         SELECT e.id || ' has ' || (f.value ->> 'name') || ', and what was in it is not there'
         FROM executions e, json_each(e.artifacts) f WHERE e.artifacts IS NOT NULL AND f.value ->> 'sha256' IS NOT NULL
