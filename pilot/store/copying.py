@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from urllib.parse import urlsplit
 
 from pilot.domain.errors import StoreError, StoreRefused, UsageError
 from pilot.domain.ports import Clock, Node
@@ -180,16 +178,15 @@ def open_end(url: str, clock: Clock | None, *, target: bool = False) -> Iterator
 
     `clock` None: this machine's for a file, its own for a server.
     """
+    from pilot.store import is_postgres, postgres, sqlite_path, wall_clock
+
     end: CopyEnd
-    if urlsplit(url).scheme == "sqlite":
-        from pilot.store import sqlite_path, wall_clock
+    if is_postgres(url):
+        end = postgres("copy_postgres").PostgresEnd(url, clock, target=target)
+    else:
         from pilot.store.copy_sqlite import SqliteEnd
 
-        end = SqliteEnd(Path(sqlite_path(url)), clock or wall_clock, target=target)
-    else:
-        from pilot.store.copy_postgres import PostgresEnd
-
-        end = PostgresEnd(url, clock, target=target)
+        end = SqliteEnd(sqlite_path(url), clock or wall_clock, target=target)
     try:
         yield end
     finally:
