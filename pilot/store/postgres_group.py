@@ -111,7 +111,7 @@ class Transaction:
                 results = [_drive(wire, operation(items), tokens) for operation, items in work]
                 self._end(wire, now, (results, tokens))
             except Exception as error:
-                if not blames_item(error):
+                if isinstance(error, _Unknown) or not blames_item(error):
                     raise
                 # Who is at fault is found in a second go, so that the first needs no savepoints.
                 wire.drop()
