@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.acp import BOTH, GEMINI, OPENCODE, Agent, conversing, told
+from tests.e2e.acp import GEMINI, OPENCODE, Agent, conversing, told
 from tests.e2e.conversing import asks
 from tests.e2e.daemon import Home
 from tests.e2e.scripted_server import status, text
 
 DONE = text("All done.")
 
-both = pytest.mark.parametrize("agent", BOTH, ids=str)
+variants = pytest.mark.variants
 # OpenCode has a backend of its own, and takes its time
 gemini = pytest.mark.parametrize("agent", [GEMINI], ids=str)
 
@@ -27,8 +27,16 @@ def run(home: Home, words: str = "Work.", code: int = 0) -> Any:
     return json.loads(home.pilot("run", words, "-p", "web", "--task-id", "T-1", "--json", code=code, seconds=110).out)
 
 
-@both
-@pytest.mark.parametrize("sandbox", ["none", "bubblewrap"])
+@pytest.mark.parametrize(
+    ("agent", "sandbox"),
+    [
+        (GEMINI, "none"),
+        (OPENCODE, "bubblewrap"),
+        pytest.param(GEMINI, "bubblewrap", marks=variants),
+        pytest.param(OPENCODE, "none", marks=variants),
+    ],
+    ids=str,
+)
 def test_a_task_is_written_committed_counted_and_remembered(home: Home, agent: Agent, sandbox: str) -> None:
     repo = home.repo("web", {"README.md": "# web\n", "AGENTS.md": "Speak Latin.\n"})
     with conversing(home, agent, {"T-1": [{**agent.write("a.txt"), "text": "I write it."}, DONE]}) as model:
@@ -68,6 +76,7 @@ def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home, age
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 def test_a_limit_with_a_far_reset_parks_the_agent_until_then(home: Home) -> None:
     home.repo("web")
     wait = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7200s"}
@@ -79,6 +88,7 @@ def test_a_limit_with_a_far_reset_parks_the_agent_until_then(home: Home) -> None
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 @gemini
 def test_a_question_ends_the_run_with_words(home: Home, agent: Agent) -> None:
     home.repo("web")

@@ -166,6 +166,7 @@ async def test_a_new_session_whose_id_is_taken_is_gone_on_with(bench: Make) -> N
     assert (await b.run(request)).text == "Second."
 
 
+@pytest.mark.variants
 async def test_a_bad_key_is_the_account_s_fault(bench: Make) -> None:
     b = bench(status(401, "invalid x-api-key", times=99))
     end = await b.run()
@@ -173,6 +174,7 @@ async def test_a_bad_key_is_the_account_s_fault(bench: Make) -> None:
     assert "Invalid API key" in end.detail
 
 
+@pytest.mark.variants
 async def test_a_far_rate_limit_ends_the_run_at_once(bench: Make) -> None:
     b = bench(status(429, "slow down", headers={"retry-after": "3600"}, times=99))
     end = await b.run()
@@ -186,6 +188,7 @@ async def test_a_rate_limit_that_passes_soon_is_waited_for(bench: Make) -> None:
     assert (end.ending, end.text) == (Ending.DONE, "On again.")
 
 
+@pytest.mark.variants
 async def test_a_used_up_allowance_says_when_it_is_back(bench: Make) -> None:
     reset = int(time.time()) + 7200
     headers = {
@@ -212,6 +215,7 @@ async def test_a_stream_that_breaks_is_mended_by_the_cli(bench: Make) -> None:
     assert (end.ending, end.text) == (Ending.DONE, "Whole.")
 
 
+@pytest.mark.variants
 async def test_a_stream_that_always_breaks_is_the_network_s_fault(bench: Make) -> None:
     b = bench({"cut": "reset", "times": 99})
     end = await b.run()
@@ -219,6 +223,7 @@ async def test_a_stream_that_always_breaks_is_the_network_s_fault(bench: Make) -
     assert end.detail
 
 
+@pytest.mark.variants
 async def test_an_overload_in_the_middle_of_an_answer_is_the_network_s_fault(bench: Make) -> None:
     end = await bench({"sse_error": "overloaded_error", "times": 99}).run()
     assert (end.failure, "529" in end.detail) == (FailureClass.NETWORK, True), end
@@ -230,13 +235,14 @@ async def test_an_answer_without_a_word_is_asked_for_once_more_by_the_cli(bench:
     assert (end.ending, end.text, len(b.server.agent_requests)) == (Ending.DONE, "", 2), "nothing done is no failure"
 
 
-@pytest.mark.parametrize("mode", ["plan", "dontAsk"])
+@pytest.mark.parametrize("mode", [pytest.param("plan", marks=pytest.mark.variants), "dontAsk"])
 async def test_what_a_mode_does_not_allow_is_not_done(bench: Make, mode: str) -> None:
     b = bench(tool("Write", file_path="${cwd}/a.txt", content="hi"), text("I may not."))
     await b.run(permission_mode=mode)
     assert not (b.workspace / "a.txt").exists()
 
 
+@pytest.mark.variants
 async def test_a_refusal_is_no_crash(bench: Make) -> None:
     b = bench({"refusal": True})
     assert (await b.run()).failure is FailureClass.REFUSAL
@@ -257,6 +263,7 @@ async def test_a_denied_tool_becomes_a_question_and_the_answer_goes_on(bench: Ma
     assert (b.workspace / "a.txt").exists()
 
 
+@pytest.mark.variants
 async def test_too_many_turns_is_the_agent_s_failure(bench: Make) -> None:
     b = bench(tool("Bash", command="echo hi", times=9))
     end = await b.run(max_turns=1)
@@ -321,7 +328,10 @@ async def test_a_cancel_while_it_starts_leaves_nothing(bench: Make) -> None:
         assert b.left() == []
 
 
-@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (15, "SIGTERM"), (1, "SIGHUP")])
+_OTHER_SIGNALS = [pytest.param(*which, marks=pytest.mark.variants) for which in ((15, "SIGTERM"), (1, "SIGHUP"))]
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), *_OTHER_SIGNALS])
 async def test_killed_from_outside_is_a_failure_with_that_reason(bench: Make, number: int, name: str) -> None:
     b = bench(tool("Bash", command=f"kill -{number} $PPID; sleep 5"), text("never"))
     end = await b.run()
@@ -329,6 +339,7 @@ async def test_killed_from_outside_is_a_failure_with_that_reason(bench: Make, nu
     assert b.left() == []
 
 
+@pytest.mark.variants
 async def test_what_the_agent_leaves_in_the_background_ends_with_it(bench: Make) -> None:
     b = bench(tool("Bash", command="setsid sleep 481 >/dev/null 2>&1 & echo up"), text("Done."))
     end = await b.run()
@@ -369,9 +380,10 @@ async def test_a_file_named_in_the_prompt_is_not_read_into_it(bench: Make, tmp_p
     assert "root:x:0" not in sent
 
 
-@pytest.mark.parametrize(
-    "prompt", ["/compact", "/no-such-command", "--help", "-p", "!touch x", "é \ud800 \0 end", "# h"]
-)
+_MORE_PROMPTS = [pytest.param(prompt, marks=pytest.mark.variants) for prompt in ("/no-such-command", "-p", "# h")]
+
+
+@pytest.mark.parametrize("prompt", ["/compact", "--help", "!touch x", "é \ud800 \0 end", *_MORE_PROMPTS])
 async def test_a_prompt_is_never_an_order_to_the_cli(bench: Make, prompt: str) -> None:
     b = bench(text("Done."))
     end = await b.run(b.request(prompt))

@@ -61,6 +61,7 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home) -> None:
         home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_no_change_is_no_failure_and_nobody_in_the_way_is_no_wait(home: Home) -> None:
     repo = home.repo("web")
     with conversing(home, {"T-1": [text("It is as it should be.")]}):
@@ -85,6 +86,7 @@ def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> 
         home.audit(failed=1, cancelled=1)
 
 
+@pytest.mark.variants
 def test_a_rate_limit_says_try_later(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [status(429, "slow down", headers={"retry-after": "3600"}, times=9)]}) as model:
@@ -107,6 +109,7 @@ def test_a_refusal_waits_for_a_person(home: Home) -> None:
         home.audit(needs_human=1)
 
 
+@pytest.mark.variants
 def test_a_tool_that_is_not_allowed_is_named_to_a_person(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [write("a.txt"), text("I may not.")]}, permission_mode="default"):
@@ -117,6 +120,7 @@ def test_a_tool_that_is_not_allowed_is_named_to_a_person(home: Home) -> None:
         home.audit(needs_human=1)
 
 
+@pytest.mark.variants
 def test_a_question_ends_the_run_with_words(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [asks("Which colour?", "blue", "red")]}):
@@ -161,6 +165,7 @@ def test_a_model_that_falls_silent_is_given_up_and_asked_again_in_the_session(ho
         assert "no sign of life" in home.pilot("logs", end["id"]).out
 
 
+@pytest.mark.variants
 def test_a_model_that_stays_silent_is_a_stall(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [{"text": "I begin.", "silence": 60, "times": 9}]}):

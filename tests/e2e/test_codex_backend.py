@@ -23,6 +23,7 @@ from pilot.testing.seen import Seen
 from tests.e2e.codex import MODULES, codex_binary, codex_environment, heard, provider, threads
 from tests.e2e.responses_server import ResponsesServer, Turn, shell, status, text, tool
 
+variants = pytest.mark.variants
 PASSED = ("PATH", "HOME", "LANG", "TMPDIR")
 UNKNOWN = "01a20ebf-8f1a-7ab3-b994-6d15adc42e9a"
 
@@ -154,31 +155,34 @@ async def test_a_session_that_is_gone_is_said_not_replaced(bench: Make) -> None:
     assert b.seen.sessions == []
 
 
-@pytest.mark.parametrize(
-    ("turn", "failure", "words"),
-    [
-        (status(401, "bad key", times=9), FailureClass.AUTH, "401 Unauthorized: bad key"),
-        (status(403, "no access", times=9), FailureClass.AUTH, "403 Forbidden: no access"),
-        (status(400, "odd request"), FailureClass.AGENT, "odd request"),
-        (status(404, "The model `x` does not exist", error="model_not_found"), FailureClass.INVALID_CONFIG, "`x`"),
-        (status(413, "too much", times=9), FailureClass.AGENT, "413"),
-        (status(429, "slow down"), FailureClass.RATE_LIMIT, "429 Too Many Requests"),
-        ({"sse_error": "rate_limit_exceeded", "message": "Rate limit reached.", "times": 9}, FailureClass.RATE_LIMIT,
-         "Rate limit reached"),
-        (status(429, "spent", error="insufficient_quota"), FailureClass.QUOTA, "Check your plan"),
-        (status(429, body={"error": {"type": "usage_not_included"}}), FailureClass.QUOTA, "upgrade to Plus"),
-        (status(500, times=9), FailureClass.NETWORK, "high demand"),
-        (status(502, times=9), FailureClass.NETWORK, "502 Bad Gateway"),
-        (status(503, error="server_is_overloaded", times=9), FailureClass.NETWORK, "at capacity"),
-        ({"cut": True, "times": 9}, FailureClass.NETWORK, "stream disconnected"),
-        ({"cut": "reset", "times": 9}, FailureClass.NETWORK, "error sending request"),
-        ({"sse_error": "context_length_exceeded"}, FailureClass.AGENT, "ran out of room"),
-        ({"sse_error": "invalid_prompt", "message": "Invalid prompt: against our usage policy"}, FailureClass.REFUSAL,
-         "usage policy"),
-        ({"incomplete": "content_filter", "text": "half", "times": 9}, FailureClass.REFUSAL, "content_filter"),
-        ({"incomplete": "max_output_tokens", "text": "half"}, FailureClass.AGENT, "max_output_tokens"),
-    ],
-)  # fmt: skip
+OUTCOMES: list[Any] = [
+    (status(401, "bad key", times=9), FailureClass.AUTH, "401 Unauthorized: bad key"),
+    (status(400, "odd request"), FailureClass.AGENT, "odd request"),
+    (status(404, "The model `x` does not exist", error="model_not_found"), FailureClass.INVALID_CONFIG, "`x`"),
+    (status(429, "slow down"), FailureClass.RATE_LIMIT, "429 Too Many Requests"),
+    (status(429, "spent", error="insufficient_quota"), FailureClass.QUOTA, "Check your plan"),
+    (status(500, times=9), FailureClass.NETWORK, "high demand"),
+    ({"cut": True, "times": 9}, FailureClass.NETWORK, "stream disconnected"),
+    ({"incomplete": "content_filter", "text": "half", "times": 9}, FailureClass.REFUSAL, "content_filter"),
+]
+MORE_OUTCOMES: list[tuple[Turn, FailureClass, str]] = [
+    (status(403, "no access", times=9), FailureClass.AUTH, "403 Forbidden: no access"),
+    (status(413, "too much", times=9), FailureClass.AGENT, "413"),
+    ({"sse_error": "rate_limit_exceeded", "message": "Rate limit reached.", "times": 9}, FailureClass.RATE_LIMIT,
+     "Rate limit reached"),
+    (status(429, body={"error": {"type": "usage_not_included"}}), FailureClass.QUOTA, "upgrade to Plus"),
+    (status(502, times=9), FailureClass.NETWORK, "502 Bad Gateway"),
+    (status(503, error="server_is_overloaded", times=9), FailureClass.NETWORK, "at capacity"),
+    ({"cut": "reset", "times": 9}, FailureClass.NETWORK, "error sending request"),
+    ({"sse_error": "context_length_exceeded"}, FailureClass.AGENT, "ran out of room"),
+    ({"sse_error": "invalid_prompt", "message": "Invalid prompt: against our usage policy"}, FailureClass.REFUSAL,
+     "usage policy"),
+    ({"incomplete": "max_output_tokens", "text": "half"}, FailureClass.AGENT, "max_output_tokens"),
+]  # fmt: skip
+OUTCOMES += [pytest.param(*case, marks=variants) for case in MORE_OUTCOMES]
+
+
+@pytest.mark.parametrize(("turn", "failure", "words"), OUTCOMES)
 async def test_what_goes_wrong_at_the_model_has_its_class(
     bench: Make, turn: Turn, failure: FailureClass, words: str
 ) -> None:
@@ -192,8 +196,7 @@ async def test_what_goes_wrong_at_the_model_has_its_class(
     assert end.session_id == b.seen.sessions[0]
 
 
-@pytest.mark.parametrize("zone", [None, "America/New_York"])
-@pytest.mark.parametrize("hours", [2, 72])
+@pytest.mark.parametrize(("hours", "zone"), [(2, None), (72, "America/New_York")])
 async def test_a_used_up_allowance_says_when_it_is_back(bench: Make, hours: int, zone: str | None) -> None:
     reset = int(time.time()) + hours * 3600
     error = {"type": "usage_limit_reached", "message": "spent", "plan_type": "plus", "resets_at": reset}
@@ -329,7 +332,7 @@ async def test_its_sandbox_keeps_commands_to_the_workspace(bench: Make) -> None:
 LONG = "setsid sleep 4711 & sleep 4712 & (trap '' TERM INT; sleep 4713) & echo up > up; sleep 4714"
 
 
-@pytest.mark.parametrize("sandbox", ["workspace-write", "danger-full-access"])
+@pytest.mark.parametrize("sandbox", ["workspace-write", pytest.param("danger-full-access", marks=variants)])
 async def test_a_cancel_in_a_long_tool_leaves_nothing_and_the_session_goes_on(bench: Make, sandbox: str) -> None:
     b = bench(shell(LONG), text("On again."))
     task = asyncio.create_task(b.run(sandbox=sandbox))
@@ -423,7 +426,10 @@ async def test_what_a_repository_tells_agents_is_told_once_and_no_link_leads_out
     assert "hunter2-hunter2" not in told
 
 
-@pytest.mark.parametrize("prompt", ["/compact", "--help", "-", "!touch x", "é \ud800 \0 end", "$skill"])
+_MORE_PROMPTS = [pytest.param(prompt, marks=variants) for prompt in ("-", "!touch x", "$skill")]
+
+
+@pytest.mark.parametrize("prompt", ["/compact", "--help", "é \ud800 \0 end", *_MORE_PROMPTS])
 async def test_a_prompt_is_never_an_order_to_the_cli(bench: Make, prompt: str) -> None:
     b = bench(text("Done."))
     end = await b.run(b.request(prompt))

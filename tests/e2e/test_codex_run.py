@@ -7,6 +7,8 @@ import signal
 import time
 from typing import Any
 
+import pytest
+
 from tests.e2e.codex import conversing, heard, threads
 from tests.e2e.conversing import asks
 from tests.e2e.daemon import Home
@@ -44,6 +46,7 @@ def test_a_task_is_written_committed_counted_and_remembered(home: Home) -> None:
         home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [status(401, "bad key", times=9)]}):
@@ -55,6 +58,7 @@ def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> 
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 def test_a_used_up_allowance_parks_it_until_it_is_back(home: Home) -> None:
     home.repo("web")
     reset = int(time.time()) + 3 * 86400
@@ -67,6 +71,7 @@ def test_a_used_up_allowance_parks_it_until_it_is_back(home: Home) -> None:
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 def test_what_it_may_not_do_is_named_to_a_person(home: Home) -> None:
     home.repo("web")
     patch = "*** Begin Patch\n*** Add File: p.txt\n+hello\n*** End Patch\n"
@@ -79,6 +84,7 @@ def test_what_it_may_not_do_is_named_to_a_person(home: Home) -> None:
         home.audit(needs_human=1)
 
 
+@pytest.mark.variants
 def test_a_question_ends_the_run_with_words(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [asks("Which colour?", "blue", "red")]}):
@@ -103,6 +109,7 @@ def test_a_red_gate_is_repaired_in_the_same_session_and_nothing_is_counted_twice
         home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home) -> None:
     home.repo("web")
     long = shell(f"setsid sleep 4711 & sleep 4712 & echo up > {home.control}/up; sleep 4713")
@@ -131,6 +138,7 @@ def test_a_model_that_falls_silent_is_given_up_and_asked_again_in_the_session(ho
         home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_a_model_that_stays_silent_is_a_stall(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [{"silence": 60, "times": 9}]}):

@@ -106,7 +106,7 @@ def test_a_question_frees_the_slot_and_its_answer_goes_on_in_the_session(home: H
     home.audit(completed=2)
 
 
-@pytest.mark.parametrize("within", ["none", "bubblewrap"])
+@pytest.mark.parametrize("within", ["none", pytest.param("bubblewrap", marks=pytest.mark.variants)])
 def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home: Home, within: str) -> None:
     repo = home.repo("web")
     # Not `kill -0`: that finds a dead process, too, until its new parent has collected it.
@@ -160,6 +160,7 @@ def test_cancel_in_a_tool_call_leaves_no_process(home: Home) -> None:
     home.audit(cancelled=1, completed=1)
 
 
+@pytest.mark.variants
 def test_a_shutdown_in_a_tool_call_costs_nothing_and_goes_on_after_it(home: Home) -> None:
     repo = home.repo("web")
     home.configure(dispatcher={"drain_timeout": "0.3s"})

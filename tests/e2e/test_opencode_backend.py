@@ -113,8 +113,12 @@ async def test_a_success_writes_its_file_and_knows_what_it_cost(bench: Make) -> 
     assert len(b.server.requests) == 2, "no model is asked for a title"
 
 
-async def test_it_goes_on_in_its_session_on_a_new_server(bench: Make) -> None:
+async def test_it_goes_on_in_its_session_on_a_new_server_with_the_user_s_login(bench: Make) -> None:
     b = bench(text("First."), text("Second."))
+    login = b.home / ".local/share/opencode/auth.json"
+    login.parent.mkdir(parents=True)
+    login.write_text(json.dumps({"anthropic": {"type": "api", "key": "from-the-login"}}))
+    b.environment.pop("ANTHROPIC_API_KEY")
     first = await b.run(b.request("The first thing.", instructions="- Use tabs only."))
 
     second = await b.run(b.request("The second thing.", session_id=first.session_id))
@@ -127,11 +131,14 @@ async def test_it_goes_on_in_its_session_on_a_new_server(bench: Make) -> None:
     assert "- Use tabs only." in json.dumps(asked[0].body["system"])
     assert "The first thing." in asked[1].said
     assert "The second thing." in asked[1].said
+    assert asked[0].headers["x-api-key"] == "from-the-login"
+    assert [check.ok for check in await b.backend().check()] == [True, True, True]
 
 
-async def test_a_cancel_in_a_long_tool_leaves_nothing_and_the_session_goes_on(bench: Make) -> None:
+async def test_a_cancel_in_a_long_tool_leaves_nothing(bench: Make) -> None:
+    """That the session goes on after it: test_opencode_there.py."""
     long = bash("sleep 471 & setsid sleep 472 & (trap '' TERM INT; sleep 473) & echo up > up; sleep 474")
-    b = bench(long, text("On again."))
+    b = bench(long)
     task = asyncio.create_task(b.run())
     await b.until((b.workspace / "up").exists)
     assert len(b.left()) >= 5
@@ -144,11 +151,12 @@ async def test_a_cancel_in_a_long_tool_leaves_nothing_and_the_session_goes_on(be
     assert b.left() == {}
     assert time.monotonic() - started < 10
     assert "sleep 471" in b.said(OutputKind.TOOL)
-    end = await b.run(b.request("Go on.", session_id=b.seen.sessions[0]))
-    assert (end.ending, end.text) == (Ending.DONE, "On again."), end
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.6, 1.5, 2.5])
+_LATE = [pytest.param(wait, marks=pytest.mark.variants) for wait in (0.6, 2.5)]
+
+
+@pytest.mark.parametrize("wait", [0.0, 1.5, *_LATE])
 async def test_a_cancel_while_it_starts_leaves_nothing(bench: Make, wait: float) -> None:
     b = bench({"silence": 60})
     task = asyncio.create_task(b.run())
@@ -177,16 +185,11 @@ async def test_a_server_killed_in_the_middle_keeps_its_session_and_leaves_nothin
     assert (again.ending, again.text) == (Ending.DONE, "On again."), again
 
 
-async def test_what_the_agent_leaves_in_the_background_ends_with_it(bench: Make) -> None:
-    b = bench(bash("setsid sleep 491 >/dev/null 2>&1 & echo up"), text("Done."))
+async def test_only_what_it_needs_is_in_its_environment_and_what_it_leaves_behind_ends_with_it(bench: Make) -> None:
+    b = bench(bash("env > env.txt; setsid sleep 491 >/dev/null 2>&1 & echo up"), text("Done."))
+    b.environment |= {"GITHUB_TOKEN": "hub-secret", "OPENAI_API_KEY": "not-this-provider", "OPENCODE_CLIENT": "acp"}
     end = await b.run()
     assert (end.ending, b.left()) == (Ending.DONE, {})
-
-
-async def test_only_what_it_needs_is_in_its_environment(bench: Make) -> None:
-    b = bench(bash("env > env.txt"), text("Done."))
-    b.environment |= {"GITHUB_TOKEN": "hub-secret", "OPENAI_API_KEY": "not-this-provider", "OPENCODE_CLIENT": "acp"}
-    await b.run()
     shown = (b.workspace / "env.txt").read_text()
     assert f"HOME={b.home}" in shown
     for stranger in ("hub-secret", "not-this-provider", "OPENCODE_CLIENT"):
@@ -194,17 +197,6 @@ async def test_only_what_it_needs_is_in_its_environment(bench: Make) -> None:
     offered = {tool["name"] for tool in b.server.agent_requests[0].body["tools"]}
     assert {"bash", "write"} <= offered
     assert "question" not in offered
-
-
-async def test_the_user_s_login_is_found(bench: Make) -> None:
-    b = bench(text("Done."))
-    login = b.home / ".local/share/opencode/auth.json"
-    login.parent.mkdir(parents=True)
-    login.write_text(json.dumps({"anthropic": {"type": "api", "key": "from-the-login"}}))
-    b.environment.pop("ANTHROPIC_API_KEY")
-    assert (await b.run()).ending is Ending.DONE
-    assert b.server.agent_requests[0].headers["x-api-key"] == "from-the-login"
-    assert [check.ok for check in await b.backend().check()] == [True, True, True]
 
 
 HOSTILE = {
@@ -263,8 +255,9 @@ async def test_plugins_of_the_repository_run_in_a_sandbox_or_not_at_all(bench: M
     assert how in end.question.text
     assert b.server.requests == []
     assert not (tmp_path / "hit").exists()
-    if how not in (".opencode/plugin/x.ts", "opencode.json"):
-        return  # one of each sort is enough to start it for
+    if how != ".opencode/plugin/x.ts":
+        return  # one start for both sorts is enough
+    (b.workspace / "opencode.json").write_text('{"plugin": ["./evil.ts"]}')
     fenced = await b.run(b.request(sandbox=Fence()))
     assert (fenced.ending, fenced.text) == (Ending.DONE, "Done."), "it is the sandbox that keeps them from harm"
 
@@ -287,22 +280,18 @@ async def test_what_can_t_start_is_a_matter_of_configuration(bench: Make) -> Non
     assert b.left() == {}
 
 
-async def test_a_port_that_was_taken_meanwhile_is_no_matter(bench: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    b = bench(text("Done."))
+async def test_much_output_and_a_large_prompt_come_through_whole_though_a_port_was_taken_meanwhile(
+    bench: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = "y \u2028" * 300_000
+    b = bench(bash("seq 1 400000"), text(last))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         free, ports = opencode_server._free_port, [taken.getsockname()[1]]
         monkeypatch.setattr(opencode_server, "_free_port", lambda: ports.pop() if ports else free())
-        end = await b.run()
-    assert (end.ending, end.text) == (Ending.DONE, "Done."), end
+        end = await b.run(b.request("x \u2028\u0085" * 500_000))
     assert ports == []
-
-
-async def test_much_output_and_a_large_prompt_come_through_whole(bench: Make) -> None:
-    last = "y \u2028" * 300_000
-    b = bench(bash("seq 1 400000"), text(last))
-    end = await b.run(b.request("x \u2028\u0085" * 500_000))
     assert (end.ending, end.text) == (Ending.DONE, last)
     assert "x \u2028\u0085" * 500_000 in b.server.agent_requests[0].said
     assert max(len(data) for kind, data in b.seen.pieces if kind is OutputKind.RESULT) < 3000

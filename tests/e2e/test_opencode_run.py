@@ -90,6 +90,7 @@ def test_a_server_that_is_there_is_used_and_left_alone(home: Home) -> None:
     home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [status(401, "invalid x-api-key", times=9)]}):
@@ -101,6 +102,7 @@ def test_a_bad_key_parks_the_agent_until_somebody_has_seen_to_it(home: Home) -> 
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 def test_a_limit_with_a_far_reset_parks_the_agent_until_then(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [status(429, "slow down", headers={"retry-after": "7200"}, times=9)]}) as model:
@@ -112,6 +114,7 @@ def test_a_limit_with_a_far_reset_parks_the_agent_until_then(home: Home) -> None
         home.audit(failed=1)
 
 
+@pytest.mark.variants
 def test_a_question_ends_the_run_with_words(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [asks("Which colour?", "blue", "red")]}):
@@ -120,6 +123,7 @@ def test_a_question_ends_the_run_with_words(home: Home) -> None:
         assert "blue; red" in home.pilot("show", 1).out
 
 
+@pytest.mark.variants
 def test_a_red_gate_is_repaired_in_the_same_session(home: Home) -> None:
     gate = {"name": "files", "kind": "test", "run": "test -f good.txt || { echo E4711: no good.txt; exit 1; }"}
     repo = home.repo("web", gates=[gate])
@@ -135,6 +139,7 @@ def test_a_red_gate_is_repaired_in_the_same_session(home: Home) -> None:
         assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (400, 80)
 
 
+@pytest.mark.variants
 def test_a_model_that_falls_silent_is_asked_again_in_the_session_and_once_more_is_a_stall(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [{"text": "I begin.", "silence": 90, "times": 9}]}) as model:
@@ -146,6 +151,7 @@ def test_a_model_that_falls_silent_is_asked_again_in_the_session_and_once_more_i
         assert home.processes() == {}
 
 
+@pytest.mark.variants
 def test_ctrl_c_in_a_tool_call_leaves_nothing(home: Home) -> None:
     home.repo("web")
     with conversing(home, {"T-1": [bash("setsid sleep 4711 & sleep 4712 & touch up; sleep 4713")]}):

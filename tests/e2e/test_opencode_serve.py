@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.e2e.opencode import MODEL, NOWHERE, bash, conversing, opencode_binary
 
 DONE = text("All done.")
 GO_ON = "Go on with the task"
-BOTH = pytest.mark.parametrize("sandbox", ["none", "bubblewrap"])
+BOTH = pytest.mark.parametrize("sandbox", ["none", pytest.param("bubblewrap", marks=pytest.mark.variants)])
 
 
 def long_call() -> Any:
@@ -72,6 +73,7 @@ def test_cancel_in_a_tool_call_leaves_no_process(home: Home) -> None:
     home.audit(cancelled=1, completed=1)
 
 
+@pytest.mark.variants
 def test_a_shutdown_in_a_tool_call_costs_nothing_and_goes_on_after_it(home: Home) -> None:
     repo = home.repo("web")
     home.configure(dispatcher={"drain_timeout": "0.3s"})
@@ -93,6 +95,7 @@ def test_a_shutdown_in_a_tool_call_costs_nothing_and_goes_on_after_it(home: Home
     home.audit(completed=1)
 
 
+@pytest.mark.variants
 def test_a_server_that_is_killed_in_the_middle_costs_a_pause(home: Home) -> None:
     repo = home.repo("web")
     with conversing(home, {"T-1": [long_call(), write("whole.txt", "whole"), DONE]}), home.serve():
@@ -135,6 +138,7 @@ def test_what_goes_wrong_outside_is_told_apart(home: Home) -> None:
             parks = dict(home.rows("SELECT backend, until FROM parks"))
             assert sorted(parks) == ["key-agent", "rate-agent"]
             assert parks["key-agent"] is None
+            assert 3500 < parks["rate-agent"] / 1000 - time.time() < 3700
             for id, failure in ((key, "auth"), (rate, "rate_limit")):
                 row = home.pilot("show", id, "--json").json
                 assert (row["status"], row["failure_class"], row["failures"]) == ("queued", failure, 0), row
@@ -150,6 +154,7 @@ def test_what_goes_wrong_outside_is_told_apart(home: Home) -> None:
         home.audit(completed=2, queued=2)
 
 
+@pytest.mark.variants
 def test_a_question_frees_the_slot_and_its_answer_goes_on_in_the_session(home: Home) -> None:
     repo = home.repo("web")
     scripts: dict[str, list[Turn]] = {

@@ -56,7 +56,10 @@ def test_a_crash_after_every_fact_that_an_attempt_notes(home: Home, crashes: Cra
     _each_ran_twice(home, places)
 
 
-@pytest.mark.parametrize(("workspace", "kind"), [("clone", "in-git"), ("worktree", "git"), ("in_place", "git")])
+_WALKS = [("clone", "in-git"), pytest.param("worktree", "git", marks=pytest.mark.variants), ("in_place", "git")]
+
+
+@pytest.mark.parametrize(("workspace", "kind"), _WALKS)
 def test_a_crash_at_every_git_command_that_changes_something(
     home: Home, crashes: Crashing, workspace: str, kind: str
 ) -> None:
