@@ -181,10 +181,10 @@ def _store(session: Session) -> Iterator[Check]:
 
 
 def _postgres(url: str) -> Check:
-    from pilot.store import postgres
+    from pilot.store import of_postgres
     from pilot.store.migrate import newest
 
-    found = postgres("postgres_upkeep").quick_look(url)
+    found = of_postgres("postgres_upkeep").quick_look(url)
     what = f"{found.name}, PostgreSQL {found.server}"
     if found.schema == newest("postgres"):
         return Check("store", True, f"{what}, schema {found.schema}")

@@ -29,13 +29,13 @@ db.add_command(copy)
 @click.pass_obj
 def migrate(session: Session, json: bool) -> None:
     """Bring the schema up to this version. Every command does it by itself, too."""
-    from pilot.store import is_postgres, postgres, sqlite_path
+    from pilot.store import is_postgres, of_postgres, sqlite_path
     from pilot.store.migrate import newest
     from pilot.store.upkeep import bring_up
 
     url = session.located().store_url
     if is_postgres(url):
-        name, applied = postgres("postgres_upkeep").bring_up(url)
+        name, applied = of_postgres("postgres_upkeep").bring_up(url)
     else:
         name, applied = str(sqlite_path(url)), bring_up(sqlite_path(url), session.now)
     schema = newest("postgres" if is_postgres(url) else "sqlite")
@@ -52,13 +52,13 @@ def migrate(session: Session, json: bool) -> None:
 @click.pass_obj
 def check(session: Session, json: bool) -> int:
     """Read the whole store and say what is wrong; exit 1 when something is."""
-    from pilot.store import is_postgres, postgres, sqlite_path
+    from pilot.store import is_postgres, of_postgres, sqlite_path
     from pilot.store.upkeep import AUDITS
     from pilot.store.upkeep import check as audit
 
     url = session.located().store_url
     if is_postgres(url):
-        name, findings = postgres("postgres_upkeep").check(url)
+        name, findings = of_postgres("postgres_upkeep").check(url)
     else:
         name, findings = str(sqlite_path(url)), audit(sqlite_path(url))
     if json:
@@ -85,12 +85,12 @@ def check(session: Session, json: bool) -> int:
 @click.pass_obj
 def backup(session: Session, file: Path, json: bool) -> None:
     """Copy the store, whole and consistent, into a new file; also while `serve` runs."""
-    from pilot.store import is_postgres, postgres, sqlite_path
+    from pilot.store import is_postgres, of_postgres, sqlite_path
     from pilot.store.upkeep import backup as copy
 
     url = session.located().store_url
     if is_postgres(url):
-        raise postgres("postgres_upkeep").no_backup(url)
+        raise of_postgres("postgres_upkeep").no_backup(url)
     size = copy(sqlite_path(url), file)
     if json:
         session.ui.document({"file": str(file.absolute()), "bytes": size})

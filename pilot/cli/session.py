@@ -59,11 +59,11 @@ class Session:
     @contextmanager
     def history(self) -> Iterator[History]:
         """The store, to read from at once."""
-        from pilot.store import is_postgres, postgres, sqlite_path
+        from pilot.store import is_postgres, of_postgres, sqlite_path
 
         url = self.located().store_url
         if is_postgres(url):
-            with postgres("postgres_glance").glance(url) as (history, self._ahead):
+            with of_postgres("postgres_glance").glance(url) as (history, self._ahead):
                 yield history
             return
         from pilot.store.glance import glance

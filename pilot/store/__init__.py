@@ -124,12 +124,12 @@ async def _open(url: str, clock: Clock, create: bool) -> Database:
         from pilot.store.sqlite import open_sqlite
 
         return await open_sqlite(sqlite_path(url), clock, create=create)
-    opened = postgres("postgres").open_postgres(url, None if clock is wall_clock else clock, create=create)
+    opened = of_postgres("postgres").open_postgres(url, None if clock is wall_clock else clock, create=create)
     database: Database = await opened
     return database
 
 
-def postgres(module: str) -> Any:
+def of_postgres(module: str) -> Any:
     """A module of `pilot.store` that needs psycopg. Raises `UsageError` where that is not installed."""
     try:
         return import_module(f"pilot.store.{module}")

@@ -178,11 +178,11 @@ def open_end(url: str, clock: Clock | None, *, target: bool = False) -> Iterator
 
     `clock` None: this machine's for a file, its own for a server.
     """
-    from pilot.store import is_postgres, postgres, sqlite_path, wall_clock
+    from pilot.store import is_postgres, of_postgres, sqlite_path, wall_clock
 
     end: CopyEnd
     if is_postgres(url):
-        end = postgres("copy_postgres").PostgresEnd(url, clock, target=target)
+        end = of_postgres("copy_postgres").PostgresEnd(url, clock, target=target)
     else:
         from pilot.store.copy_sqlite import SqliteEnd
 
