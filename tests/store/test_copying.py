@@ -231,6 +231,16 @@ def test_whoever_writes_to_a_server_is_waited_for_and_then_named(
     assert copy(postgres_target, target).rows
 
 
+def triggers_at_work(url: str) -> int:
+    if url.startswith("sqlite"):
+        return int(
+            sql(Path(url.removeprefix("sqlite:///")), "SELECT count(*) FROM sqlite_master WHERE type = 'trigger'")[0][0]
+        )
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT 1 FROM pg_trigger WHERE NOT tgisinternal AND tgenabled <> 'D'").fetchall()
+    return len(found)
+
+
 def test_nobody_writes_to_the_source_meanwhile_and_nobody_uses_the_copy(source: Path, anywhere: str) -> None:
     said: list[str] = []
 
@@ -241,6 +251,7 @@ def test_nobody_writes_to_the_source_meanwhile_and_nobody_uses_the_copy(source: 
             sql(source, "INSERT INTO events (at, type, data) VALUES (1, 'x', '{}')")
         assert sql(source, "SELECT count(*) FROM executions")  # who reads is not in the way
         if progress.doing == "copying":
+            assert triggers_at_work(anywhere) == 0  # whatever the order of the tables
             with pytest.raises(StoreRefused, match=r"not whole; the same `pilot db copy` again finishes it"):
                 on(anywhere, nothing)
         said.append(progress.doing)
@@ -248,6 +259,7 @@ def test_nobody_writes_to_the_source_meanwhile_and_nobody_uses_the_copy(source: 
     copy(source, anywhere, meddle)
 
     assert said == ["copying", "verifying"]
+    assert triggers_at_work(anywhere)
     on(anywhere, nothing)
     sql(source, "INSERT INTO events (at, type, data) VALUES (1, 'x', '{}')")
 
