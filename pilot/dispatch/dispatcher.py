@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from pilot.dispatch.courtesy import Courtesy
 from pilot.dispatch.maintenance import Leases, Recovery
 from pilot.dispatch.run import Attempts, Stop
+from pilot.dispatch.stopping import in_full
 from pilot.dispatch.turns import Turns
 from pilot.dispatch.worker import ProjectWorker
 from pilot.domain.budget import Budget
@@ -83,6 +85,7 @@ class Dispatcher:
         self._recovery = Recovery(
             queue, node, clock, alive, end_processes, self._known, every=min(5.0, lease / 4), silence=lease / 2
         )
+        self._courtesy = Courtesy()
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: set[int] = set()
@@ -215,26 +218,12 @@ class Dispatcher:
                 loop.result()
         finally:
             try:
-                await self._in_full(self._stop(loops, last))
+                await in_full(self._stop(loops, last), self.force)
             finally:
                 leave()
 
     async def _draining_wait(self) -> None:
         await self._draining.wait()
-
-    async def _in_full(self, stopping: Coroutine[Any, Any, None]) -> None:
-        """Await it to its end: a cancellation meanwhile hurries it, for it must not leave an agent behind."""
-        task = asyncio.create_task(stopping)
-        cancelled = False
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
-                cancelled = True
-                self.force()
-        if cancelled:
-            raise asyncio.CancelledError
-        task.result()
 
     async def _stop(self, loops: list[asyncio.Task[None]], last: Callable[[], Awaitable[None]] | None) -> None:
         self._draining.set()
@@ -287,6 +276,7 @@ class Dispatcher:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause(due)):
                     await self._signal.wait()
+            await self._courtesy.wait()
             self._signal.clear()
             tokens, self._tokens = self._tokens, set()
             ready: list[int] = []
@@ -307,7 +297,7 @@ class Dispatcher:
                 await asyncio.sleep(self._limits.poll_interval)
             # In the order in which they have waited: it is the order in which they get their turns.
             for id in dict.fromkeys([*ready, *told]):
-                self._wake(id)
+                self._wake(id, seen=id not in told)
             if not ready:  # whoever writes a lot that is none of this node's is not looked at each time
                 await asyncio.sleep(REST)
 
@@ -316,10 +306,10 @@ class Dispatcher:
             return self._limits.poll_interval
         return min(self._limits.poll_interval, max(0.0, (due - self._clock()) / 1000) + 0.001)
 
-    def _wake(self, project_id: int) -> None:
+    def _wake(self, project_id: int, *, seen: bool) -> None:
         worker = self._workers.get(project_id)
         if worker is not None:
-            worker.wake()
+            worker.wake(seen=seen)
             return
         project = self.projects.get(project_id)
         if project is None or self._draining.is_set() or project_id in self._resting:
@@ -333,8 +323,10 @@ class Dispatcher:
             lease=self._lease,
             own=self._node.kind is NodeKind.RUN,
             admitting=lambda: not self._draining.is_set() and project_id in self.projects,
+            came=self._courtesy.came,
             linger=self._limits.linger,
         )
+        worker.wake(seen=seen)
         task = asyncio.create_task(worker.run(), name=f"project {project.name}")
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._retired(project_id, task))

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from pilot.dispatch.run import Run, Stop
-from pilot.domain.errors import LeaseLost, PilotError
+from pilot.domain.errors import LeaseLost, Outdated, PilotError
 from pilot.domain.execution import Execution, Status
 from pilot.domain.outcome import Ending, Outcome
 from pilot.domain.policy import Settlement
@@ -45,7 +45,7 @@ class Leases:
     _unheld: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
     async def run(self) -> None:
-        """Every third of the lease, sooner after a failure, for ever."""
+        """Every third of the lease, sooner after a failure, for ever. Raises `Outdated`."""
         loop = asyncio.get_running_loop()
         period, limit = self.lease / 3000, self.lease / 1000 * SELF_FENCE
         pause, fence = period, loop.call_later(limit, self._fence)
@@ -57,6 +57,9 @@ class Leases:
                     # A store that does not answer is as bad as one that says no.
                     async with asyncio.timeout(limit):
                         await self.renew()
+                except Outdated:
+                    self._fence()  # nothing of them can be written any more
+                    raise
                 except (PilotError, TimeoutError) as error:
                     log.error("heartbeat.failed", error=str(error) or "no answer")
                     pause = period / 4

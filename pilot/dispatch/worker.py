@@ -29,7 +29,8 @@ class ClaimQueue(Protocol):
 class ProjectWorker:
     """Made when its project has work, gone when it has been idle for `linger` seconds.
 
-    Serialization is not its doing: the database gives out a slot once, whoever asks.
+    Serialization is not its doing: the database gives out a slot once, whoever asks. `came` is told whether what was
+    seen to be there was still there to be claimed.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ProjectWorker:
         lease: int,
         own: bool,
         admitting: Callable[[], bool],
+        came: Callable[[bool], None] = lambda _in_time: None,
         linger: float = 30.0,
         retry_claim: float = 1.0,
     ) -> None:
@@ -54,6 +56,8 @@ class ProjectWorker:
         self._lease = lease
         self._own = own
         self._admitting = admitting
+        self._came = came
+        self._seen = False
         self._linger = linger
         self._retry_claim = retry_claim
         self._wake = asyncio.Event()
@@ -70,8 +74,9 @@ class ProjectWorker:
         """Whether somebody called `wake` since it last looked."""
         return self._wake.is_set()
 
-    def wake(self) -> None:
-        """There may be work: look."""
+    def wake(self, *, seen: bool = False) -> None:
+        """There may be work: look. `seen`: there was some a moment ago."""
+        self._seen |= seen
         self._wake.set()
 
     async def run(self) -> None:
@@ -103,12 +108,15 @@ class ProjectWorker:
         """A claim together with the turn to run it, or neither."""
         await self._turns.take()
         execution, self._refused = None, False
+        seen, self._seen = self._seen, False
         try:
             if self._admitting():
                 found = await self._queue.claim(
                     self._node, lease=self._lease, projects=(self.project.id,), own=self._own
                 )
                 execution = found[0] if found else None
+                if seen:
+                    self._came(execution is not None)
         except (StoreError, Busy) as error:
             log.error("claim.failed", project=self.project.name, error=str(error))
             self._refused = True

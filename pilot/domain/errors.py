@@ -7,6 +7,7 @@ PilotError                    exit code 1
 ├── Busy                      75  try again later: the slot is taken, the store is locked
 ├── StoreError                1   the database can't be used
 │   └── StoreRefused          2   it is another program's, newer than this pilot, or damaged: never touched
+│       └── Outdated          2   a newer pilot has brought it to its schema while this one was up
 ├── IllegalTransition         1   an edge that the state table does not have
 ├── LeaseLost                 1   this claim was ended by someone else; nothing was written
 └── WorkspaceError            1   git or the disk kept an attempt from starting or ending; carries a failure class
@@ -63,6 +64,16 @@ class StoreRefused(StoreError):
     """The file or schema is not one that this version may touch."""
 
     exit_code = 2
+
+
+class Outdated(StoreRefused):
+    """A newer pilot has taken the store over; this process writes nothing more."""
+
+    def __init__(self, store: object, schema: int, known: int) -> None:
+        super().__init__(
+            f"{store} has schema {schema} now: a newer pilot has taken it over. This one knows up to {known}, and "
+            "writes nothing more; start the newer pilot in its stead"
+        )
 
 
 class IllegalTransition(PilotError):

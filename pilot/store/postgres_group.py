@@ -9,9 +9,10 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from pilot.domain.errors import StoreError
+from pilot.domain.errors import Outdated, StoreError
 from pilot.store.database import Notify, Operation, Rows, Statement, Step
 from pilot.store.group import Work
+from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, blames_item, passes
 from pilot.store.postgres_wire import Place, Wire
 
@@ -24,6 +25,7 @@ _BEGIN = Statement("BEGIN")
 _COMMIT = Statement("COMMIT")
 # After the lock, which is a statement of its own: what it waited for has to be seen.
 NOW = Statement("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+_LOOK = Statement(f"{NOW.sql}, (SELECT max(number) FROM pilot_schema)")
 _SAVE, _BACK = Statement("SAVEPOINT operation"), Statement("ROLLBACK TO operation")
 _RELEASE = Statement("RELEASE operation")
 # Only where something was written: a look in vain costs the disk nothing.
@@ -60,6 +62,7 @@ class Transaction:
         """Of NOTIFY."""
         self._lock = lock(schema)
         self._wire = wire
+        self._known = newest("postgres")
         self._n = 0
         self._marked = False
         self._ahead = 0
@@ -142,7 +145,9 @@ class Transaction:
     def _begin(self, wire: Wire) -> int:
         wire.send(_BEGIN)
         wire.send(self._lock)
-        ((now,),) = wire.rows(NOW)
+        ((now, schema),) = wire.rows(_LOOK)
+        if schema is not None and schema > self._known:  # who slept through an upgrade writes nothing
+            raise Outdated(self._place.name, schema, self._known)
         self.measure(now)
         return int(now)
 

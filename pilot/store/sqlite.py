@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from pilot.domain.errors import StoreError, UsageError
+from pilot.domain.errors import Outdated, StoreError, UsageError
 from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
-from pilot.store.migrate import migrate
+from pilot.store.migrate import migrate, newest
 from pilot.store.signals import FifoSignals
 from pilot.store.sqlite_dialect import (
     BUSY_TIMEOUT,
@@ -58,6 +58,7 @@ class SqliteDatabase:
         self._opening = asyncio.Lock()
         self._signals = FifoSignals(Path(f"{path}.wake"))
         self._data_version = -1
+        self._known = newest("sqlite")
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """See `Database.write`."""
@@ -120,7 +121,7 @@ class SqliteDatabase:
         try:
             if self._writer is None:
                 self._writer = await _connect(self.path, read_only=False)
-            results, tokens = await self._writer.call(_commit_group, work)
+            results, tokens = await self._writer.call(_commit_group, work, self._known)
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             answer = translate(error, self.path) if isinstance(error, sqlite3.Error) else error
             for future in (f for waiting in futures for f in waiting):
@@ -156,12 +157,13 @@ def _select(connection: sqlite3.Connection, statements: Sequence[Statement]) -> 
 
 
 def _commit_group(
-    connection: sqlite3.Connection, work: Sequence[tuple[Operation[Any, Any], list[Any]]]
+    connection: sqlite3.Connection, work: Sequence[tuple[Operation[Any, Any], list[Any]]], known: int
 ) -> tuple[list[Sequence[Any]], set[str]]:
     tokens: set[str] = set()
     results: list[Sequence[Any]] = []
     connection.execute("BEGIN IMMEDIATE")
     try:
+        _check(connection, known)
         for operation, items in work:
             results.append(_apart(connection, operation, items, tokens))
         connection.execute("COMMIT")
@@ -170,6 +172,13 @@ def _commit_group(
             connection.execute("ROLLBACK")
         raise
     return results, tokens
+
+
+def _check(connection: sqlite3.Connection, known: int) -> None:
+    """Who slept through an upgrade must not write by its old rules."""
+    ((schema,),) = connection.execute("PRAGMA user_version").fetchall()
+    if schema > known:
+        raise Outdated("the store", schema, known)
 
 
 def _apart(

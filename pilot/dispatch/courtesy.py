@@ -1,0 +1,34 @@
+"""Courtesy: of several nodes that hear of the same work, those that lately came too late let others go first."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+FIRST, LONGEST = 0.004, 0.064
+"""Seconds that a node waits after it came too late once, and at most; doubled each time, halved when it came in time.
+
+A claim in vain costs all nodes their turn at the one writer. Where one node has room for all that comes, the others
+soon only look; when it is full, they are there within the longest of these.
+"""
+
+
+class Courtesy:
+    """Of one node. How long it waits before it looks for what it was told of."""
+
+    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+        self._jitter = jitter
+        self.seconds = 0.0
+
+    async def wait(self) -> None:
+        """Let others go first, unless this node came in time of late."""
+        if self.seconds:
+            await asyncio.sleep(self.seconds * (0.5 + self._jitter()))
+
+    def came(self, in_time: bool) -> None:
+        """What there was to claim was there, or another node's already."""
+        if in_time:
+            self.seconds = self.seconds / 2 if self.seconds > FIRST else 0.0
+        else:
+            self.seconds = min(max(self.seconds * 2, FIRST), LONGEST)

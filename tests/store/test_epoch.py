@@ -1,0 +1,64 @@
+"""Who slept through an upgrade of the schema writes nothing more, whatever it had in hand."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from pilot.domain.errors import Outdated
+from pilot.store import open_store, sqlite_path
+from pilot.store.migrate import newest
+from tests.store.bed import MINUTE, Bed, Clock, done
+
+
+def upgrade(url: str) -> None:
+    """What a newer pilot does while nobody holds a lease."""
+    if url.startswith("sqlite:"):
+        connection = sqlite3.connect(sqlite_path(url))
+        connection.execute(f"PRAGMA user_version = {newest('sqlite') + 1}")
+        connection.close()
+    else:
+        with psycopg.connect(url, autocommit=True) as server:
+            server.execute(
+                "INSERT INTO pilot_schema SELECT number + 1, 'newer', applied_at FROM pilot_schema "
+                "ORDER BY number DESC LIMIT 1"
+            )
+
+
+@pytest.fixture
+def own_url(engine: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A store that nobody uses afterwards."""
+    if engine == "sqlite":
+        yield f"sqlite:///{request.getfixturevalue('tmp_path')}/pilot.db"
+        return
+    with request.getfixturevalue("postgres").database(fresh=True) as url:
+        yield url
+
+
+async def test_a_process_of_before_an_upgrade_writes_nothing_more(own_url: str) -> None:
+    clock = Clock()
+    async with open_store(own_url, clock=clock) as store:
+        bed = Bed(store, clock)
+        api = await bed.project()
+        await bed.node()
+        await bed.put(api)
+        execution = await bed.take(api)
+        before = await bed.dump()
+        upgrade(own_url)
+
+        for late in (
+            lambda: bed.queue.heartbeat("n1", MINUTE),
+            lambda: bed.queue.finish(done(execution)),
+            lambda: bed.put(api),
+            lambda: bed.journal.note(execution, phase="late"),
+            lambda: bed.queue.leave("n1"),
+        ):
+            with pytest.raises(
+                Outdated, match=r"a newer pilot has taken it over\. This one knows up to .* in its stead"
+            ):
+                await late()
+
+        assert await bed.dump() == before
