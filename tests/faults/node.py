@@ -103,8 +103,11 @@ async def insist(ask: Callable[[], Awaitable[Any]], diary: Diary) -> Any:
 
 
 def orders(**changed: object) -> str:
-    """What a task has its agent do: `steps`, `pause` seconds for each, or `hold` in its first attempt; how it ends."""
-    return json.dumps({"steps": 1, "pause": 0.0, "hold": 0.0, "fails": 0, "end": "done"} | changed)
+    """What a task has its agent do: `steps`, `pause` seconds for each, or `hold` in its first attempt; how it ends.
+
+    `quiet`: it writes nothing before that.
+    """
+    return json.dumps({"steps": 1, "pause": 0.0, "hold": 0.0, "fails": 0, "end": "done", "quiet": False} | changed)
 
 
 @dataclass
@@ -124,6 +127,8 @@ class Agents:
             for n in range(order["steps"]):
                 await insist(lambda n=n: journal.note(execution, phase=f"step {n}"), store)  # type: ignore[misc]
                 await asyncio.sleep(pause)
+                if order["quiet"]:
+                    continue
                 pieces = [(OutputKind.TEXT, f"{execution.fence}.{n}".encode())]
                 await insist(lambda p=pieces: journal.write(execution, p), store)  # type: ignore[misc]
                 self.diary.write("wrote", **facts)

@@ -62,11 +62,6 @@ def late_output_is_kept(store: Store) -> None:
     journal.output = standing  # type: ignore[method-assign]
 
 
-def living_leases_are_taken(store: Store) -> None:
-    """Work is lost whose node renews its lease."""
-    _replace(store.queue._nodes, "_lost", "lease_until < :now", "lease_until < :now + 60000")
-
-
 def nobody_waits_for_the_lock(store: Store) -> None:
     """Several write at once."""
     transaction = _transaction(store)
@@ -89,7 +84,6 @@ PLANTS: Mapping[str, Callable[[Store], None]] = {
     for plant in (
         the_fence_is_not_checked,
         late_output_is_kept,
-        living_leases_are_taken,
         nobody_waits_for_the_lock,
         a_lost_answer_is_taken_for_a_failure,
     )

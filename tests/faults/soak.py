@@ -1,4 +1,4 @@
-"""Nodes at work under random faults, and the account of it: `python -m tests.faults.soak [SECONDS [SEED]]`.
+"""Nodes at work under random faults, and the account of it: `python -m tests.faults.soak [SECONDS [SEED [BUG]]]`.
 
 The log is replayed while it is written; in the end everything has to be done, delivered and true.
 """
@@ -39,6 +39,7 @@ class Soak:
     url: str
     dice: random.Random
     say: Callable[[str], None]
+    plant: str = ""
     ways: dict[str, Proxy] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
     replay: Replay = field(default_factory=lambda: Replay(Story({}, {}, ())))
@@ -73,7 +74,9 @@ class Soak:
 
     def _start(self) -> Member:
         proxy = self._stack.enter_context(Proxy(("127.0.0.1", self.server.port)))
-        member = self.rig.start(self.server.url(name_of(self.url), port=proxy.port), lease=LEASE, tasks=TASKS)
+        member = self.rig.start(
+            self.server.url(name_of(self.url), port=proxy.port), lease=LEASE, tasks=TASKS, plant=self.plant
+        )
         self.ways[member.name] = proxy
         return member
 
@@ -188,13 +191,13 @@ FAULTS: Mapping[str, tuple[int, Callable[[Soak], Awaitable[None]]]] = {
 }
 
 
-async def soak(seconds: float, seed: int, say: Callable[[str], None], server: Cluster) -> Story:
+async def soak(seconds: float, seed: int, say: Callable[[str], None], server: Cluster, plant: str = "") -> Story:
     """One run on a new database of this server. Raises AssertionError with all that is known."""
     with tempfile.TemporaryDirectory(prefix="pilot-soak-") as folder:
         url = server.url(name_of(server.create()), port=server.port)
         async with open_store(url) as store:
             rig = Rig(store, Path(folder))
-            run = Soak(rig, server, url, random.Random(seed), say)
+            run = Soak(rig, server, url, random.Random(seed), say, plant)
             places = await store.queue.register([(f"key {n}", f"p{n}", f"/p{n}", n % 2 + 1) for n in range(4)])
             run.replay.story.most = {place.id: place.max_running for place in places}
             try:
@@ -211,10 +214,11 @@ async def soak(seconds: float, seed: int, say: Callable[[str], None], server: Cl
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 600.0
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.randrange(1 << 32)
+    plant = sys.argv[3] if len(sys.argv) > 3 else ""
     say = print
     say(f"{seconds:g} s, {NODES} nodes; to repeat the dice: SEED={seed}")
     with Cluster.make(tcp=True) as server:
-        asyncio.run(soak(seconds, seed, lambda words: say(words, flush=True), server))
+        asyncio.run(soak(seconds, seed, lambda words: say(words, flush=True), server, plant))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Bugs planted into the store: the account finds each, and nothing where there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pilot.domain.agent import OutputKind
+from pilot.domain.errors import LeaseLost, PilotError
+from pilot.domain.task import Project
+from pilot.store import Store, open_store
+from tests.faults.node import Diary, Settings, Told
+from tests.faults.plants import PLANTS
+from tests.faults.proxy import Proxy
+from tests.faults.rig import Member, Rig
+from tests.faults.soak import soak
+from tests.postgres import Cluster, name_of
+from tests.store.bed import HOUR, done, node, task
+
+FOUND: Mapping[str, str] = {
+    "": "",
+    "the_fence_is_not_checked": "which runs under fence|was told that|not so in the log|the log says",
+    "late_output_is_kept": "after its end",
+    "nobody_waits_for_the_lock": "behind the cursor|older than the one before|after the one|which was to go first",
+    "a_lost_answer_is_taken_for_a_failure": "is another's, and had ended it",
+}
+
+
+async def crowd(name: str, store: Store, told: Told, places: list[Project]) -> None:
+    """Both write at the same time, as much as they can."""
+
+    async def work(place: Project, n: int) -> None:
+        for m in range(6):
+            with suppress(PilotError):
+                await store.queue.enqueue(task(place, f"{name} {n} {m}", priority=n, origin={"source": "x"}))
+                for execution in await store.queue.claim(name, lease=HOUR, projects=(place.id,)):
+                    await told.finish(done(execution))
+
+    await asyncio.gather(*(work(place, n) for n in range(3) for place in places))
+
+
+async def late(one: Store, mine: Told, other: Store, theirs: Told, place: Project) -> None:
+    """What one does when its lease has ended, and the other has what it had."""
+    await other.queue.enqueue(task(place, "late"))
+    (old,) = await one.queue.claim("one", lease=50, projects=(place.id,))
+    while not await other.queue.recover([], ""):
+        await asyncio.sleep(0.02)
+    (new,) = await other.queue.claim("other", lease=HOUR, projects=(place.id,))
+    assert new.id == old.id
+    await asyncio.sleep(0.02)  # more than what clocks may differ by
+    for attempt in (one.journal.write(old, [(OutputKind.TEXT, b"late")]), mine.finish(done(old))):
+        with suppress(LeaseLost):
+            await attempt
+    with suppress(LeaseLost):
+        await theirs.finish(done(new))
+
+
+async def lost(one: Store, mine: Told, place: Project, proxy: Proxy) -> None:
+    """The answer to a commit never comes."""
+    await one.queue.enqueue(task(place, "lost"))
+    (execution,) = await one.queue.claim("one", lease=HOUR, projects=(place.id,))
+    proxy.lose_commits = 1
+    with suppress(LeaseLost):
+        await mine.finish(done(execution))
+    assert proxy.lose_commits == 0
+
+
+@pytest.mark.parametrize("plant", FOUND)
+async def test_each_planted_bug_is_found(server: Cluster, tmp_path: Path, plant: str) -> None:
+    assert FOUND.keys() == {"", *PLANTS}
+    url = server.create()
+    with Proxy(("127.0.0.1", server.port)) as proxy:
+        there = server.url(name_of(url), port=proxy.port)
+        async with open_store(there) as one, open_store(url) as other:
+            rig = Rig(other, tmp_path)
+            mine, theirs = Told(one.queue, Diary(tmp_path, "one")), Told(other.queue, Diary(tmp_path, "other"))
+            places = await other.queue.register([(f"key {n}", f"p{n}", f"/p{n}", 1) for n in range(3)])
+            for name in ("one", "other"):
+                await other.queue.start_node(node(name), HOUR)
+            if plant:
+                for store in (one, other):
+                    PLANTS[plant](store)
+            rig.follow()
+            await asyncio.gather(crowd("one", one, mine, places[:2]), crowd("other", other, theirs, places[:2]))
+            await late(one, mine, other, theirs, places[2])
+            await lost(one, mine, places[2], proxy)
+            found = [
+                line
+                for line in (await rig.findings())[1]
+                if not line.startswith(("execution", "effect")) or "is left" not in line
+            ]
+    words = FOUND[plant]
+    assert bool(found) is bool(words), found
+    assert not words or any(word in line for line in found for word in words.split("|")), found
+
+
+def write(place: Path, name: str, *entries: Mapping[str, object]) -> None:
+    lines = [json.dumps({"at": n, **entry}) for n, entry in enumerate(entries)]
+    (place / f"{name}.diary").write_text("\n".join(lines) + "\n")
+
+
+async def test_what_agents_and_the_outside_see_is_judged(tmp_path: Path) -> None:
+    async with open_store(f"sqlite:///{tmp_path}/pilot.db") as store:
+        rig = Rig(store, tmp_path)
+        process = subprocess.Popen(["true"])
+        process.wait()
+        for name in ("a", "b"):
+            rig.members.append(Member(Settings("", name, ""), process, tmp_path / "log"))
+        began, stopped = ({"what": what, "id": 1, "lane": [1, 0]} for what in ("began", "stopped"))
+        effect = {"what": "delivered", "lane": "l"}
+        write(
+            tmp_path, "a", began | {"fence": 1}, stopped | {"fence": 1, "at": 10},
+            effect | {"key": "k2", "effect": 2}, effect | {"key": "k1", "effect": 1},
+            {"what": "ended", "id": 1, "fence": 1}, {"what": "queued", "key": "k", "id": 9},
+        )  # fmt: skip
+        write(
+            tmp_path, "b", began | {"fence": 2, "at": 9}, stopped | {"fence": 2, "at": 20},
+            effect | {"key": "k1", "effect": 1, "at": 30}, {"what": "queued", "key": "k", "id": 8},
+        )  # fmt: skip
+        story, found = await rig.findings()
+        for words in ("in slot (1, 0) at once", "k1 was delivered twice", "came after 2 in lane l", "k is {8, 9}",
+                      "was acknowledged as 9, and is None", "the end of 1 under fence 1 was acknowledged"):  # fmt: skip
+            assert any(words in line for line in found), (words, found)
+        rig.members[0].still = [8]  # it stood still from then on
+        assert not [line for line in rig.broken(story) if "at once" in line]
+
+
+async def test_a_short_soak(server: Cluster) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"to repeat the dice: seed = {seed}")
+    begun = time.monotonic()
+    await soak(6.0, seed, print, server)
+    print(f"{time.monotonic() - begun:.1f} s")
