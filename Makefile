@@ -12,7 +12,7 @@ NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-loc
 # where it is set, each of the programs that tests start by the hundred would compile all of its modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup bubblewrap demo check format test variants mutants bench bench-peers lock schema clean
+.PHONY: help setup bubblewrap demo check format test variants mutants soak bench bench-peers lock schema clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ variants: setup bubblewrap $(NPM) ## what `make test` tries once, in every way a
 
 mutants: setup ## plant bugs into the store, one after the other, and see its tests find each
 	$(BIN)/python -m pytest -n $(WORKERS) -m mutants tests/store
+
+soak: setup ## nodes on PostgreSQL under random faults, with an account of it (SECONDS=600, SEED=)
+	$(BIN)/python -m tests.faults.soak $(or $(SECONDS),600) $(SEED)
 
 bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks
