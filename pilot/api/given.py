@@ -69,6 +69,7 @@ class ExecutionGiven(BaseModel):
     base_sha: str | None
     head_sha: str | None
     workspace: str | None
+    place: str | None
     delivery: Literal["none", "branch", "pr_open", "merged", "closed"]
     pr_url: str | None
     checks: Literal["none", "pending", "passed", "failed"]
@@ -253,6 +254,7 @@ class NodeGiven(BaseModel):
     id: str
     kind: str
     host: str
+    place: str | None
     pid: int
     version: str
     state: str

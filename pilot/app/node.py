@@ -50,7 +50,7 @@ def alive(node: Node, *, local: bool) -> bool | None:
     if is_alive(node.pid, node.start_ticks):
         return True
     # Another user's process is not shown everywhere (hidepid); that there is one is no secret.
-    return None if is_there(node.pid) else False
+    return None if start_ticks(node.pid) is None and is_there(node.pid) else False
 
 
 def place_of(state_dir: Path) -> str:

@@ -226,13 +226,25 @@ def _show_status(session: Session, document: Mapping[str, Any]) -> None:
         )
     _show_outside(session, document)
     ui.line()
-    nodes = [node for node in document["nodes"] if node["state"] != "lost"]
-    if not nodes:
+    _show_nodes(session, document["nodes"])
+
+
+def _show_nodes(session: Session, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Those that are up, and those that were lost with the time when they were last heard of."""
+    ui = session.ui
+    up = [node for node in nodes if node["state"] != "lost"]
+    if not up:
         ui.line("no node is up: `pilot serve` runs one", "yellow")
-    for node in nodes:
+    for node in up:
         where = f", pid {node['pid']}" if node["pid"] else ""  # a worker's is its own business
+        version = f", version {one_line(node['version'], 40)}" if node["version"] else ""
+        runs = f", runs {node['running']}" if node["running"] else ""
+        of = f" of {node['max_running']}" if runs and node["max_running"] else ""
         name = one_line(node["id"], 100)
-        ui.line(f"node {name}: {node['kind']}, {node['state']} since {node['started_at']}{where}")
+        ui.line(f"node {name}: {node['kind']}, {node['state']} since {node['started_at']}{where}{version}{runs}{of}")
+    for node in nodes:
+        if node["state"] == "lost" and node["kind"] == "serve":
+            ui.line(f"node {one_line(node['id'], 100)}: lost, last heard of at {node['seen_at']}", "yellow")
 
 
 def _show_kinds(session: Session, kinds: Mapping[str, Mapping[str, Any]]) -> None:

@@ -98,7 +98,7 @@ def _head(session: Session, execution: Execution, after: Sequence[int]) -> None:
             ("delivery", _delivery(execution)),
             ("files", _files(execution)),
             ("callback", execution.callback_url),
-            ("workspace", _there(execution.workspace)),
+            ("workspace", _workspace(execution)),
             ("usage", ", ".join(tokens)),
             ("parent", str(execution.parent) if execution.parent else None),
         ]
@@ -117,8 +117,14 @@ def _agent(execution: Execution) -> str:
     return ", ".join(part for part in parts if part) + chain
 
 
-def _there(path: str | None) -> str | None:
-    return path if path is not None and Path(path).exists() else None
+def _workspace(execution: Execution) -> str | None:
+    """Where it is, as far as it can be known: on another machine's disk it is as it was left."""
+    path = execution.workspace
+    if path is None or Path(path).exists():
+        return path
+    if execution.place is None or execution.status in ("completed", "cancelled"):
+        return None
+    return f"{path} on {execution.place}"
 
 
 def _tokens(execution: Execution) -> list[tuple[int | None, str]]:

@@ -78,13 +78,14 @@ async def project_documents(database: Database) -> list[Document]:
 async def node_documents(database: Database, now: int) -> list[Document]:
     """Every node that is known, the oldest first; `now` is UTC ms."""
     rows = await database.read(
-        "SELECT id, kind, host, pid, version, state, started_at, seen_at, lease_until, max_running, "
+        "SELECT id, kind, host, place, pid, version, state, started_at, seen_at, lease_until, max_running, "
         "(SELECT count(*) FROM executions e WHERE e.status = 'running' AND e.node = n.id) FROM nodes n "
         "ORDER BY started_at, id"
     )
     nodes: list[Document] = []
-    for id, kind, host, pid, version, state, started_at, seen_at, lease_until, most, running in rows:
-        node: dict[str, Any] = {"id": id, "kind": kind, "host": host, "pid": pid, "version": version}
+    for id, kind, host, place, pid, version, state, started_at, seen_at, lease_until, most, running in rows:
+        node: dict[str, Any] = {"id": id, "kind": kind, "host": host, "place": place or None, "pid": pid}
+        node["version"] = version
         node["state"] = state if lease_until > now else "lost"
         node |= {"running": running, "max_running": most or None}
         nodes.append(node | {"started_at": rfc3339(started_at), "seen_at": rfc3339(seen_at)})
