@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def broken_promises(home: Home, counts: Mapping[str, int]) -> list[str]:
     """Every one in words: of the store, the agents' diary, the repositories, the processes, the disk."""
-    url = f"sqlite:///{home.state}/pilot.db"
+    url = home.settings.get("store", f"sqlite:///{home.state}/pilot.db")
     return [
         *asyncio.run(_store(url)),
         *_counts(home, counts),

@@ -40,6 +40,8 @@ QUICK = (50, 400)
 PAUSE = 0.1
 """Seconds before a store that could not do it is asked again."""
 DUTY = "singleton"
+AWAY = Busy.exit_code
+"""How a node ends whose store is away when it starts, or leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,4 +299,7 @@ def argument(settings: Settings) -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Settings(**json.loads(sys.argv[1]))))
+    try:
+        asyncio.run(main(Settings(**json.loads(sys.argv[1]))))
+    except (StoreError, Busy):  # as a daemon's start does: whoever supervises it starts it again
+        sys.exit(AWAY)

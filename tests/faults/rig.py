@@ -21,7 +21,7 @@ from pilot.domain.errors import Busy, NotFound, StoreError, UsageError
 from pilot.domain.task import Task
 from pilot.store import Store
 from tests.faults.auditor import Fact, Story, audit, follow, missed, read
-from tests.faults.node import Settings, argument, orders
+from tests.faults.node import AWAY, Settings, argument, orders
 from tests.store.audit import audit as audit_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -127,16 +127,19 @@ class Rig:
                     value = await value
                 if value:
                     return value
-            self.supervise()
+            assert not self.supervise(), f"its store was away:\n{self.told()}"
             if time.monotonic() > end:
                 raise AssertionError(f"never came true in {seconds:g} s: {what}\n{self.told()}")
             await asyncio.sleep(0.05)
 
-    def supervise(self) -> None:
-        """No node ends but when it is told to."""
-        for member in self.members:
-            if member.gone is None and member.process.poll() not in (None, 0):
+    def supervise(self) -> list[Member]:
+        """No node ends but when it is told to, or when its store is away at its start: those are to be replaced."""
+        ended = [member for member in self.members if member.gone is None and member.process.poll() not in (None, 0)]
+        for member in ended:
+            member.gone = time.monotonic_ns()
+            if member.process.returncode != AWAY or member.name in {entry["node"] for entry in self.diary("ready")}:
                 raise AssertionError(f"{member.name} ended by itself: {member.process.returncode}\n{self.told()}")
+        return ended
 
     async def ready(self, *members: Member) -> None:
         """All of these have started."""

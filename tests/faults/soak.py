@@ -24,7 +24,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.rig import Member, Rig
 from tests.postgres import Cluster, name_of
 
-LEASE = 2.0
+LEASE = 3.0
 NODES = 4
 TASKS = 6.0
 """Per second and node."""
@@ -67,6 +67,7 @@ class Soak:
                         f"{end - told:.0f} s left; {sum(self.faults.values())} faults, {len(self.rig.seen)} events"
                     )
             await self._peace()
+            await self._look()
             await self.rig.settle(120)
             story = await self.rig.account()
             assert not self.rig.diary("began") or audit(story) == []
@@ -92,7 +93,8 @@ class Soak:
 
     async def _look(self) -> None:
         """Replay what the log has got since the last look; fail at once when something is wrong with it."""
-        self.rig.supervise()
+        for _ in self.rig.supervise():
+            self._start()
         with suppress(StoreError, Busy):
             await self.rig.answer()
         facts, self._replayed = self.rig.seen[self._replayed :], len(self.rig.seen)
@@ -148,7 +150,7 @@ class Soak:
 
     async def slow(self) -> None:
         way = self.way()
-        way.delay = self.dice.choice([0.0, 0.005, 0.05])
+        way.delay = self.dice.choice([0.0, 0.002, 0.01])
 
     async def lose_commits(self) -> None:
         self.way().lose_commits = self.dice.choice([1, 2, 5])
