@@ -45,10 +45,13 @@ class Saq(Peer):
         await self.put(0, 0)
         async with self.queue.pool.connection() as connection:
             await connection.execute("UPDATE saq_jobs SET status = 'active', key = 'held'")
-            for key, status, count in (("0", "queued", queued), (f"i %% {self.keys}", "complete", finished)):
+            # A job's key stands in its text, too: finishing goes by that one.
+            text = "convert_to(jsonb_set(convert_from(job, 'UTF8')::jsonb, '{{key}}', to_jsonb({key}))::text, 'UTF8')"
+            for group, status, count in (("0", "queued", queued), (f"i %% {self.keys}", "complete", finished)):
+                key = f"'{status}-' || i"
                 await connection.execute(
                     f"INSERT INTO saq_jobs (key, job, queue, status, group_key, scheduled) "
-                    f"SELECT '{status}-' || i, job, queue, '{status}', 'k' || {key}, scheduled "
+                    f"SELECT {key}, {text.format(key=key)}, queue, '{status}', 'k' || {group}, scheduled "
                     "FROM saq_jobs, generate_series(1, %s) i WHERE key = 'held'",
                     (count,),
                 )
