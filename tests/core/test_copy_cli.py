@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -24,14 +25,23 @@ from tests.store.filled import dump, fill
 Pilot = Callable[..., tuple[int, str, str]]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with something in every table; never opened again, only copied."""
+    path = tmp_path_factory.mktemp("made") / "pilot.db"
+    fill(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE nodes SET lease_until = 0")
+    return path
+
+
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def state(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that nobody works with."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PILOT_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("COLUMNS", "100")
-    fill(tmp_path / "state" / "pilot.db")
-    sql(tmp_path / "state", "UPDATE nodes SET lease_until = 0")
+    shutil.copytree(made.parent, tmp_path / "state")
     return tmp_path / "state"
 
 
