@@ -43,7 +43,7 @@ class Plans:
               ON e.project_id = k.project_id AND e.task_id = k.task_id AND e.status IN {OPEN_STATUSES} ORDER BY k.n"""
         self._join = f"""
             UPDATE executions SET plan_run = :run, has_dependents =
-              CASE WHEN EXISTS (SELECT 1 FROM dependencies d WHERE d.depends_on = executions.id) THEN 1 ELSE 0 END
+              coalesce((SELECT 1 FROM dependencies d WHERE d.depends_on = executions.id LIMIT 1), 0)
             WHERE id IN {ids_of(dialect)}"""
 
     def submit(self, plans: Sequence[PlanSteps], now: int) -> Generator[Step, Rows, list[list[Enqueued]]]:

@@ -14,7 +14,8 @@ ALTER TABLE attempts ADD COLUMN sandbox text COLLATE "C";
 ALTER TABLE attempts ADD COLUMN reserved bigint;
 -- 1: it is to find out whether a park is over
 ALTER TABLE attempts ADD COLUMN probe bigint NOT NULL DEFAULT 0;
-CREATE INDEX attempts_session ON attempts (session_id) WHERE session_id IS NOT NULL;
+-- by hash: an agent says it, of any length
+CREATE INDEX attempts_session ON attempts USING hash (session_id) WHERE session_id IS NOT NULL;
 
 -- its spending limits; NULL: none
 ALTER TABLE nodes ADD COLUMN per_execution_usd double precision;
