@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pilot.domain.agent import OutputKind
-from pilot.domain.errors import LeaseLost, PilotError
+from pilot.domain.errors import LeaseLost
 from pilot.domain.task import Project
 from pilot.store import Store, open_store
 from tests.faults.node import Diary, Settings, Told
@@ -29,22 +29,26 @@ FOUND: Mapping[str, str] = {
     "": "",
     "the_fence_is_not_checked": "which runs under fence|was told that|not so in the log|the log says",
     "late_output_is_kept": "after its end",
-    "nobody_waits_for_the_lock": " ",  # whatever happens to be overtaken
+    "nobody_waits_for_the_lock": "says that 2 run, but 1 do|says that 1 run, but 0 do",
     "a_lost_answer_is_taken_for_a_failure": "is another's, and had ended it",
 }
 
 
-async def crowd(name: str, store: Store, told: Told, places: list[Project]) -> None:
-    """Both write at the same time, as much as they can."""
-
-    async def work(place: Project, n: int) -> None:
-        for m in range(4):
-            with suppress(PilotError):
-                await store.queue.enqueue(task(place, f"{name} {n} {m}", priority=n, origin={"source": "x"}))
-                for execution in await store.queue.claim(name, lease=HOUR, projects=(place.id,)):
-                    await told.finish(done(execution))
-
-    await asyncio.gather(*(work(place, n) for n in range(3) for place in places))
+async def clash(one: Store, mine: Told, other: Store, theirs: Told, place: Project, proxy: Proxy) -> None:
+    """Both want the same, and neither is quick."""
+    for n in range(3):
+        await other.queue.enqueue(task(place, f"clash {n}", origin={"source": "x"}))
+    proxy.delay = 0.03
+    claims = [
+        (told, store.queue.claim(name, lease=HOUR, projects=(place.id,)))
+        for name, store, told in (("one", one, mine), ("other", other, theirs))
+    ]
+    taken = await asyncio.gather(*(claim for _, claim in claims), return_exceptions=True)
+    proxy.delay = 0.0
+    for (told, _), found in zip(claims, taken, strict=True):
+        for execution in () if isinstance(found, BaseException) else found:
+            with suppress(LeaseLost):
+                await told.finish(done(execution))
 
 
 async def late(one: Store, mine: Told, other: Store, theirs: Told, place: Project) -> None:
@@ -79,21 +83,19 @@ async def test_each_planted_bug_is_found(server: Cluster, tmp_path: Path, plant:
     url = server.create()
     with Proxy(("127.0.0.1", server.port)) as proxy:
         there = server.url(name_of(url), port=proxy.port)
-        async with open_store(there) as one, open_store(url) as other:
+        async with open_store(there) as one, open_store(there) as other:
             rig = Rig(other, tmp_path)
             mine, theirs = Told(one.queue, Diary(tmp_path, "one")), Told(other.queue, Diary(tmp_path, "other"))
-            places = await other.queue.register([(f"key {n}", f"p{n}", f"/p{n}", 1) for n in range(3)])
+            places = await other.queue.register([(f"key {n}", f"p{n}", f"/p{n}", 1) for n in range(2)])
             for name in ("one", "other"):
                 await other.queue.start_node(node(name), HOUR)
             if plant:
                 for store in (one, other):
                     PLANTS[plant](store)
             rig.follow()
-            proxy.delay = 0.003  # so that what one has begun, the other can overtake
-            await asyncio.gather(crowd("one", one, mine, places[:2]), crowd("other", other, theirs, places[:2]))
-            proxy.delay = 0.0
-            await late(one, mine, other, theirs, places[2])
-            await lost(one, mine, places[2], proxy)
+            await clash(one, mine, other, theirs, places[0], proxy)
+            await late(one, mine, other, theirs, places[1])
+            await lost(one, mine, places[1], proxy)
             found = [
                 line
                 for line in (await rig.findings())[1]
