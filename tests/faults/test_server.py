@@ -83,7 +83,6 @@ def full(server: Cluster, disk: Path | None) -> Iterator[None]:
     if disk is None:
         pid = server.pid
         _limit(server, "8192")
-        server.admin("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
         try:
             yield
         finally:
@@ -103,8 +102,11 @@ def full(server: Cluster, disk: Path | None) -> Iterator[None]:
 
 
 def _limit(server: Cluster, size: str) -> None:
-    # as the server's own user: the test's may not be allowed to
-    server.admin(f"COPY (SELECT 1) TO PROGRAM 'prlimit --pid {server.pid} --fsize={size}:unlimited'")
+    # as the server's own user: the test's may not be allowed to. Those to come have it from the first.
+    others = server.admin("SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    pids = " ".join(map(str, [server.pid, *(pid for (pid,) in others)]))
+    command = f"for pid in {pids}; do prlimit --pid $pid --fsize={size}:unlimited || true; done"
+    server.admin(f"COPY (SELECT 1) TO PROGRAM '{command}'")
 
 
 async def test_a_full_disk_of_the_database_loses_nothing(tmp_path: Path) -> None:
