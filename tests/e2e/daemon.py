@@ -25,12 +25,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import yaml
 
 from pilot.config.load import load
 from pilot.dispatch.intake import TaskRequest
+from tests.e2e.forking import Forked, like_others
 
 PILOT = (sys.executable, "-c", "import sys; from pilot.cli.main import main; sys.exit(main())")
 SCRIPTED = Path(__file__).parent / "agents" / "scripted.py"
@@ -88,6 +90,13 @@ class Line(NamedTuple):
     at: int
 
 
+def _started(home: Home, argv: Sequence[str], cwd: Path, out: int, log: int) -> subprocess.Popen[bytes] | Forked:
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        if home.forks(argv):
+            return Forked(argv[len(PILOT) :], str(cwd), home.environment, nothing.fileno(), out, log)
+        return subprocess.Popen(argv, cwd=cwd, env=home.environment, stdin=nothing, stdout=out, stderr=log)
+
+
 class Command:
     """A `pilot` that runs beside the test. Its stderr is `log`, its stdout `out`."""
 
@@ -96,9 +105,7 @@ class Command:
         number = len(home.commands)
         self._out, self._log = (home.root / f"command-{number}.{name}" for name in ("out", "log"))
         with self._out.open("wb") as out, self._log.open("wb") as log:
-            self._popen = subprocess.Popen(
-                argv, cwd=cwd, env=home.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=log
-            )
+            self._popen = _started(home, argv, cwd, out.fileno(), log.fileno())
         home.commands.append(self)
 
     @property
@@ -132,7 +139,7 @@ class Command:
     def wait(self, seconds: float = PATIENCE) -> int:
         """Its exit code, once it has ended."""
         self._home.until(lambda: self.code is not None, f"the end of process {self.pid}", seconds)
-        return self._popen.returncode
+        return self._popen.wait()
 
     def says(self, words: str, seconds: float = PATIENCE) -> str:
         """Wait until its log has these words (a regular expression); the match."""
@@ -182,7 +189,12 @@ def _marker(pid: int) -> str:
 
 
 class Home:
-    """One user's pilot under `root`. `settings` is pilot.yaml as a tree; `environment` what commands see."""
+    """One user's pilot under `root`. `settings` is pilot.yaml as a tree; `environment` what commands see.
+
+    `fresh`: each command is an interpreter of its own, as in life; otherwise a fork of one that has imported pilot.
+    """
+
+    fresh = False
 
     def __init__(self, root: Path, **environment: str) -> None:
         self.root = root
@@ -248,6 +260,12 @@ class Home:
         self.settings.update(sections)
         self.file.write_text(yaml.safe_dump(self.settings, allow_unicode=True, sort_keys=False))
 
+    def scripted_too(self) -> None:
+        """Besides the agent that tasks get by default, let `enqueue(…, backend="scripted")` have the scripted one."""
+        executor = self.settings["executor"]
+        profile = {"type": "command", "command": executor["command"]}
+        self.configure(executor={**executor, "profiles": {**executor.get("profiles", {}), "scripted": profile}})
+
     def git(self, cwd: Path, *args: str) -> str:
         """What git says; fails the test when it fails."""
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.root / "home")}
@@ -258,20 +276,40 @@ class Home:
 
     # Commands
 
+    def forks(self, argv: Sequence[str]) -> bool:
+        """Whether such a start may be a fork."""
+        return not self.fresh and tuple(argv[: len(PILOT)]) == PILOT and like_others(self.environment)
+
     def pilot(
         self, *args: object, cwd: Path | None = None, input: bytes = b"", code: int | None = 0, seconds: float = 60
     ) -> Result:
         """Run a command to its end. `code`: the exit code it must have (None: any)."""
         argv = [*PILOT, *map(str, args)]
-        done = subprocess.run(
-            argv, cwd=cwd or self.root, env=self.environment, input=input, capture_output=True, timeout=seconds,
-            check=False,
-        )  # fmt: skip
-        result = Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+        result = self._ended(argv, cwd or self.root, input, seconds)
         said = f"pilot {' '.join(argv[3:])}: {result.code}\n{result.raw!r}\n{result.err}"
         assert code is None or result.code == code, f"{said}\n{self.state_of_things()}"
         assert "Traceback" not in result.err, said
         return result
+
+    def _ended(self, argv: Sequence[str], cwd: Path, input: bytes, seconds: float) -> Result:
+        if not self.forks(argv):
+            done = subprocess.run(
+                argv, cwd=cwd, env=self.environment, input=input, capture_output=True, timeout=seconds, check=False
+            )
+            return Result(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
+        with TemporaryFile() as given, TemporaryFile() as out, TemporaryFile() as err:
+            given.write(input)
+            given.seek(0)
+            files = (file.fileno() for file in (given, out, err))
+            process = Forked(argv[len(PILOT) :], str(cwd), self.environment, *files)
+            try:
+                code = process.wait(seconds)
+            finally:
+                process.kill()
+                process.wait()
+            out.seek(0)
+            err.seek(0)
+            return Result(code, out.read(), err.read().decode(errors="replace"))
 
     def start(self, *args: object, cwd: Path | None = None) -> Command:
         """Run a command beside the test."""

@@ -63,17 +63,23 @@ def test_kill_9_in_a_tool_call_ends_the_orphans_and_goes_on_in_the_session(home:
 @gemini
 def test_cancel_in_a_tool_call_leaves_no_process(home: Home, agent: Agent) -> None:
     home.repo("web")
-    with conversing(home, agent, {"T-1": [long_call(home, agent)], "T-2": [agent.write("b.txt"), DONE]}), home.serve():
-        id = home.enqueue("web", "Work long.", task_id="T-1")
-        following = home.enqueue("web", "Work.", task_id="T-2")
-        in_the_call(home)
-
-        home.pilot("cancel", id)
-
-        home.reach("cancelled", id)
-        home.reach("completed", following, seconds=LONG)
-        assert home.processes() == {}
+    with conversing(home, agent, {"T-1": [long_call(home, agent)]}):
+        home.scripted_too()
+        with home.serve():
+            _cancelled_in_the_call(home)
     home.audit(cancelled=1, completed=1)
+
+
+def _cancelled_in_the_call(home: Home) -> None:
+    id = home.enqueue("web", "Work long.", task_id="T-1")
+    following = home.enqueue("web", task_id="T-2", backend="scripted")
+    in_the_call(home)
+
+    home.pilot("cancel", id)
+
+    home.reach("cancelled", id)
+    home.reach("completed", following, seconds=LONG)
+    assert home.processes() == {}
 
 
 @gemini
@@ -104,16 +110,17 @@ def test_a_silent_model_is_given_up_asked_again_and_given_up_for_good(home: Home
 def test_a_question_frees_the_slot_and_its_answer_goes_on_in_the_session(home: Home) -> None:
     repo = home.repo("web")
     ask = [OPENCODE.write("half.txt"), asks("Which colour?", "blue", "red"), OPENCODE.write("whole.txt", "blue"), DONE]
-    scripts = {"ASK-1": ask, "OTHER-1": [OPENCODE.write("other.txt"), DONE]}
-    with conversing(home, OPENCODE, scripts) as model, home.serve():
-        asking = home.enqueue("web", "Paint it.", task_id="ASK-1")
-        other = home.enqueue("web", "Something else.", task_id="OTHER-1")
-        home.reach("needs_human", asking, seconds=LONG)
-        home.reach("completed", other, seconds=LONG)
-        session = home.value(asking, "session_id")
+    with conversing(home, OPENCODE, {"ASK-1": ask}) as model:
+        home.scripted_too()
+        with home.serve():
+            asking = home.enqueue("web", "Paint it.", task_id="ASK-1")
+            other = home.enqueue("web", task_id="OTHER-1", backend="scripted")
+            home.reach("needs_human", asking, seconds=LONG)
+            home.reach("completed", other, seconds=LONG)
+            session = home.value(asking, "session_id")
 
-        home.pilot("answer", asking, "Take $(touch /tmp/no) blue.")
-        home.reach("completed", asking, seconds=LONG)
+            home.pilot("answer", asking, "Take $(touch /tmp/no) blue.")
+            home.reach("completed", asking, seconds=LONG)
 
         heard = [told(request) for request in model.agent_requests if "Paint it." in told(request)][-1]
         assert heard.find("Paint it.") < heard.find("Which colour?") < heard.rfind("Take $(touch /tmp/no) blue.")

@@ -280,6 +280,7 @@ def test_backends_are_listed(home: Home) -> None:
 
 
 def test_a_first_day(home: Home, tmp_path: Path) -> None:
+    home.fresh = True
     """init, a look around, a task, its answer: as the README tells it, with the configuration that init wrote."""
     web = home.repo("web", {"Makefile": "test:\n\ttrue\n"}, project=False)
     del home.environment["PILOT_CONFIG"]
