@@ -126,15 +126,14 @@ class PostgresEnd:
         bounds = [f"({key}) {sign} ({places})" for sign, bound in ((">", after), ("<=", upto)) if bound is not None]
         where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
         sql = f"SELECT {', '.join(table.columns)} FROM {table.name}{where} ORDER BY {key}"
+        fetch = f"FETCH {FEW if 'bytea' in table.kinds else AT_ONCE} FROM copied".encode()
         idle = self._connection.info.transaction_status == TransactionStatus.IDLE
-        with (
-            self._in_words(),
-            self._connection.transaction() if idle else nullcontext(),
-            self._connection.cursor("copying", binary=True) as cursor,
-        ):
-            cursor.itersize = FEW if "bytea" in table.kinds else AT_ONCE
-            cursor.execute(sql.encode(), (*(after or ()), *(upto or ())))
-            yield from cursor
+        with self._in_words(), self._connection.transaction() if idle else nullcontext():
+            # not a named cursor of psycopg's: what is left of one on a lost connection complains when it is collected
+            self._execute(f"DECLARE copied NO SCROLL CURSOR FOR {sql}", (*(after or ()), *(upto or ())))
+            while found := self._connection.execute(fetch, binary=True).fetchall():
+                yield from found
+            self._execute("CLOSE copied")
 
     def mark(self) -> Mark | None:
         """See `CopyEnd.mark`."""

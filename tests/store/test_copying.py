@@ -309,6 +309,27 @@ def test_killed_at_any_point_it_goes_on(source: Path, made: Path, tmp_path: Path
     sql(source, "UPDATE store SET id = id")  # nobody holds it
 
 
+@pytest.mark.parametrize("lost", ["target", "source"])
+def test_when_a_server_hangs_up_it_goes_on_later(
+    source: Path, made: Path, postgres_target: str, target: Path, postgres: Cluster, lost: str
+) -> None:
+    if lost == "source":
+        copy(source, postgres_target)
+    ends: tuple[Path | str, Path | str] = (source, postgres_target) if lost == "target" else (postgres_target, target)
+
+    def hang_up(progress: Progress) -> None:
+        if (progress.doing, progress.table, progress.rows) == ("copying", "attempts", 10):
+            assert postgres.terminate(postgres_target)
+
+    with pytest.raises(Busy, match=r"can't be reached"):
+        copy(*ends, hang_up)
+
+    assert copy(*ends).resumed
+    if lost == "target":
+        copy(postgres_target, target)
+    assert dump(target) == dump(made)
+
+
 def break_off(source: Path | str, target: Path | str, table: str = "executions") -> None:
     """Half a copy, as a kill leaves it."""
 
