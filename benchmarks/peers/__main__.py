@@ -7,6 +7,7 @@ docs/scaling.md; a part of it, or QUICK, only prints.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ WORKS = ("drain", "bulk", "latency", "idle", "held", "deep", "finished", "nodes"
 
 def main() -> None:
     began = time.monotonic()
+    # Ended from outside, the server and the folders go all the same.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     quick = os.environ.get("QUICK", "") not in ("", "0")
     works = [work for work in os.environ.get("ONLY", "").split(",") if work] or list(WORKS)
     wanted = [name for name in os.environ.get("PEERS", "").split(",") if name]

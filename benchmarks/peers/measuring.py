@@ -113,7 +113,7 @@ def _claims(entrant: Entrant, sizes: Sizes, rows: dict[str, int], fresh: int = 1
 
 def _nodes(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
     """One worker process and four on one database, in turns; the slots of all together are the same."""
-    if entrant.engine != "postgres" or entrant.name not in ("pilot", "pgqueuer"):
+    if (entrant.name, entrant.engine) != ("pilot", "postgres"):
         return None
     found: dict[int, list[dict[str, Any]]] = {1: [], 4: []}
     for _ in range(min(sizes.rounds, 2)):

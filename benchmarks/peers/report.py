@@ -56,7 +56,7 @@ def document(results: Results, scaling: dict[str, Any], server: Server, python: 
         "cores": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version, "postgresql": server.settings,
     }  # fmt: skip
-    found_figures = [vars_of(figure) for figure in figures(results)]
+    found_figures = [vars_of(figure) for figure in figures(results, scaling)]
     return {"quick": quick, "machine": machine, "figures": found_figures, "peers": results, "scaling": scaling}
 
 
@@ -65,7 +65,7 @@ def vars_of(figure: Figure) -> dict[str, Any]:
     return {name: getattr(figure, name) for name in fields}
 
 
-def figures(results: Results) -> list[Figure]:
+def figures(results: Results, scaling: dict[str, Any] | None = None) -> list[Figure]:
     """What issue and README promise, as far as it was measured."""
     found: list[Figure] = []
     for engine, title in (("postgres", "PostgreSQL"), ("sqlite", "SQLite")):
@@ -103,6 +103,12 @@ def figures(results: Results) -> list[Figure]:
         per = [f"{nodes[n]['transactions']:.2f}" for n in ("one", "four")]
         note = f"{nodes['one']['rate']:,.0f} → {nodes['four']['rate']:,.0f}/s; transactions per job {per[0]} → {per[1]}"
         found.append(Figure("PostgreSQL: drain by four nodes, times one", nodes["ratio"], "x", 1, more=True, note=note))
+    four = ((scaling or {}).get("statements") or {}).get(4) or {}
+    if "looks" in four:
+        note = f"{four['looks']} looks, {four['commits']} commits"
+        found.append(
+            Figure("PostgreSQL: looks for work per execution, four nodes", four["looks_each"], "", 0.05, note=note)
+        )
     return found
 
 
@@ -211,6 +217,11 @@ def _cost(scaling: dict[str, Any]) -> list[str]:
         ("deleted", "rows deleted"), ("wal_bytes", "bytes of WAL"), ("bytes", "bytes that stay, indexes included"),
     ):  # fmt: skip
         rows.append([words, *(f"{cost[load][name]:,.2f}".replace(".00", "") for load in ("alone", "busy"))])
+    for workers, made in (scaling.get("statements") or {}).items():
+        if made and "all" in made:
+            rows.append(
+                [f"statements, drained by {workers} node{'s' if int(workers) > 1 else ''}", "", f"{made['all']:.2f}"]
+            )
     held = (scaling.get("connections") or {}).get("per_store")
     return [*_markdown(rows), "", f"Connections of one node: {held:g}." if held else ""]
 

@@ -26,10 +26,10 @@ class Sizes:
 
     jobs: int = 10_000
     rounds: int = 3
-    enough: float = 25
-    limit: float = 40
-    latencies: int = 200
-    claims: int = 150
+    enough: float = 20
+    limit: float = 25
+    latencies: int = 100
+    claims: int = 100
     queued: int = 50_000
     finished: int = 1_000_000
 

@@ -11,7 +11,7 @@ from benchmarks.peers.measuring import guarded, transactions
 from benchmarks.peers.runs import ROOT, Entrant, say
 
 PROJECTS = (1, 10, 100, 1000)
-RATES = (250, 500, 1000, 2000, 3000, 4000)
+RATES = (500, 1000, 2000, 4000)
 TABLES = ("executions", "attempts", "events")
 
 
@@ -20,6 +20,8 @@ def measure(pilot: Entrant, *, quick: bool) -> dict[str, Any]:
     jobs = 500 if quick else 5_000
     found: dict[str, Any] = {"cost": guarded(lambda: cost(pilot, jobs))}
     say(f"  cost per execution: {found['cost']}")
+    found["statements"] = {workers: guarded(lambda w=workers: statements(pilot, jobs, w)) for workers in (1, 4)}  # type: ignore[misc]
+    say(f"  statements per execution: {found['statements']}")
     found["connections"] = guarded(lambda: connections(pilot))
     found["drain"] = []
     for projects in PROJECTS[:3] if quick else PROJECTS:
@@ -27,8 +29,8 @@ def measure(pilot: Entrant, *, quick: bool) -> dict[str, Any]:
         found["drain"].append({"projects": projects} | point)
         say(f"  drain: {found['drain'][-1]}")
     found["paced"] = []
-    for projects in (100,) if quick else PROJECTS:
-        for rate in RATES[:3] if quick else RATES:
+    for projects in (100,) if quick else PROJECTS[1:]:
+        for rate in RATES[:2] if quick else RATES:
             run = lambda p=projects, r=rate: _paced(pilot, p, r, 1 if quick else 2)  # noqa: E731
             point = {"projects": projects, "asked": rate} | (guarded(run) or {})
             found["paced"].append(point)
@@ -73,6 +75,23 @@ def _bytes(ask: Any) -> int:
     total: int = ask("SELECT sum(pg_total_relation_size(c.oid))::bigint FROM pg_class c WHERE relkind = 'r' "
                      "AND relnamespace = 'public'::regnamespace")[0]  # fmt: skip
     return total
+
+
+def statements(pilot: Entrant, jobs: int, workers: int) -> dict[str, Any]:
+    """Of a drain by so many nodes, per execution, and how often a node looked for work and a claim was tried."""
+    with pilot.database() as url:
+        pilot.call("enqueue", url, count=jobs, limit=60)
+        pilot.settle(url)
+        since = pilot.server.record(url.rpartition("/")[2])
+        drained = pilot.drain(url, jobs, 60, workers)
+        made = pilot.server.statements(since)
+    looks = sum(text.startswith("WITH RECURSIVE walk") for text in made)
+    return {
+        "all": len(made) / drained["handled"],
+        "looks": looks,
+        "looks_each": looks / drained["handled"],
+        "commits": made.count("COMMIT"),
+    }
 
 
 def connections(pilot: Entrant) -> dict[str, Any]:

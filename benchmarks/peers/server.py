@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,8 @@ SETTINGS = {
 }
 """All else is as PostgreSQL comes; the first three are its defaults, said once more."""
 
+_STATEMENT = re.compile(r"LOG:  (?:execute [^:]*|statement):\s*(.{0,80})")
+
 
 @dataclass(frozen=True, slots=True)
 class Server:
@@ -36,6 +39,7 @@ class Server:
     port: int
     programs: Path
     settings: dict[str, str]
+    log: Path
 
     def url(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
@@ -47,6 +51,18 @@ class Server:
 
     def drop(self, database: str) -> None:
         self.sql("postgres", f'DROP DATABASE IF EXISTS "{database}" WITH (FORCE)')
+
+    def record(self, database: str) -> int:
+        """From now on, who connects to it has each statement logged; where in the log that begins."""
+        self.sql("postgres", f"""ALTER DATABASE "{database}" SET log_statement = 'all'""")
+        return self.log.stat().st_size
+
+    def statements(self, since: int) -> list[str]:
+        """The beginnings of all statements that were logged from there on."""
+        with self.log.open("rb") as log:
+            log.seek(since)
+            text = log.read().decode(errors="replace")
+        return [" ".join(found.split()) for found in _STATEMENT.findall(text)]
 
     def sql(self, database: str, text: str) -> str:
         """One statement by psql; its rows as it prints them."""
@@ -88,10 +104,11 @@ def server() -> Iterator[Server]:
             [*control, "-l", where / "log", "-o", options, "start"], check=True, capture_output=True, cwd=where, **who
         )
         try:
-            running = Server(port, bin, {})
+            running = Server(port, bin, {}, where / "log")
             version = running.sql("postgres", "SHOW server_version")
             kept = ("fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
-            yield Server(port, bin, {"version": version} | {k: running.sql("postgres", f"SHOW {k}") for k in kept})
+            settings = {"version": version} | {k: running.sql("postgres", f"SHOW {k}") for k in kept}
+            yield Server(port, bin, settings, where / "log")
         finally:
             subprocess.run([*control, "-m", "fast", "stop"], check=False, capture_output=True, cwd=where, **who)
     finally:

@@ -146,7 +146,7 @@ def document() -> dict[str, Any]:
         for rate in (250, 500)
     ]
     scaling = {
-        "cost": {"busy": load, "alone": load}, "connections": {"per_store": 5.0},
+        "cost": {"busy": load, "alone": load}, "statements": {1: {"all": 2.0}, 4: {"all": 2.25}}, "connections": {"per_store": 5.0},
         "drain": [{"projects": 1, "rate": 900.0}, {"projects": 10, "failed": "x"}], "paced": paced,
     }  # fmt: skip
     machine = {"cores": 2, "python": "3", "sqlite": "3", "postgresql": SERVER}
@@ -165,6 +165,7 @@ def test_the_page_is_renewed_between_its_marks_and_only_there(tmp_path: Path) ->
     assert page.read_text() == once
     assert "| pgqueuer 1.0 | 2,000 | 2,000 (4 overlaps) | 5.50 | 5.50 |" in once
     assert "no: 250/s" in once
+    assert "| statements, drained by 4 nodes |  | 2.25 |" in once
     assert once.startswith("# How far it goes\n")
     assert "## Beyond it: divide by project\nNothing in pilot joins" in once
 
