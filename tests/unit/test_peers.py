@@ -146,7 +146,8 @@ def document() -> dict[str, Any]:
         for rate in (250, 500)
     ]
     scaling = {
-        "cost": {"busy": load, "alone": load}, "statements": {1: {"all": 2.0}, 4: {"all": 2.25}}, "connections": {"per_store": 5.0},
+        "cost": {"busy": load, "alone": load}, "statements": {1: {"all": 2.0}, 4: {"all": 2.25}},
+        "connections": {"per_store": 5.0},
         "drain": [{"projects": 1, "rate": 900.0}, {"projects": 10, "failed": "x"}], "paced": paced,
     }  # fmt: skip
     machine = {"cores": 2, "python": "3", "sqlite": "3", "postgresql": SERVER}
