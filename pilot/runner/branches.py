@@ -73,6 +73,10 @@ class Choice:
         if named is not None:
             return await self._named(str(named), base_name, base)
         branch, seen = await self._own()
+        pushed = self.branches.remote.get(branch) if self.source.url is not None and branch in self.live else None
+        if seen is None and pushed is not None:
+            # Another machine's mirror has made it: what people see in its pull request is all that there is.
+            return Start(branch, base_name, await self._fork(base, pushed), None, pushed)
         if seen is None or branch not in self.live:
             return Start(branch, base_name, base, seen, base)
         # Its pull request is open: what comes now goes on top of what people see there.

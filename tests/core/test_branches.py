@@ -358,3 +358,24 @@ async def test_a_mirror_s_branch_and_the_remote_one(tmp_path: Path) -> None:
     git(origin, "commit", "-q", "--allow-empty", "-m", "elsewhere")
     with pytest.raises(WorkspaceError, match="have parted"):
         await s.workspaces.prepare(s.project, execution(id=9, options={"branch": "fix"}))
+
+
+async def test_another_machine_goes_on_from_what_the_pull_request_shows(tmp_path: Path) -> None:
+    """The one that has begun it is lost, and with it its mirror."""
+    origin = repository(tmp_path / "origin")
+    one = site(tmp_path / "one", url=f"file://{origin}", base="main")
+    await ended(one, "echo 1 > one")
+    (mirror,) = (one.state / "mirrors").iterdir()
+    git(origin, "fetch", "-q", str(mirror), "pilot/GH-46:pilot/GH-46")
+    other = site(tmp_path / "other", url=f"file://{origin}", base="main")
+
+    ws = await other.workspaces.prepare(other.project, execution(id=8), live=["pilot/GH-46"])
+    try:
+        assert (ws.path / "one").read_text() == "1\n"
+        assert ws.base_sha == git(origin, "rev-parse", "main")
+        shell(ws.path, "echo 2 > two")
+        await other.workspaces.preserve(ws, await other.workspaces.snapshot(ws, "y"))
+    finally:
+        ws.close()
+    (mirror,) = (other.state / "mirrors").iterdir()
+    assert git(mirror, "log", "--format=%s", "pilot/GH-46").splitlines() == ["y", "x", "first"]
