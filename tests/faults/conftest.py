@@ -1,4 +1,4 @@
-"""A PostgreSQL of its own for tests that break it, and a rig on a new database of it."""
+"""Rigs on a new database, of the server that all tests share, or of one that may be broken."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from tests.faults.rig import Rig
 from tests.postgres import Cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[Cluster]:
-    """Reached by TCP, as nodes of other machines would."""
+    """For tests that end it, or its connections."""
     with Cluster.make(tcp=True) as made:
         yield made
 
 
 @pytest.fixture
-def url(server: Cluster) -> str:
-    """A new store's."""
-    return server.url(server.create().rpartition("/")[2].partition("?")[0], port=server.port)
+def url(postgres: Cluster) -> Iterator[str]:
+    """A new store's, on the shared server."""
+    url = postgres.create()
+    yield url
+    postgres.drop(url)
 
 
 @pytest.fixture

@@ -177,6 +177,9 @@ class Producer:
     async def run(self, enough: Callable[[], bool]) -> None:
         number, parent = 0, 0
         while not enough():
+            if (Path(self.settings.place) / "full").exists():  # a backlog tells nobody anything new
+                await asyncio.sleep(PAUSE)
+                continue
             number += 1
             key = f"{self.settings.name}.{number}"
             task = self._task(self.dice.choice(self.places), key, parent)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.domain.errors import Busy, NotFound, StoreError, UsageError
+from pilot.domain.execution import OPEN
 from pilot.domain.task import Task
 from pilot.store import Store
 from tests.faults.auditor import Fact, Story, audit, follow, missed, read
@@ -99,7 +100,7 @@ class Rig:
         while True:
             with suppress(StoreError, Busy):
                 self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
     def diary(self, *what: str) -> list[dict[str, Any]]:
         """What the nodes wrote down, in order of time; only these words, if any are given. `node`: whose."""
@@ -130,7 +131,7 @@ class Rig:
             assert not self.supervise(), f"its store was away:\n{self.told()}"
             if time.monotonic() > end:
                 raise AssertionError(f"never came true in {seconds:g} s: {what}\n{self.told()}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)
 
     def supervise(self) -> list[Member]:
         """No node ends but when it is told to, or when its store is away at its start: those are to be replaced."""
@@ -146,9 +147,9 @@ class Rig:
         names = {member.name for member in members or self.members}
         await self.until(lambda: names <= {entry["node"] for entry in self.diary("ready")}, f"{names} are ready")
 
-    async def hold(self, seconds: float = 600.0) -> list[int]:
-        """A task for every project, whose first attempt goes on for so long; their ids, once all have begun."""
-        count = self.members[0].settings.projects
+    async def hold(self, seconds: float = 600.0, projects: int | None = None) -> list[int]:
+        """A task for each project, whose first attempt goes on for so long; their ids, once all have begun."""
+        count = projects or self.members[0].settings.projects
         places = await self.store.queue.register([(f"key {n}", f"p{n}", f"/p{n}", None) for n in range(count)])
         ids = []
         for place in places:
@@ -163,8 +164,14 @@ class Rig:
         return ids
 
     def at_work(self, ids: Collection[int]) -> dict[int, str]:
-        """Which node began each of these last."""
-        return {entry["id"]: entry["node"] for entry in self.diary("began") if entry["id"] in ids}
+        """Which node is at each of these now."""
+        found: dict[int, str] = {}
+        for entry in self.diary("began", "stopped"):
+            if entry["id"] in ids and entry["what"] == "began":
+                found[entry["id"]] = entry["node"]
+            elif found.get(entry["id"]) == entry["node"]:
+                del found[entry["id"]]
+        return found
 
     async def taken_over(self, ids: Collection[int], since: int, victims: Collection[str]) -> float:
         """Wait until others have begun all of these again; how many seconds that took, of the last of them."""
@@ -175,6 +182,15 @@ class Rig:
 
         await self.until(lambda: begun().keys() == set(ids), f"{ids} are taken over")
         return (max(begun().values()) - since) / 1e9
+
+    async def hold_back(self, most: int) -> None:
+        """Let nothing new come while more than so many are open."""
+        rows = await self.counts()
+        full = self.place / "full"
+        if sum(rows.get(status, 0) for status in OPEN) > most:
+            full.touch()
+        else:
+            full.unlink(missing_ok=True)
 
     async def counts(self) -> Mapping[str, int]:
         """Executions by status."""

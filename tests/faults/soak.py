@@ -26,8 +26,9 @@ from tests.postgres import Cluster, name_of
 
 LEASE = 3.0
 NODES = 4
-TASKS = 6.0
-"""Per second and node."""
+TASKS = 5.0
+"""Per second and node, as long as fewer than `BACKLOG` are open."""
+BACKLOG = 150
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Soak:
                     )
             await self._peace()
             await self._look()
-            await self.rig.settle(120)
+            await self.rig.settle(240)
             story = await self.rig.account()
             assert not self.rig.diary("began") or audit(story) == []
             return story
@@ -97,6 +98,7 @@ class Soak:
             self._start()
         with suppress(StoreError, Busy):
             await self.rig.answer()
+            await self.rig.hold_back(BACKLOG)
         facts, self._replayed = self.rig.seen[self._replayed :], len(self.rig.seen)
         story = self.replay.story
         while True:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import subprocess
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +19,6 @@ from tests.faults.node import Diary, Settings, Told
 from tests.faults.plants import PLANTS
 from tests.faults.proxy import Proxy
 from tests.faults.rig import Member, Rig
-from tests.faults.soak import soak
 from tests.postgres import Cluster, name_of
 from tests.store.bed import HOUR, done, node, task
 
@@ -78,11 +75,10 @@ async def lost(one: Store, mine: Told, place: Project, proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("plant", FOUND)
-async def test_each_planted_bug_is_found(server: Cluster, tmp_path: Path, plant: str) -> None:
+async def test_each_planted_bug_is_found(url: str, postgres: Cluster, tmp_path: Path, plant: str) -> None:
     assert FOUND.keys() == {"", *PLANTS}
-    url = server.create()
-    with Proxy(("127.0.0.1", server.port)) as proxy:
-        there = server.url(name_of(url), port=proxy.port)
+    with Proxy(str(postgres.folder / f".s.PGSQL.{postgres.port}")) as proxy:
+        there = postgres.url(name_of(url), port=proxy.port)
         async with open_store(there) as one, open_store(there) as other:
             rig = Rig(other, tmp_path)
             mine, theirs = Told(one.queue, Diary(tmp_path, "one")), Told(other.queue, Diary(tmp_path, "other"))
@@ -135,11 +131,3 @@ async def test_what_agents_and_the_outside_see_is_judged(tmp_path: Path) -> None
             assert any(words in line for line in found), (words, found)
         rig.members[0].still = [8]  # it stood still from then on
         assert not [line for line in rig.broken(story) if "at once" in line]
-
-
-async def test_a_short_soak(server: Cluster) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"to repeat the dice: seed = {seed}")
-    begun = time.monotonic()
-    await soak(6.0, seed, print, server)
-    print(f"{time.monotonic() - begun:.1f} s")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -15,9 +16,10 @@ import psycopg
 from pilot.store import open_store
 from tests.faults.proxy import Proxy
 from tests.faults.rig import Rig
+from tests.faults.soak import soak
 from tests.postgres import Cluster, name_of
 
-LEASE = 2.0
+LEASE = 3.0
 
 
 async def work_goes_on(rig: Rig, *nodes: str) -> None:
@@ -27,40 +29,44 @@ async def work_goes_on(rig: Rig, *nodes: str) -> None:
     await rig.until(lambda: {e["node"] for e in rig.diary("ended") if e["at"] > now} >= wanted, f"{wanted} go on")
 
 
-async def test_a_server_that_is_restarted_hard_keeps_all_that_was_acknowledged(
-    rig: Rig, url: str, server: Cluster
+async def test_a_server_that_is_restarted_hard_and_commits_whose_answers_are_lost(
+    server: Cluster, tmp_path: Path
 ) -> None:
-    rig.follow()
-    for _ in range(2):
-        rig.start(url, lease=LEASE, tasks=20.0)
-    await rig.ready()
-    for how in (signal.SIGKILL, signal.SIGQUIT):
-        await work_goes_on(rig)
-        server.restart(how)
-    await work_goes_on(rig)
-    await rig.settle()
-    await rig.account()
-
-
-async def test_connections_that_are_ended_and_commits_whose_answers_are_lost(
-    rig: Rig, url: str, server: Cluster
-) -> None:
-    rig.follow()
-    name = name_of(url)
+    url = server.create()
     with Proxy(("127.0.0.1", server.port)) as one, Proxy(("127.0.0.1", server.port)) as other:
-        for proxy in (one, other):
-            rig.start(server.url(name, port=proxy.port), lease=LEASE, tasks=20.0)
-        await rig.ready()
-        for n in range(6):
-            server.terminate(url)
+        async with rig_on(server.url(name_of(url)), tmp_path) as rig:
             for proxy in (one, other):
-                proxy.lose_commits = 1
-            await rig.until(lambda: one.lose_commits == other.lose_commits == 0, "the answers of both are lost")
-            if n % 2:
+                rig.start(server.url(name_of(url), port=proxy.port), lease=LEASE, tasks=6.0)
+            await rig.ready()
+            for how in (signal.SIGKILL, signal.SIGQUIT):
+                await work_goes_on(rig)
+                server.restart(how)
+                await work_goes_on(rig)
+                server.terminate(url)
+                one.lose_commits = other.lose_commits = 2
+                await rig.until(lambda: one.lose_commits == other.lose_commits == 0, "the answers of both are lost")
                 one.cut()
             await work_goes_on(rig)
-        await rig.settle()
-        await rig.account()
+            await rig.settle()
+            await rig.account()
+
+
+async def test_a_short_soak(server: Cluster) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"to repeat the dice: seed = {seed}")
+    await soak(5.0, seed, print, server)
+
+
+@asynccontextmanager
+async def rig_on(url: str, place: Path) -> AsyncIterator[Rig]:
+    """Nodes on a server that is to be broken."""
+    async with open_store(url) as store:
+        rig = Rig(store, place / "rig")
+        try:
+            rig.follow()
+            yield rig
+        finally:
+            rig.clear_away()
 
 
 @contextmanager
@@ -114,26 +120,21 @@ async def test_a_full_disk_of_the_database_loses_nothing(tmp_path: Path) -> None
     with small_disk(160) as disk:
         print(f"the disk is {'a small one' if disk else 'one on which no file may grow'}")
         data = None if disk is None else disk / "data"
-        with Cluster.make(tcp=True, data=data, max_wal_size="64MB", min_wal_size="32MB") as server:
-            url = server.url(name_of(server.create()), port=server.port)
-            async with open_store(url) as store:
-                rig = Rig(store, tmp_path / "rig")
-                try:
-                    rig.follow()
-                    for _ in range(2):
-                        rig.start(url, lease=LEASE, tasks=20.0)
-                    await rig.ready()
-                    await work_goes_on(rig)
-                    with full(server, disk):
-                        known = len(rig.diary("refused"))
-                        await rig.until(lambda: len(rig.diary("refused")) > known + 3, "the store says that it can't")
-                    if server.pid is None or not _answers(server):  # it ends itself when its log can't be written
-                        server.restart()
-                    await work_goes_on(rig)
-                    await rig.settle()
-                    await rig.account()
-                finally:
-                    rig.clear_away()
+        with Cluster.make(data=data, max_wal_size="64MB", min_wal_size="32MB") as server:
+            url = server.create()
+            async with rig_on(url, tmp_path) as rig:
+                for _ in range(2):
+                    rig.start(url, lease=LEASE, tasks=6.0)
+                await rig.ready()
+                await work_goes_on(rig)
+                with full(server, disk):
+                    known = len(rig.diary("refused"))
+                    await rig.until(lambda: len(rig.diary("refused")) > known + 3, "the store says that it can't")
+                if server.pid is None or not _answers(server):  # it ends itself when its log can't be written
+                    server.restart()
+                await work_goes_on(rig)
+                await rig.settle()
+                await rig.account()
 
 
 def _answers(server: Cluster) -> bool:
