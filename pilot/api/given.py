@@ -69,7 +69,6 @@ class ExecutionGiven(BaseModel):
     base_sha: str | None
     head_sha: str | None
     workspace: str | None
-    place: str | None
     delivery: Literal["none", "branch", "pr_open", "merged", "closed"]
     pr_url: str | None
     checks: Literal["none", "pending", "passed", "failed"]
@@ -89,6 +88,7 @@ class ExecutionGiven(BaseModel):
     route: str | None = Field(description="Which rule chose the backend.")
     fallback: list[str]
     sandbox: str | None
+    place: str | None
 
 
 class MadeGiven(BaseModel):

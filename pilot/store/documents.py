@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _PLAIN_BEFORE_USAGE = (
     *("id", "task_id", "title", "project", "project_path", "source", "kind", "labels", "priority", "lane"),
     *("status", "reason", "outcome", "attempt", "failures", "max_attempts", "failure_class", "error"),
-    *("backend", "model", "session_id", "branch", "base_sha", "head_sha", "workspace", "place"),
-    *("delivery", "pr_url", "checks"),
+    *("backend", "model", "session_id", "branch", "base_sha", "head_sha", "workspace", "delivery"),
+    *("pr_url", "checks"),
 )
 _LAST_TIME = 253_402_300_799_999  # the end of the year 9999, where datetime ends
 
@@ -68,6 +68,7 @@ def execution_document(execution: Execution, after: Iterable[int] = (), sandbox:
         "route": execution.options.get("route"),
         "fallback": list(execution.fallback),
         "sandbox": sandbox,
+        "place": execution.place,
     }
     return document
 

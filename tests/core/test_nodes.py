@@ -126,17 +126,17 @@ async def test_what_a_lost_machine_ran_is_taken_back_when_its_lease_ends(nodes: 
     lost, here = await nodes.machine(), await nodes.machine()
     id = await nodes.put(api, "T-1")
     loop = asyncio.get_running_loop()
-    await lost.store.queue.start_node(lost.node, 1500)
+    await lost.store.queue.start_node(lost.node, 2500)
     await here.store.queue.start_node(here.node, 60_000)
-    (claim,) = await lost.store.queue.claim(lost.node.id, lease=1500, projects=[api.id])
-    await lost.store.queue.heartbeat(lost.node.id, 1500)
+    (claim,) = await lost.store.queue.claim(lost.node.id, lease=2500, projects=[api.id])
+    await lost.store.queue.heartbeat(lost.node.id, 2500)
     heard = loop.time()
 
     async def known() -> None:
         raise AssertionError("it is known")
 
     recovery = Recovery(
-        here.store.queue, here.node, here.store.database.clock, lambda _node: None, nothing, known, 60.0, 1.0
+        here.store.queue, here.node, here.store.database.clock, lambda _node: None, nothing, known, 60.0, 2.4
     )
     await recovery.once()
     running = asyncio.create_task(recovery.run())
@@ -144,7 +144,7 @@ async def test_what_a_lost_machine_ran_is_taken_back_when_its_lease_ends(nodes: 
     took = loop.time() - heard
     running.cancel()
 
-    assert 1.45 < took < 1.5 + 2
+    assert 2.45 < took < 2.5 + 2
     assert (row.losses, row.fence) == (1, claim.fence)
 
 

@@ -31,6 +31,7 @@ DOCUMENT = (
     *("backend", "model", "session_id", "branch", "base_sha", "head_sha", "workspace", "delivery"),
     *("pr_url", "checks", "usage", "node", "fence", "after", "plan", "payload", "artifacts", "callback_url"),
     *("parent", "available_at", "created_at", "started_at", "finished_at", "route", "fallback", "sandbox"),
+    "place",
 )
 
 
