@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from pilot.domain.budget import Budget, day_of
@@ -32,6 +33,8 @@ _STARTED = Table(
 )  # fmt: skip
 
 _PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
+_WORKERS = "/* left to workers */"
+"""Around what a claim for nodes alone leaves out: each part of a statement has to be made ready, used or not."""
 PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
 
 
@@ -151,7 +154,8 @@ class Claim:
         found = f"""
             SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
               n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
-              CASE WHEN r.head IS NOT NULL THEN r.head WHEN r.external = 1 THEN ({every}) ELSE ({local}) END AS id,
+              CASE WHEN r.head IS NOT NULL THEN r.head
+                {_WORKERS} WHEN r.external = 1 THEN ({every}) {_WORKERS} ELSE ({local}) END AS id,
               CASE WHEN p.running = 0 THEN 0 ELSE
                 (SELECT min(c.slot) FROM (
                    SELECT 0 AS slot UNION ALL
@@ -187,7 +191,8 @@ class Claim:
               lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
               started_at = coalesce(started_at, :now), place = c.place
             FROM {_CLAIMS.of(dialect, "c")}
-            WHERE executions.id = c.id AND executions.status = 'queued'
+            -- by its id alone: an index of what is queued would be read from end to end
+            WHERE executions.id = c.id AND executions.status || '' = 'queued'
             RETURNING {EXECUTION_SELECT}"""
         self._hold = f"""
             UPDATE projects SET running = running + 1, fence = c.fence
@@ -239,7 +244,8 @@ class Claim:
         wanted = _REQUESTS.rows(
             (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head) for r in requests
         )
-        rows = yield Statement(self._heads, {"now": now, "day": day_of(now), "items": wanted})
+        heads = self._heads if any(r.external for r in requests) else _of_nodes(self._heads)
+        rows = yield Statement(heads, {"now": now, "day": day_of(now), "items": wanted})
         chosen, reserved, later = _admitted(map(_Head._make, rows))
         if not chosen:
             return {}, later
@@ -301,6 +307,12 @@ class Claim:
         reason = ": ".join(rows[0]) if rows else ""
         facts = {"from": head.was, "to": head.backend, "reason": f"{head.was} takes no work: {reason}"}
         return event(EventType.REROUTED, execution.id, execution.project_id, **facts)
+
+
+@lru_cache(maxsize=8)
+def _of_nodes(heads: str) -> str:
+    before, _, rest = heads.partition(_WORKERS)
+    return before + rest.partition(_WORKERS)[2]
 
 
 def _admitted(heads: Iterator[_Head]) -> tuple[dict[int, _Head], dict[int, int], set[int]]:

@@ -86,7 +86,7 @@ class FinishClaims:
               {_add("input_tokens")}, {_add("output_tokens")}, {_add("cost_usd")},
               finished_at = CASE WHEN f.status IN ('completed', 'failed', 'cancelled') THEN :now END
             FROM {_ENDS.of(dialect, "f")}
-            WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status = 'running'
+            WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status || '' = 'running'
             RETURNING executions.id, executions.fence, executions.has_dependents"""
         self._before = f"""
             SELECT e.id, e.cancel_requested, e.reason, e.forgiven_usd, e.cost_usd, a.cost_usd, n.per_execution_usd

@@ -30,7 +30,8 @@ class Instant:
             SELECT e.id, e.dedupe, r.execution_id, o.artifacts, o.base_sha, o.head_sha
             FROM executions e LEFT JOIN results r ON r.project_id = e.project_id AND r.key = e.dedupe
               LEFT JOIN executions o ON o.id = r.execution_id
-            WHERE e.id IN {ids_of(dialect)} AND e.status = 'queued' AND (e.instant = 1 OR r.execution_id IS NOT NULL)
+            WHERE e.id IN {ids_of(dialect)} AND e.status || '' = 'queued'
+              AND (e.instant = 1 OR r.execution_id IS NOT NULL)
             ORDER BY e.id"""
         self._complete = f"""
             UPDATE executions SET status = 'completed', outcome = 'done', reason = k.reason, due = 0,

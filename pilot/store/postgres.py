@@ -11,8 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+from pilot.domain.errors import PilotError
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
@@ -23,6 +25,16 @@ from pilot.store.postgres_wire import Place, Wire
 
 READERS = 3
 """Connections that read, at most."""
+
+
+_TENDED = (50, 500, 5_000)
+"""After so many groups, and each time after as many as the last, the planner is told what has become of the tables:
+who plans for a table that is empty reads it from end to end when it is full. The server does so by itself, but not
+within the first minutes.
+"""
+_UNKNOWN = """
+    SELECT relname FROM pg_stat_user_tables WHERE schemaname = current_schema() AND n_mod_since_analyze > 200
+    AND last_analyze IS NULL AND last_autoanalyze IS NULL"""
 
 
 class PostgresDatabase:
@@ -39,7 +51,9 @@ class PostgresDatabase:
         self._reading = ThreadPoolExecutor(READERS, "pilot-reader")
         self._idle: deque[Wire] = deque()
         self._signals = PostgresSignals(place, transaction.channel, transaction.id)
-        self._groups: Rows | None = None
+        self._seen: Rows | None = None
+        self._groups = 0
+        self._tending: asyncio.Future[None] | None = None
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """See `Database.write`."""
@@ -63,16 +77,19 @@ class PostgresDatabase:
 
     async def changed(self) -> bool:
         """See `Database.changed`."""
-        # What each open store committed; the server's transactions are other databases', too.
-        groups = await self.read("SELECT id, n FROM writers ORDER BY id")
-        before, self._groups = self._groups, groups
-        return before != groups
+        # What each open store committed; the server's transactions are other databases', too. Who has come and gone
+        # meanwhile left events.
+        seen = await self.read("SELECT id, n FROM writers UNION ALL SELECT '', max(id) FROM events ORDER BY 1")
+        before, self._seen = self._seen, seen
+        return before != seen
 
     async def close(self) -> None:
         """See `Database.close`."""
         while self._draining is not None:
             await asyncio.wait([self._draining])
         await self._signals.close()
+        if self._tending is not None:
+            await asyncio.wait([self._tending])
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writing, self._transaction.close)
         self._writing.shutdown(wait=False)
@@ -105,6 +122,13 @@ class PostgresDatabase:
                 self._idle.append(wire)
                 return rows
 
+    def _tend(self) -> None:
+        # What fails here is only slow.
+        with suppress(PilotError):
+            for (table,) in self._read([Statement(_UNKNOWN)])[0]:
+                self._read([Statement(f'ANALYZE "{table}"')])
+        self._transaction.plan_anew()
+
     def _forget(self) -> None:
         # What ended one connection has most likely ended all.
         try:
@@ -135,6 +159,9 @@ class PostgresDatabase:
             refuse(group, translate(error, self.place.name) if isinstance(error, Failed) else error)
             return
         answer(group, results)
+        self._groups += 1
+        if self._groups in _TENDED or not self._groups % _TENDED[-1]:
+            self._tending = asyncio.get_running_loop().run_in_executor(self._reading, self._tend)
         if tokens:
             self._signals.tell(tokens)
 

@@ -22,6 +22,7 @@ MOST = 7000
 """Bytes of tokens that one NOTIFY carries."""
 
 _BEGIN = Statement("BEGIN")
+_DISCARD = Statement("DISCARD PLANS")
 _COMMIT = Statement("COMMIT")
 # After the lock, which is a statement of its own: what it waited for has to be seen.
 NOW = Statement("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
@@ -65,6 +66,7 @@ class Transaction:
         self._known = newest("postgres")
         self._n = 0
         self._marked = False
+        self._stale = False
         self._ahead = 0
         """ms that the server's clock is ahead of this process's monotonic one; 0: not known."""
 
@@ -77,6 +79,10 @@ class Transaction:
     def measure(self, now: int) -> None:
         """The server's clock says so."""
         self._ahead = now - time.monotonic_ns() // 1_000_000
+
+    def plan_anew(self) -> None:
+        """The tables are not what they were when the statements were planned."""
+        self._stale = True
 
     def commit(self, work: Work) -> Results:
         """Run all of it; durable on return. Raises `Failed` and `StoreError`: nothing was written."""
@@ -143,6 +149,9 @@ class Transaction:
         return self._wire
 
     def _begin(self, wire: Wire) -> int:
+        if self._stale:
+            self._stale = False
+            wire.send(_DISCARD)
         wire.send(_BEGIN)
         wire.send(self._lock)
         ((now, schema),) = wire.rows(_LOOK)

@@ -295,7 +295,7 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
 @pytest.mark.parametrize(
     ("what", "index"),
     [
-        (r"SELECT g\.project_id, g\.fence", "executions_ready (project_id=?)"),
+        (r"SELECT g\.project_id, g\.fence.*left to workers", "executions_ready (project_id=?)"),
         (r"SELECT g\.project_id, g\.fence", "executions_slot (project_id=? AND slot=?)"),
         (r"SELECT g\.project_id, g\.fence", "executions_local (project_id=?)"),
         (r"WITH RECURSIVE walk.*external = 0", "executions_local (project_id>?)"),
