@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ settings.register_profile("pilot", deadline=None, print_blob=True, database=None
 settings.load_profile("pilot")
 
 _FOREIGN = ("CLAUDE", "ANTHROPIC_", "OPENAI_", "GEMINI_", "PILOT_", "GITHUB_", "GH_", "LINEAR_", "TELEGRAM_", "GIT_")
+
+gc.disable()  # what is collected (tests, modules) stays to the end: looking through it again and again finds nothing
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is looked for among what the tests themselves make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -78,36 +78,40 @@ async def test_a_change_that_goes_nowhere_asks_nobody(
     assert workspaces(s) == []
 
 
+SENSITIVE = [
+    ("mkdir -p .github/workflows; echo x > .github/workflows/a.yml", ".github/workflows/a.yml"),
+    ("git rm -q .github/workflows/ci.yml", ".github/workflows/ci.yml"),
+    ("chmod +x .github/workflows/ci.yml", ".github/workflows/ci.yml"),
+    ("git mv src/a.py .github/workflows/b.yml", ".github/workflows/b.yml"),
+    ("git mv .github/workflows/ci.yml gone.yml", ".github/workflows/ci.yml"),
+    ("mkdir -p .GitHub/Workflows; echo x > .GitHub/Workflows/a.yml", ".GitHub/Workflows/a.yml"),
+    ("echo evil >> flows/real.yml", "flows/real.yml"),
+    ("mkdir tools; ln -s tools .claude; echo '{}' > tools/settings.json", "tools/settings.json"),
+    ("ln -s /etc .claude", ".claude"),
+    ("git rm -rq .github; ln -s src .github", ".github"),
+    ("printf '*.py filter=x\\n' > .gitattributes", ".gitattributes"),
+    ("mkdir d; printf '[attr]a filter=x\\n' > d/.gitattributes", "d/.gitattributes"),
+    ("echo '[submodule \"x\"]' > .gitmodules", ".gitmodules"),
+    ("git clone -q . vendored; git add vendored 2>&1; git commit -qm s", "vendored"),
+    ("echo '* @me' > CODEOWNERS", "CODEOWNERS"),
+    ("mkdir -p a/.husky; echo x > a/.husky/pre-push", "a/.husky/pre-push"),
+    (f"echo 'key = \"{TOKEN}\"' > conf.py", "conf.py: a GitHub token"),
+    (f"printf '\\000\\001{TOKEN}' > image.bin", "image.bin: a GitHub token"),
+    (f"printf %s {OWN} | base64 > b64", "b64: a configured secret"),
+    (f"echo {TOKEN} > x; git add x; git commit -qm one; git rm -q x; echo y > y", "x: a GitHub token"),
+    (f"echo y > y; git add y; git commit -qm 'with {TOKEN}'", "a GitHub token"),
+    (f"echo y > {TOKEN}", "in its name"),
+    (f"ln -s {TOKEN} link", "link: a GitHub token"),
+]
+# how the agent's work is read is the same in a worktree: one file, one text and one history are enough there
+IN_A_WORKTREE = (0, 16, 19)
+
+
 @pytest.mark.parametrize(
-    ("attack", "named"),
-    [
-        ("mkdir -p .github/workflows; echo x > .github/workflows/a.yml", ".github/workflows/a.yml"),
-        ("git rm -q .github/workflows/ci.yml", ".github/workflows/ci.yml"),
-        ("chmod +x .github/workflows/ci.yml", ".github/workflows/ci.yml"),
-        ("git mv src/a.py .github/workflows/b.yml", ".github/workflows/b.yml"),
-        ("git mv .github/workflows/ci.yml gone.yml", ".github/workflows/ci.yml"),
-        ("mkdir -p .GitHub/Workflows; echo x > .GitHub/Workflows/a.yml", ".GitHub/Workflows/a.yml"),
-        ("echo evil >> flows/real.yml", "flows/real.yml"),
-        ("mkdir tools; ln -s tools .claude; echo '{}' > tools/settings.json", "tools/settings.json"),
-        ("ln -s /etc .claude", ".claude"),
-        ("git rm -rq .github; ln -s src .github", ".github"),
-        ("printf '*.py filter=x\\n' > .gitattributes", ".gitattributes"),
-        ("mkdir d; printf '[attr]a filter=x\\n' > d/.gitattributes", "d/.gitattributes"),
-        ("echo '[submodule \"x\"]' > .gitmodules", ".gitmodules"),
-        ("git clone -q . vendored; git add vendored 2>&1; git commit -qm s", "vendored"),
-        ("echo '* @me' > CODEOWNERS", "CODEOWNERS"),
-        ("mkdir -p a/.husky; echo x > a/.husky/pre-push", "a/.husky/pre-push"),
-        (f"echo 'key = \"{TOKEN}\"' > conf.py", "conf.py: a GitHub token"),
-        (f"printf '\\000\\001{TOKEN}' > image.bin", "image.bin: a GitHub token"),
-        (f"printf %s {OWN} | base64 > b64", "b64: a configured secret"),
-        (f"echo {TOKEN} > x; git add x; git commit -qm one; git rm -q x; echo y > y", "x: a GitHub token"),
-        (f"echo y > y; git add y; git commit -qm 'with {TOKEN}'", "a GitHub token"),
-        (f"echo y > {TOKEN}", "in its name"),
-        (f"ln -s {TOKEN} link", "link: a GitHub token"),
-    ],
-    ids=range(23),
+    ("mode", "attack", "named"),
+    [("clone", *case) for case in SENSITIVE] + [("worktree", *SENSITIVE[number]) for number in IN_A_WORKTREE],
+    ids=[*(f"clone-{number}" for number in range(len(SENSITIVE))), *(f"worktree-{n}" for n in IN_A_WORKTREE)],
 )
-@pytest.mark.parametrize("mode", ["clone", "worktree"])
 async def test_what_is_sensitive_is_shown_to_a_person(tmp_path: Path, mode: str, attack: str, named: str) -> None:
     s = github(tmp_path, workspace=mode)
     put(s, {".github/workflows/ci.yml": "on: push\n", "flows/real.yml": "on: push\n"})

@@ -78,9 +78,9 @@ class Trap:
                 trap.in_commit.append("finish")
             return (yield from finish(self, finishes, now))
 
-        def committing(connection: Any, *work: Any) -> Any:
+        def committing(connection: Any, work: Any, known: int) -> Any:
             trap.in_commit.clear()
-            done = commit(_Watched(connection, trap), *work)  # type: ignore[arg-type]
+            done = commit(_Watched(connection, trap), work, known)  # type: ignore[arg-type]
             for kind in trap.in_commit:
                 trap.pass_by(f"{kind}:after", "commit")
             trap.armed = trap.armed or "claim" in trap.in_commit
