@@ -74,6 +74,8 @@ class Rig:
     seen: list[Fact] = field(default_factory=list)
     """The log as somebody saw it who followed it all the time."""
     held: list[int] = field(default_factory=list)
+    lag: float = 0.0
+    """Seconds by which this machine was late at most, with what was due at a time."""
     _read: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _entries: list[dict[str, Any]] = field(default_factory=list)
     _following: asyncio.Task[None] | None = None
@@ -100,7 +102,9 @@ class Rig:
         while True:
             with suppress(StoreError, Busy):
                 self.seen += await follow(self.store.database, self.seen[-1].id if self.seen else 0)
+            asked = time.monotonic()
             await asyncio.sleep(0.1)
+            self.lag = max(self.lag, time.monotonic() - asked - 0.1)
 
     def diary(self, *what: str) -> list[dict[str, Any]]:
         """What the nodes wrote down, in order of time; only these words, if any are given. `node`: whose."""

@@ -15,6 +15,8 @@ from tests.postgres import Cluster, name_of
 LEASE = 3.0
 TAKEOVER = LEASE + 2.0
 """Seconds after which others have what a node had that is no more."""
+STEPS = 4
+"""In each of these it is late by as much as its machine is: the lease is seen to end, ended, claimed, begun."""
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def through(way: Partition, postgres: Cluster, url: str) -> str:
 async def taken_over(rig: Rig, mine: list[int], victim: Member, since: int, others: set[str]) -> None:
     """Within its lease and two seconds: what the victim had is begun by somebody who is well."""
     seconds = await rig.taken_over(mine, since, others)
-    print(f"{len(mine)} taken over from {victim.name} after {seconds:.2f} s, with a lease of {LEASE:g} s")
-    assert seconds < TAKEOVER
+    print(f"{len(mine)} taken over from {victim.name} after {seconds:.2f} s; lease {LEASE:g} s, lag {rig.lag:.2f} s")
+    assert seconds < TAKEOVER + STEPS * rig.lag
 
 
 async def test_what_a_killed_node_of_two_had_is_taken_over_and_done_once(rig: Rig, url: str) -> None:
@@ -50,7 +52,7 @@ async def test_what_a_killed_node_of_two_had_is_taken_over_and_done_once(rig: Ri
     await taken_over(rig, mine, victim, victim.gone, {victim.name})
     turns = [entry["at"] for entry in rig.diary("duty")]
     await rig.until(lambda: rig.diary("duty")[-1]["at"] > turns[-1], "the duty goes on")
-    assert max(b - a for a, b in pairwise(turns)) / 1e9 < TAKEOVER
+    assert max(b - a for a, b in pairwise(turns)) / 1e9 < TAKEOVER + STEPS * rig.lag
     for id, name in working.items():
         if name != victim.name:
             await rig.store.queue.cancel(id, "ann")
