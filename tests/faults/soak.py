@@ -87,7 +87,10 @@ class Soak:
         return [member for member in self.rig.members if member.gone is None and member.process.poll() is None]
 
     def one(self) -> Member:
-        return self.dice.choice(self.living)
+        """One that has started, as long as there is one."""
+        ready = {entry["node"] for entry in self.rig.diary("ready")}
+        living = self.living
+        return self.dice.choice([member for member in living if member.name in ready] or living)
 
     def way(self) -> Proxy:
         return self.ways[self.one().name]
@@ -137,8 +140,9 @@ class Soak:
     async def leave(self) -> None:
         """In order, as for an upgrade."""
         member = self.one()
-        member.send(signal.SIGTERM)
-        self._start()
+        if any(entry["node"] == member.name for entry in self.rig.diary("ready")):  # it heeds that
+            member.send(signal.SIGTERM)
+            self._start()
 
     async def cut_off(self) -> None:
         """Nothing comes through."""
