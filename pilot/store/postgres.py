@@ -122,6 +122,11 @@ class PostgresDatabase:
                 self._idle.append(wire)
                 return rows
 
+    def _count(self) -> None:
+        self._groups += 1
+        if self._groups in _TENDED or not self._groups % _TENDED[-1]:
+            self._tending = asyncio.get_running_loop().run_in_executor(self._reading, self._tend)
+
     def _tend(self) -> None:
         # What fails here is only slow.
         with suppress(PilotError):
@@ -147,7 +152,8 @@ class PostgresDatabase:
                 if size(group) >= CROWD and size(self._pending) < size(group):
                     await asyncio.sleep(GATHER)
         finally:
-            self._draining = None
+            # Whatever went wrong was of that group: who came meanwhile is not to wait for ever.
+            self._draining = asyncio.create_task(self._drain()) if self._pending else None
 
     async def _commit(self, group: Group) -> None:
         work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]
@@ -159,9 +165,7 @@ class PostgresDatabase:
             refuse(group, translate(error, self.place.name) if isinstance(error, Failed) else error)
             return
         answer(group, results)
-        self._groups += 1
-        if self._groups in _TENDED or not self._groups % _TENDED[-1]:
-            self._tending = asyncio.get_running_loop().run_in_executor(self._reading, self._tend)
+        self._count()
         if tokens:
             self._signals.tell(tokens)
 

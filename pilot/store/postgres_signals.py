@@ -13,6 +13,8 @@ from pilot.store.postgres_wire import Place
 
 EVERYTHING = ("*", "cancel", "outbox")
 """What a listener is told that may have missed something."""
+PACE = 0.02
+"""Seconds between two sets of tokens from outside: many nodes' every commit would have each of them look at once."""
 _LONGEST = 5.0  # seconds between two attempts to connect
 
 
@@ -25,6 +27,9 @@ class PostgresSignals:
         self._own = own
         self._listeners: list[Listener] = []
         self._hearing: asyncio.Task[None] | None = None
+        self._gathered: set[str] = set()
+        self._due: asyncio.TimerHandle | None = None
+        self._told = 0.0
 
     def listen(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` in this loop with every set of tokens from now on."""
@@ -39,8 +44,21 @@ class PostgresSignals:
         for listener in tuple(self._listeners):
             listener(found)
 
+    def _gather(self, tokens: Iterable[str]) -> None:
+        self._gathered.update(tokens)
+        if self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_at(self._told + PACE, self._hand_on)  # at once, if that is past
+
+    def _hand_on(self) -> None:
+        tokens, self._gathered, self._due = self._gathered, set(), None
+        self._told = asyncio.get_running_loop().time()
+        self.tell(tokens)
+
     async def close(self) -> None:
         """Stop listening."""
+        if self._due is not None:
+            self._due.cancel()
         if self._hearing is not None:
             self._hearing.cancel()
             with suppress(asyncio.CancelledError):
@@ -88,7 +106,7 @@ class PostgresSignals:
                 while (notify := pg.notifies()) is not None:
                     sender, *tokens = notify.extra.decode("ascii", "ignore").split()
                     if sender != self._own:
-                        self.tell(tokens)
+                        self._gather(tokens)
             except (psycopg.Error, ValueError):
                 lost.set()
 

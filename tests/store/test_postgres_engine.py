@@ -1,0 +1,286 @@
+"""What is PostgreSQL's own: connections that end, a COMMIT without an answer, who stands still, errors in words."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pilot.domain.errors import Busy, StoreError, StoreRefused, UsageError
+from pilot.store import open_store
+from pilot.store import postgres_wire as wires
+from pilot.store.database import Notify, Rows, Statement, Step
+from pilot.store.postgres import PostgresDatabase
+from pilot.store.postgres_dialect import Failed, Lost, bound, translate, translated
+from pilot.store.postgres_upkeep import check, no_backup, quick_look
+from pilot.store.postgres_wire import Place, Wire
+from tests.postgres import Cluster, name_of
+from tests.store.bed import Bed, Clock, done, task
+
+
+def engine(bed: Bed) -> PostgresDatabase:
+    assert isinstance(bed.database, PostgresDatabase)
+    return bed.database
+
+
+async def test_a_connection_that_was_ended_is_made_anew(postgres: Cluster, postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        assert postgres.terminate(postgres_url) >= 2  # it reads, and writes
+
+        id = await bed.put(api)
+
+        assert await bed.value("SELECT count(*) FROM executions WHERE id = :id", id=id) == 1
+        await bed.check()
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_a_commit_without_an_answer_is_found_out(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, written: bool
+) -> None:
+    """Whether it was written or not, each task is there once, and its caller has its id."""
+    lost: list[Wire] = []
+    rows = Wire.rows
+
+    def losing(self: Wire, statement: Statement | None = None) -> Rows:
+        if statement is not None and statement.sql == "COMMIT" and not lost:
+            lost.append(self)
+            if written:
+                rows(self, statement)
+            self.close()
+            raise Lost("", "gone")
+        return rows(self, statement)
+
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        await bed.node()
+        await bed.put(api)
+        execution = await bed.take(api)
+        monkeypatch.setattr(Wire, "rows", losing)
+
+        finished, enqueued = await asyncio.gather(
+            store.queue.finish(done(execution)), store.queue.enqueue(task(api, "T")), return_exceptions=True
+        )
+
+        assert lost
+        assert not isinstance(finished, BaseException)
+        assert not isinstance(enqueued, BaseException)
+        assert not enqueued.duplicate
+        assert await bed.rows("SELECT count(*), max(id) FROM executions WHERE task_id = 'T'") == [(1, enqueued.id)]
+        assert await bed.events(execution.id) == ["queued", "started", "completed"]
+
+
+async def test_who_stands_still_in_a_transaction_holds_up_the_others_for_two_seconds(postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store, open_store(postgres_url, clock=Clock()) as other:
+        api = await Bed(store, Clock()).project()
+        inside, tries = asyncio.Event(), []
+        loop = asyncio.get_running_loop()
+
+        def standing(items: Sequence[None]) -> Generator[Step, Rows, list[int]]:
+            yield Statement("UPDATE projects SET path = path || '!'")
+            yield Statement("SELECT 1")  # it is written by now
+            tries.append(1)
+            if len(tries) == 1:
+                loop.call_soon_threadsafe(inside.set)
+                time.sleep(3)  # a process that is stopped
+            rows = yield Statement("SELECT path FROM projects")
+            return [len(rows[0][0])]
+
+        stopped = asyncio.create_task(store.database.write(standing, None))
+        await inside.wait()
+        began = time.monotonic()
+        await other.queue.enqueue(task(api, "T"))
+        waited = time.monotonic() - began
+
+        assert 1 < waited < 2.9  # the server ended the first, which has not even moved
+        assert await stopped == len(api.path) + 1  # what it had written is gone; it did it again
+        assert len(tries) == 2
+
+
+async def test_who_waits_too_long_for_the_lock_is_told(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(wires._LIMITED, "lock_timeout", 200)
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        lock = engine(bed)._transaction._lock
+        with psycopg.connect(postgres_url, autocommit=True) as blocker:
+            values = (lock.params["class"], lock.params["object"])
+            blocker.execute("SELECT pg_advisory_lock(%s::int, %s::int)", values)
+
+            with pytest.raises(Busy, match="locked by another process"):
+                await store.queue.enqueue(task(api, "T"))
+
+        assert await bed.put(api)
+
+
+async def test_what_another_node_commits_is_heard(postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store, open_store(postgres_url, clock=Clock()) as other:
+        api = await Bed(store, Clock()).project()
+        heard: list[str] = []
+        ready, news = asyncio.Event(), asyncio.Event()
+
+        def hear(tokens: object) -> None:
+            heard.extend(tokens)  # type: ignore[arg-type]
+            (news if ready.is_set() else ready).set()
+
+        leave = other.database.listen(hear)
+        await asyncio.wait_for(ready.wait(), 10)
+        assert "*" in heard  # whatever was said before it listened
+        heard.clear()
+
+        await store.queue.enqueue(task(api, "T"))
+        await asyncio.wait_for(news.wait(), 10)
+
+        assert str(api.id) in heard
+        leave()
+
+
+async def test_more_tokens_than_a_message_holds_are_said_to_be_many(postgres_url: str) -> None:
+    def many(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+        yield Notify({str(10_000_000 + n) for n in range(2000)})
+        return [None] * len(items)
+
+    async with open_store(postgres_url, clock=Clock()) as store, open_store(postgres_url, clock=Clock()) as other:
+        heard: asyncio.Queue[set[str]] = asyncio.Queue()
+        other.database.listen(lambda tokens: heard.put_nowait(set(tokens)))
+        assert len(await asyncio.wait_for(heard.get(), 10)) > 1
+        await store.database.write(many, None)
+        assert await asyncio.wait_for(heard.get(), 10) == {"*"}
+
+
+async def test_the_clock_is_the_servers(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time_ns", lambda: 5 * 10**15)  # this machine is in 1970
+    async with open_store(postgres_url) as store:
+        await store.queue.register([("k", "p", "/p", 1)])
+        ((at,),) = await store.database.read("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)")
+        assert abs(store.database.clock() - at) < 2000
+
+
+async def test_a_changed_store_is_seen_once(postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store:
+        api = await Bed(store, Clock()).project()
+        assert await store.database.changed()
+        assert not await store.database.changed()
+        async with open_store(postgres_url, clock=Clock()) as other:  # comes and goes between two looks
+            await other.queue.enqueue(task(api, "T"))
+        assert await store.database.changed()
+
+
+async def test_tables_of_others_are_left_as_they_are(postgres: Cluster) -> None:
+    url = postgres.create(schema=False)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE executions (mine int)")
+    with pytest.raises(StoreRefused, match=r"another program \(executions\)"):
+        async with open_store(url):
+            pass
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (1,)
+    postgres.drop(url)
+
+
+async def test_a_newer_schema_is_refused_and_none_is_said(postgres: Cluster) -> None:
+    url = postgres.create(schema=False)
+    with pytest.raises(StoreError, match="no store in"):
+        async with open_store(url, create=False):
+            pass
+    assert quick_look(url).schema == 0
+    async with open_store(url):
+        pass
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("INSERT INTO pilot_schema VALUES (9999, '9999_later.sql', 0)")
+    with pytest.raises(StoreRefused, match="schema 9999"):
+        async with open_store(url):
+            pass
+    postgres.drop(url)
+
+
+async def test_two_that_open_a_new_store_at_once_make_one(postgres: Cluster) -> None:
+    url = postgres.create(schema=False)
+
+    async def opened() -> str:
+        async with open_store(url) as store:
+            return store.id
+
+    assert len(set(await asyncio.gather(*(opened() for _ in range(4))))) == 1
+    postgres.drop(url)
+
+
+async def test_a_role_that_may_make_no_tables_is_told_what_to_do(postgres: Cluster) -> None:
+    url = postgres.create(schema=False)
+    guest = f"guest_{name_of(url)}"
+    postgres.admin(f'CREATE ROLE "{guest}" LOGIN')
+    with pytest.raises(StoreError, match="GRANT USAGE, CREATE ON SCHEMA"):
+        async with open_store(postgres.url(name_of(url), user=guest)):
+            pass
+    postgres.drop(url)
+    postgres.admin(f'DROP ROLE "{guest}"')
+
+
+async def test_a_database_that_is_not_there_and_a_server_that_is_not(postgres: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no such database"):
+        async with open_store(postgres.url("nothing_there")):
+            pass
+    with pytest.raises(Busy, match="can't be reached"):
+        async with open_store(f"postgresql://me:sekret@/db?host={tmp_path}&port=1"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:se%zzkret@h/db", "postgresql://u@h:sekret/db", "postgresql://u@h/db?sekret=1"]
+)
+async def test_a_url_that_is_none_is_not_repeated(url: str) -> None:
+    with pytest.raises((UsageError, StoreError)) as found:
+        async with open_store(url):
+            pass
+    assert "kret" not in str(found.value)
+
+
+def test_no_password_is_shown(tmp_path: Path) -> None:
+    for url in (f"postgresql://me:sekret@/db?host={tmp_path}", f"postgresql://me@/db?host={tmp_path}&password=sekret"):
+        place = Place(url)
+        assert "sekret" not in place.name + str(no_backup(url)) + place.said("FATAL: sekret is wrong")
+
+
+async def test_a_store_that_breaks_its_promises_is_found(postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        await bed.put(await bed.project())
+        assert check(postgres_url)[1] == []
+        await bed.sql("UPDATE projects SET running = 1")
+        assert [finding.check for finding in check(postgres_url)[1]] == ["projects count what they run"]
+        await bed.sql("UPDATE projects SET running = 0")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("53100", "disk of .* is full"),
+        ("25006", "target_session_attrs"),
+        ("53300", "max_connections"),
+        ("57014", "took too long"),
+        ("28P01", "PGPASSWORD"),
+        ("57P03", "can't be reached"),
+        ("XX001", "damaged"),
+    ],
+)
+def test_an_error_says_what_to_do(code: str, words: str) -> None:
+    with pytest.raises(StoreError if code in ("53100", "25006", "28P01", "XX001") else Busy, match=words):
+        raise translate(Failed(code, "text"), "postgresql://h/db")
+
+
+def test_names_become_numbers_and_nothing_else_does() -> None:
+    text, names = translated("SELECT ':no', \"a:b\", x::int, :a -- :c\n, :b, :a")
+    assert text == b"SELECT ':no', \"a:b\", x::int, $1 -- :c\n, $2, $1"
+    assert names == ("a", "b")
+
+
+@pytest.mark.parametrize("value", [1 << 63, "\ud800", "a\0b"])
+def test_what_no_column_holds_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="no database holds"):
+        bound(b"", ("a",), {"a": value})
