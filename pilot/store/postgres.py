@@ -18,7 +18,7 @@ from pilot.domain.errors import PilotError
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
-from pilot.store.postgres_group import Transaction
+from pilot.store.postgres_group import NOW, Transaction
 from pilot.store.postgres_migrate import prepare
 from pilot.store.postgres_signals import PostgresSignals
 from pilot.store.postgres_wire import Place, Wire
@@ -176,5 +176,17 @@ async def open_postgres(url: str, clock: Callable[[], int] | None, *, create: bo
     `clock` None: the server's. Raises as `open_sqlite` does.
     """
     place = Place(url)
-    wire, schema = await asyncio.to_thread(prepare, place, clock, create)
-    return PostgresDatabase(place, clock, Transaction(place, schema, wire))
+    transaction = await asyncio.to_thread(_transaction, place, clock, create)
+    return PostgresDatabase(place, clock, transaction)
+
+
+def _transaction(place: Place, clock: Callable[[], int] | None, create: bool) -> Transaction:
+    wire, schema = prepare(place, clock, create)
+    transaction = Transaction(place, schema, wire)
+    try:
+        ((now,),) = wire.rows(NOW)
+    except Failed as error:
+        wire.close()
+        raise translate(error, place.name) from None
+    transaction.measure(now)
+    return transaction

@@ -14,7 +14,7 @@ from pilot.store.database import Notify, Operation, Rows, Statement, Step
 from pilot.store.group import Work
 from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, blames_item, passes
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_wire import SILENCE, Place, Wire
 
 LOCK = 0x50494C54
 """Class of the advisory lock that whoever writes holds; its object is the schema."""
@@ -154,7 +154,7 @@ class Transaction:
             wire.send(_DISCARD)
         wire.send(_BEGIN)
         wire.send(self._lock)
-        ((now, schema),) = wire.rows(_LOOK)
+        ((now, schema),) = wire.rows(_LOOK, PATIENCE + SILENCE)
         if schema is not None and schema > self._known:  # who slept through an upgrade writes nothing
             raise Outdated(self._place.name, schema, self._known)
         self.measure(now)

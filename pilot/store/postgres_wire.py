@@ -22,9 +22,9 @@ from pilot.store.database import Rows, Statement
 from pilot.store.postgres_dialect import PATIENCE, UNTYPED, Failed, Lost, bound, refused, translated, untyped
 
 LOCKED = round(PATIENCE * 1000)  # ms that a statement waits for a lock
-LONGEST = 30_000
+LONGEST = 15_000
 """ms that a statement may take."""
-SILENCE = 5.0
+SILENCE = 2.0
 """Seconds that the server may leave unanswered what it was sent; a statement's own time is on top."""
 IDLE = 2_000
 """ms that somebody who stopped in the middle of a transaction keeps the others from writing."""
@@ -60,7 +60,7 @@ class Place:
         try:
             given = conninfo_to_dict(url)
             if not all(port.isdecimal() for port in str(given.get("port") or "1").split(",") if port):
-                raise psycopg.ProgrammingError  # noqa: TRY301  what stands there may be meant as a password
+                raise psycopg.ProgrammingError  # what stands there may be meant as a password
         except psycopg.Error:
             # not with what libpq says: it quotes what it did not understand, which may be part of a password
             raise UsageError(
@@ -98,6 +98,7 @@ class Wire:
     def __init__(self, place: Place, *, read_only: bool = False, patient: bool = False) -> None:
         """`patient`: for what reads or changes everything, and may take its time."""
         self._place = place
+        self._longest = 86_400.0 if patient else SILENCE + LONGEST / 1000
         try:
             self._connection = psycopg.Connection.connect(place.conninfo, autocommit=True)
         except psycopg.Error as error:
@@ -172,19 +173,19 @@ class Wire:
                 raise Lost("", self._place.said(str(error))) from None
             self._sent.append((key, False))
 
-    def rows(self, statement: Statement | None = None) -> Rows:
+    def rows(self, statement: Statement | None = None, seconds: float | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
-        found = self.all_rows([] if statement is None else [statement])
+        found = self.all_rows([] if statement is None else [statement], seconds)
         return found[-1] if found else []
 
-    def all_rows(self, statements: Sequence[Statement], seconds: float = SILENCE + LONGEST / 1000) -> list[Rows]:
+    def all_rows(self, statements: Sequence[Statement], seconds: float | None = None) -> list[Rows]:
         """Send these, with all that is queued; the rows of each of them."""
         for statement in statements:
             self.send(statement)
         sent, self._sent = self._sent, []
         try:
             self._pg.pipeline_sync()
-            results = self._receive(sent, time.monotonic() + seconds)
+            results = self._receive(sent, time.monotonic() + (self._longest if seconds is None else seconds))
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
         self.tag = (results[-1].command_status or b"") if results else b""
