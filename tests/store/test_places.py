@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from pilot.domain.delivery import EffectKind
 from pilot.domain.execution import Status
-from pilot.domain.outcome import Ending, Outcome
+from pilot.domain.outcome import Ending, Outcome, Publication
 from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish, NodeKind
 from pilot.domain.task import Project
@@ -167,3 +168,22 @@ async def test_a_fresh_row_is_bound_to_nothing(store: Bed) -> None:
     await up(store, "b1", "b", api)
     assert (await store.take(api, "b1")).place == "b"
     assert (await store.queue.get(id)).lease_until == store.clock.now + 60 * SECOND
+
+
+async def test_what_is_to_be_published_is_pushed_from_the_place_whatever_its_host_is_called_now(store: Bed) -> None:
+    """A container has a pid namespace, and mostly a name, of its own after each start; its disk stays."""
+    api = await store.project()
+    await up(store, "a1", "a", api, host="container-1")
+    await store.put(api)
+    publication = Publication(repo="acme/api", base="main")
+    await store.queue.finish(done(await store.take(api, "a1"), publication=publication, head_sha="a" * 40))
+    await store.queue.leave("a1")
+    await up(store, "b1", "b", api, host="container-2")
+    await up(store, "a2", "a", api, host="container-3")
+
+    async def owed(node: str) -> list[str]:
+        effects = await store.store.outbox.take(node, [EffectKind.PUBLISH], lease=MINUTE, projects=[api.id])
+        return [effect.key for effect in effects]
+
+    assert await owed("b1") == []
+    assert await owed("a2") == ["publish:1:1"]
