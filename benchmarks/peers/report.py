@@ -99,10 +99,13 @@ def figures(results: Results, scaling: dict[str, Any] | None = None) -> list[Fig
                 note = f"{empty:.2f} → {own:.2f} ms"
                 found.append(Figure(f"{title}: claim {words}, times an empty store", own / empty, "x", 1.2, note=note))
     nodes = results.get("pilot/postgres", {}).get("nodes", {})
-    if "ratio" in nodes:
-        per = [f"{nodes[n]['transactions']:.2f}" for n in ("one", "four")]
-        note = f"{nodes['one']['rate']:,.0f} → {nodes['four']['rate']:,.0f}/s; transactions per job {per[0]} → {per[1]}"
-        found.append(Figure("PostgreSQL: drain by four nodes, times one", nodes["ratio"], "x", 1, more=True, note=note))
+    for one, four, words in (("one", "four", "100"), ("one of 25", "four of 25", "25")):
+        if one in nodes and four in nodes:
+            per = [f"{nodes[name]['transactions']:.2f}" for name in (one, four)]
+            rates = [nodes[name]["rate"] for name in (one, four)]
+            note = f"{rates[0]:,.0f} → {rates[1]:,.0f}/s; transactions per job {per[0]} → {per[1]}"
+            name = f"PostgreSQL: drain by four nodes of {words} slots, times one"
+            found.append(Figure(name, rates[1] / rates[0], "x", 1, more=True, note=note))
     four = ((scaling or {}).get("statements") or {}).get(4) or {}
     if "looks" in four:
         note = f"{four['looks']} looks, {four['commits']} commits"

@@ -102,12 +102,12 @@ class Entrant:
             self.server.sql(url.rpartition("/")[2], "VACUUM ANALYZE")
 
     def drain(
-        self, url: str, jobs: int, limit: float, workers: int = 1, keys: int = KEYS, numbers: int = 0
+        self, url: str, jobs: int, limit: float, workers: int = 1, keys: int = KEYS, numbers: int = 0, slots: int = 0
     ) -> dict[str, Any]:
         """Worker processes that all begin at one word; how fast they came through what is queued."""
         path = self.folder / f"board-{self.name}-{self.engine}-{self.made}"
         board = Board(path, keys, numbers or jobs)
-        options = {"board": path, "count": numbers or jobs, "keys": keys, "slots": keys // workers}
+        options = {"board": path, "count": numbers or jobs, "keys": keys, "slots": slots or keys}
         running = [
             subprocess.Popen(
                 self._command("worker", url, options | {"worker": i}), cwd=ROOT, text=True,
