@@ -98,21 +98,21 @@ def figures(results: Results, scaling: dict[str, Any] | None = None) -> list[Fig
             if own is not None and empty:
                 note = f"{empty:.2f} → {own:.2f} ms"
                 found.append(Figure(f"{title}: claim {words}, times an empty store", own / empty, "x", 1.2, note=note))
-    nodes = results.get("pilot/postgres", {}).get("nodes", {})
-    for one, four, words in (("one", "four", "100"), ("one of 25", "four of 25", "25")):
-        if one in nodes and four in nodes:
-            per = [f"{nodes[name]['transactions']:.2f}" for name in (one, four)]
-            rates = [nodes[name]["rate"] for name in (one, four)]
+    return [*found, *_of_nodes(results.get("pilot/postgres", {}).get("nodes", {}), scaling or {})]
+
+
+def _of_nodes(nodes: dict[str, Any], scaling: dict[str, Any]) -> Iterable[Figure]:
+    for one, several, slots in (("one", "four", 100), ("one of 25", "four of 25", 25)):
+        if one in nodes and several in nodes:
+            per = [f"{nodes[name]['transactions']:.2f}" for name in (one, several)]
+            rates = [nodes[name]["rate"] for name in (one, several)]
             note = f"{rates[0]:,.0f} → {rates[1]:,.0f}/s; transactions per job {per[0]} → {per[1]}"
-            name = f"PostgreSQL: drain by four nodes of {words} slots, times one"
-            found.append(Figure(name, rates[1] / rates[0], "x", 1, more=True, note=note))
-    four = ((scaling or {}).get("statements") or {}).get(4) or {}
+            name = f"PostgreSQL: drain by four nodes of {slots} slots, times one"
+            yield Figure(name, rates[1] / rates[0], "x", 1, more=True, note=note)
+    four = (scaling.get("statements") or {}).get(4) or {}
     if "looks" in four:
         note = f"{four['looks']} looks, {four['commits']} commits"
-        found.append(
-            Figure("PostgreSQL: looks for work per execution, four nodes", four["looks_each"], "", 0.05, note=note)
-        )
-    return found
+        yield Figure("PostgreSQL: looks for work per execution, four nodes", four["looks_each"], "", 0.05, note=note)
 
 
 def _value(results: Results, name: str, work: str) -> float | None:

@@ -134,6 +134,17 @@ def test_a_peer_that_failed_is_no_measure_and_a_missed_figure_is_said() -> None:
     assert not figures["PostgreSQL: drain 10,000 over 100 projects, serialized, times the best peer"].reached
 
 
+def test_four_nodes_are_measured_against_one_of_the_same_sort() -> None:
+    found = results(pilot__postgres=3100.0)
+    each = {"one": 100.0, "four": 120.0, "one of 25": 80.0, "four of 25": 60.0}
+    found["pilot/postgres"]["nodes"] = {name: {"rate": rate, "transactions": 0.1} for name, rate in each.items()}
+    looks = {"statements": {4: {"looks": 2, "looks_each": 0.2, "commits": 9}}}
+
+    figures = [f for f in report.figures(found, looks) if "four nodes" in f.name]
+
+    assert [(f.value, f.reached) for f in figures] == [(1.2, True), (0.75, False), (0.2, False)]
+
+
 def document() -> dict[str, Any]:
     found = results(pilot__postgres=3100.0, pgqueuer__postgres=2000.0, pilot__sqlite=3.0, huey__sqlite=9.0)
     found["pgqueuer/postgres"]["drain"]["overlaps"] = 4
