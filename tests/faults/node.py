@@ -214,7 +214,7 @@ async def keep_duty(store: Store, diary: Diary, name: str, lease: int) -> None:
                     diary.write("duty", turn=state.get("turns", 0) + 1)
         except (StoreError, Busy) as error:
             diary.write("refused", error=str(error))
-        await asyncio.sleep(lease / 5000)
+        await asyncio.sleep(lease / 4000)
 
 
 def rules() -> Mapping[FailureClass, Rule]:
@@ -239,13 +239,13 @@ async def serve(settings: Settings, store: Store, diary: Diary) -> None:
     lease = int(settings.lease * 1000)
     dispatcher = Dispatcher(
         Told(store.queue, diary), Agents(store, diary), node=node, projects=places, clock=store.database.clock,
-        limits=Limits(max_running=settings.most, lease=settings.lease, drain_timeout=5.0, poll_interval=0.25),
+        limits=Limits(max_running=settings.most, lease=settings.lease, drain_timeout=5.0, poll_interval=0.5),
         rules=rules(),
     )  # fmt: skip
     outside = Outside(place / "outside", diary)
     deliveries = Deliveries(
         store.outbox, node.id, dict.fromkeys((EffectKind.REPORT, EffectKind.CALLBACK), outside),
-        lambda: dispatcher.projects, store.database.clock, lease=lease, poll=0.25, drain_timeout=5.0,
+        lambda: dispatcher.projects, store.database.clock, lease=lease, poll=0.5, drain_timeout=5.0,
     )  # fmt: skip
     leave = store.queue.listen(lambda tokens: deliveries.nudge() if "outbox" in tokens else None)
     ended = asyncio.Event()
