@@ -138,6 +138,45 @@ class _Head(NamedTuple):
         return dumps([name for name in json.loads(self.fallback) if name != self.backend] + [self.was])
 
 
+def _heads(dialect: Dialect) -> str:
+    lanes, kinds = "r.lanes", "r.kinds"
+    every = head(dialect, "r.node", external=True, lanes=lanes, kinds=kinds)
+    local = head(dialect, "r.node", external=False, lanes=lanes, kinds=kinds)
+    # A head that another node reserved is not passed over: a person waits for it, and it goes first. Nor is one
+    # that is to go on elsewhere: those behind it would be at its work.
+    found = f"""
+        SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
+          n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
+          CASE WHEN r.head IS NOT NULL THEN r.head
+            {_WORKERS} WHEN r.external = 1 THEN ({every}) {_WORKERS} ELSE ({local}) END AS id,
+          CASE WHEN p.running = 0 THEN 0 ELSE
+            (SELECT min(c.slot) FROM (
+               SELECT 0 AS slot UNION ALL
+               SELECT x.slot + 1 FROM executions x
+               WHERE x.project_id = p.id AND x.status = 'running' AND x.slot >= 0) c
+             WHERE NOT EXISTS (SELECT 1 FROM executions y
+               WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
+        FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
+          LEFT JOIN nodes n ON n.id = r.node
+        WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
+        {dialect.lock_projects}"""
+    account = account_of("g.node", "g.project_id", "g.backend")
+    first_open = f"""
+        CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
+          ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
+            WHERE NOT {_closed("h.node", "h.project_id", "f.value")} ORDER BY f.n LIMIT 1) END"""
+    return f"""
+        SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
+          coalesce({account}, ''), {standing("g.backend", account, closed=False)},
+          g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
+          g.place, g.home
+        FROM (SELECT h.*, e.place AS home, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
+            e.forgiven_usd AS forgiven_usd, {first_open} AS backend
+          FROM ({found}) h JOIN executions e ON e.id = h.id
+            AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
+              AND NOT {elsewhere("h.place", "e")}))) g"""
+
+
 class Claim:
     """The operation, also run as the second half of a finish."""
 
@@ -146,42 +185,7 @@ class Claim:
         self._parks = parks
         self._spending = spending
         self._places = Places(dialect)
-        lanes, kinds = "r.lanes", "r.kinds"
-        every = head(dialect, "r.node", external=True, lanes=lanes, kinds=kinds)
-        local = head(dialect, "r.node", external=False, lanes=lanes, kinds=kinds)
-        # A head that another node reserved is not passed over: a person waits for it, and it goes first. Nor is one
-        # that is to go on elsewhere: those behind it would be at its work.
-        found = f"""
-            SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
-              n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
-              CASE WHEN r.head IS NOT NULL THEN r.head
-                {_WORKERS} WHEN r.external = 1 THEN ({every}) {_WORKERS} ELSE ({local}) END AS id,
-              CASE WHEN p.running = 0 THEN 0 ELSE
-                (SELECT min(c.slot) FROM (
-                   SELECT 0 AS slot UNION ALL
-                   SELECT x.slot + 1 FROM executions x
-                   WHERE x.project_id = p.id AND x.status = 'running' AND x.slot >= 0) c
-                 WHERE NOT EXISTS (SELECT 1 FROM executions y
-                   WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
-            FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
-              LEFT JOIN nodes n ON n.id = r.node
-            WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
-            {dialect.lock_projects}"""
-        account = account_of("g.node", "g.project_id", "g.backend")
-        first_open = f"""
-            CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
-              ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
-                WHERE NOT {_closed("h.node", "h.project_id", "f.value")} ORDER BY f.n LIMIT 1) END"""
-        self._heads = f"""
-            SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
-              coalesce({account}, ''), {standing("g.backend", account, closed=False)},
-              g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
-              g.place, g.home
-            FROM (SELECT h.*, e.place AS home, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
-                e.forgiven_usd AS forgiven_usd, {first_open} AS backend
-              FROM ({found}) h JOIN executions e ON e.id = h.id
-                AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
-                  AND NOT {elsewhere("h.place", "e")}))) g"""
+        self._heads = _heads(dialect)
         # Another agent has no use for a session or a model of the first.
         self._reroute = f"""
             UPDATE executions SET backend = t.backend, fallback = t.fallback, model = NULL, session_id = NULL
