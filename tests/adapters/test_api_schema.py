@@ -13,7 +13,7 @@ from pilot.api.description import PATH
 from pilot.domain.access import Scope
 from tests.adapters.api_rig import Rig, serving_beside
 
-EXAMPLES = 6
+EXAMPLES = 4
 """Of each operation; the clock of a whole run is what limits them."""
 STREAMS = ("/api/v1/events", "/api/v1/executions/{id}/stream")
 """They have no end; test_stream.py has them."""
