@@ -107,9 +107,9 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     "failure ends nobody": ("dependents", "_cancel", BLOCKED, "AND 0"),
     "a cancel misses what is held": ("cancel", "_end", "'queued', 'needs_human'", "'queued'"),
     "an ended execution is cancelled": ("cancel", "_end", "'needs_human')", "'needs_human', 'completed', 'failed')"),
-    "a dead node is left alone": ("nodes", "_lost", "OR node IN (", "OR node || 'x' IN ("),
-    "leases last for ever": ("nodes", "_lost", "lease_until < :now", "lease_until < 0"),
-    "a living lease is taken": ("nodes", "_lost", "lease_until < :now", "lease_until < :now + 3000"),
+    "a dead node is left alone": ("nodes", "lost", "OR node IN (", "OR node || 'x' IN ("),
+    "leases last for ever": ("nodes", "lost", "lease_until < :now", "lease_until < 0"),
+    "a living lease is taken": ("nodes", "lost", "lease_until < :now", "lease_until < :now + 3000"),
     "orphans of direct runs stay": ("nodes", "_orphans", "n.lease_until >= :now", "1"),
 }
 
