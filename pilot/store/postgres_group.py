@@ -154,7 +154,7 @@ class Transaction:
             wire.send(_DISCARD)
         wire.send(_BEGIN)
         wire.send(self._lock)
-        ((now, schema),) = wire.rows(_LOOK, PATIENCE + SILENCE)
+        (((now, schema),),) = wire.all_rows([_LOOK], PATIENCE + SILENCE)
         if schema is not None and schema > self._known:  # who slept through an upgrade writes nothing
             raise Outdated(self._place.name, schema, self._known)
         self.measure(now)

@@ -98,7 +98,7 @@ def _migrate(wire: Wire, place: Place, schema: int, clock: Callable[[], int] | N
     wire.send(Statement("BEGIN"))
     wire.send(Statement(f"SET LOCAL lock_timeout = '{WAIT}s'"))
     wire.send(Statement(f"SET LOCAL statement_timeout = '{WAIT * 10}s'"))
-    wire.rows(lock(schema), WAIT + SILENCE)
+    wire.all_rows([lock(schema)], WAIT + SILENCE)
     ((now,),) = wire.rows(NOW) if clock is None else [(clock(),)]
     version = look(wire, place, schema)  # again, now that nobody else can be at it
     if 0 < version < newest("postgres"):

@@ -31,7 +31,7 @@ IDLE = 2_000
 
 # The plans that the statements were written for: as on SQLite, by index and row by row. What the planner knows of a
 # table that was empty a minute ago is nothing, and a plan is kept for as long as the connection.
-_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan")
+_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "enable_material")
 _LIMITED: dict[str, object] = {
     **dict.fromkeys(_PLANS, "off"), "plan_cache_mode": "force_generic_plan", "random_page_cost": 1.1,
     "statement_timeout": LONGEST, "idle_in_transaction_session_timeout": IDLE,
@@ -173,9 +173,9 @@ class Wire:
                 raise Lost("", self._place.said(str(error))) from None
             self._sent.append((key, False))
 
-    def rows(self, statement: Statement | None = None, seconds: float | None = None) -> Rows:
+    def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
-        found = self.all_rows([] if statement is None else [statement], seconds)
+        found = self.all_rows([] if statement is None else [statement])
         return found[-1] if found else []
 
     def all_rows(self, statements: Sequence[Statement], seconds: float | None = None) -> list[Rows]:
