@@ -78,12 +78,12 @@ def _bytes(ask: Any) -> int:
 
 
 def statements(pilot: Entrant, jobs: int, workers: int) -> dict[str, Any]:
-    """Of a drain by so many nodes, per execution, and how often a node looked for work and a claim was tried."""
+    """Of a drain by so many nodes that share 100 slots, per execution; how often they looked for work, and committed."""
     with pilot.database() as url:
         pilot.call("enqueue", url, count=jobs, limit=60)
         pilot.settle(url)
         since = pilot.server.record(url.rpartition("/")[2])
-        drained = pilot.drain(url, jobs, 60, workers)
+        drained = pilot.drain(url, jobs, 60, workers, slots=100 // workers)
         made = pilot.server.statements(since)
     looks = sum(text.startswith("WITH RECURSIVE walk") for text in made)
     return {
