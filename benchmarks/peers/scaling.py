@@ -78,7 +78,7 @@ def _bytes(ask: Any) -> int:
 
 
 def statements(pilot: Entrant, jobs: int, workers: int) -> dict[str, Any]:
-    """Of a drain by so many nodes that share 100 slots, per execution; how often they looked for work, and committed."""
+    """Of a drain by so many nodes that share 100 slots, per execution; how often they looked and committed."""
     with pilot.database() as url:
         pilot.call("enqueue", url, count=jobs, limit=60)
         pilot.settle(url)
