@@ -33,7 +33,7 @@ class Dependents:
             FROM (SELECT x.execution_id, count(*) AS n, max(CASE WHEN q.head_sha IS NOT NULL THEN q.place END) AS place
                   FROM dependencies x JOIN executions q ON q.id = x.depends_on
                   WHERE x.depends_on IN {ids_of(dialect)} GROUP BY x.execution_id) AS d
-            WHERE executions.id = d.execution_id AND executions.status = 'blocked'
+            WHERE executions.id = d.execution_id AND executions.status || '' = 'blocked'
             RETURNING executions.id, executions.project_id, executions.status,
               executions.instant = 1 OR executions.dedupe IS NOT NULL"""
         self._children = f"""
@@ -43,7 +43,7 @@ class Dependents:
             UPDATE executions SET status = 'cancelled', reason = c.reason, because = c.because, finished_at = :now,
               due = 0
             FROM {_CANCELLED.of(dialect, "c")}
-            WHERE executions.id = c.id AND executions.status = 'blocked'
+            WHERE executions.id = c.id AND executions.status || '' = 'blocked'
             RETURNING executions.id, executions.project_id, executions.has_dependents, executions.reason"""
 
     def follow(self, ended: Mapping[int, Status], now: int) -> Generator[Step, Rows, None]:

@@ -149,7 +149,7 @@ class Transaction:
         return self._wire
 
     def _begin(self, wire: Wire) -> int:
-        if self._stale:
+        if wire.outgrown() or self._stale:
             self._stale = False
             wire.send(_DISCARD)
         wire.send(_BEGIN)

@@ -110,6 +110,7 @@ class Wire:
         self._known: dict[_Key, bytes] = {}
         self._numbers = count()
         self.tag = b""
+        self._bytes, self._planned = 0, 1 << 16
         self._sent: list[tuple[_Key, bool]] = []
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
@@ -156,11 +157,19 @@ class Wire:
         if found.status not in _DONE:
             raise self._failure(found)
 
+    def outgrown(self) -> bool:
+        """Whether four times as much was said to it as when this was last so: its plans are for smaller tables."""
+        if self._bytes < self._planned:
+            return False
+        self._planned = 4 * self._bytes
+        return True
+
     def send(self, statement: Statement) -> None:
         """Queue it."""
         text, names = translated(statement.sql)
         for params in (statement.params,) if statement.many is None else statement.many:
             values, types, formats = bound(text, names, params)
+            self._bytes += sum(map(len, filter(None, values)))
             key = (text, tuple(types))
             try:
                 name = self._known.get(key)

@@ -56,7 +56,7 @@ def steps(store: Store) -> Mapping[str, Any]:
 
 
 FIFO = "ORDER BY e.priority, e.id LIMIT 1"
-BLOCKED = "AND executions.status = 'blocked'"
+BLOCKED = "AND executions.status || '' = 'blocked'"
 IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     "the last comes first": ("claim", "_heads", FIFO, "ORDER BY e.priority, e.id DESC LIMIT 1"),
     "priority is ignored": ("claim", "_heads", FIFO, "ORDER BY e.id LIMIT 1"),
@@ -75,7 +75,7 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
         "OR 0 AND EXISTS (SELECT 1 FROM (SELECT key",
     ),
     "the last stands in first": ("claim", "_heads", "ORDER BY f.n LIMIT 1", "ORDER BY f.n DESC LIMIT 1"),
-    "what is left to others is taken": ("claim", "_heads", "e.external = 0 OR", "1 OR"),
+    "what is left to others is taken": ("claim", "_heads", " AND e.external = 0", ""),
     "the chain is forgotten": ("claim", "_reroute", "fallback = t.fallback", "fallback = executions.fallback"),
     "a day is never over": ("claim", "_heads", "s.day = :day", "s.day = (SELECT min(day) FROM spending)"),
     "nothing is set aside": ("spending", "_book", "spending.reserved + b.reserved", "spending.reserved"),
@@ -93,7 +93,7 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     ),
     "a claim is not an attempt": ("claim", "_take", "attempt = attempt + 1", "attempt = max(attempt, 1)"),
     "a finished run counts on": ("finish", "_free", "running - r.n", "running"),
-    "an ended execution ends again": ("finish", "_end", "AND executions.status = 'running'", ""),
+    "an ended execution ends again": ("finish", "_end", "AND executions.status || '' = 'running'", ""),
     "a lost node counts as a failure": ("finish", "_end", "failures + f.counted", "failures + f.counted + f.lost"),
     "losses add up": ("finish", "_end", "losses + 1 ELSE 0", "losses + 1 ELSE losses"),
     "a requeue forgets its time": (
