@@ -570,7 +570,7 @@ class Queueing(RuleBasedStateMachine):
 
 def maker(artifacts: str | None) -> int | None:
     """The execution that an execution's first artifact is of."""
-    found: int | None = json.loads(artifacts)[0]["execution"] if artifacts else None
+    found: int | None = json.loads(artifacts)[0].get("execution") if artifacts else None
     return found
 
 
