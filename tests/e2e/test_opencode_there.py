@@ -42,13 +42,13 @@ class Model(ModelServer):
 
 
 class Place:
-    """The server, its model, and a new workspace."""
+    """The server, its model, and a workspace."""
 
     def __init__(self, server: Server, model: Model, folder: Path) -> None:
         self.server = server
         self.model = model
         self.workspace = folder
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.seen = Seen()
         self.task = f"task {uuid.uuid4().hex}"
 
@@ -107,9 +107,18 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, M
 @pytest.fixture
 def place(shared: tuple[Server, Model], tmp_path: Path) -> Iterator[Place]:
     server, model = shared
-    place = Place(server, model, tmp_path / "workspace")
+    yield from _left_alone(Place(server, model, tmp_path / "workspace"))
+
+
+@pytest.fixture
+def same_place(shared: tuple[Server, Model], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """One workspace for all that ask for this: the program takes a second or two to get to know one."""
+    yield from _left_alone(Place(*shared, tmp_path_factory.getbasetemp() / "same-workspace"))
+
+
+def _left_alone(place: Place) -> Iterator[Place]:
     yield place
-    assert server.alive, "it is somebody else's"
+    assert place.server.alive, "it is somebody else's"
     assert asyncio.run(place.busy()) == {}
 
 
@@ -153,12 +162,12 @@ MORE_OUTCOMES: list[tuple[str, Turn, FailureClass, str]] = [
         *(pytest.param(*case, id=name, marks=variants) for name, *case in MORE_OUTCOMES),
     ],
 )
-async def test_what_goes_wrong_is_told_apart(place: Place, turn: Turn, failure: FailureClass, words: str) -> None:
-    end = await place.run({**turn, "times": 99})
+async def test_what_goes_wrong_is_told_apart(same_place: Place, turn: Turn, failure: FailureClass, words: str) -> None:
+    end = await same_place.run({**turn, "times": 99})
 
     assert (end.ending, end.failure) == (Ending.FAILED, failure), end
     assert words in end.detail
-    assert [end.session_id] == place.seen.sessions
+    assert [end.session_id] == same_place.seen.sessions
     assert end.retry_at is None
 
 
@@ -167,24 +176,24 @@ async def test_what_goes_wrong_is_told_apart(place: Place, turn: Turn, failure: 
     [("slow down", FailureClass.RATE_LIMIT), ("insufficient_quota: check your plan", FailureClass.QUOTA)],
 )
 async def test_a_far_reset_ends_the_run_at_once_and_says_when(
-    place: Place, message: str, failure: FailureClass
+    same_place: Place, message: str, failure: FailureClass
 ) -> None:
     began = time.time()
-    end = await place.run(status(429, message, headers={"retry-after": "3600"}, times=99))
+    end = await same_place.run(status(429, message, headers={"retry-after": "3600"}, times=99))
 
     assert end.failure is failure, end
     assert end.retry_at is not None
     assert 3500 < end.retry_at / 1000 - began < 3700
-    assert len(place.asked()) == 1
-    assert message in place.said(OutputKind.PILOT)
+    assert len(same_place.asked()) == 1
+    assert message in same_place.said(OutputKind.PILOT)
 
 
 _MORE_BREAKS = [pytest.param(turn, marks=variants) for turn in ({"cut": "reset"}, status(500))]
 
 
 @pytest.mark.parametrize("turn", [{"cut": True}, {"sse_error": "overloaded_error"}, *_MORE_BREAKS])
-async def test_what_breaks_once_is_mended(place: Place, turn: Turn) -> None:
-    end = await place.run(turn, text("Whole."))
+async def test_what_breaks_once_is_mended(same_place: Place, turn: Turn) -> None:
+    end = await same_place.run(turn, text("Whole."))
     assert (end.ending, end.text) == (Ending.DONE, "Whole."), end
 
 
