@@ -28,6 +28,8 @@ from pilot.domain.task import Project, Task
 log = structlog.get_logger()
 REST = 0.005
 """Seconds before the next look at the queue, when one has found nothing."""
+FULL = 0.05
+"""Seconds between two looks of a node whose projects wait for a turn."""
 SWEEP = 30.0
 """Seconds after which every project with work is looked at, whatever signals came or were lost."""
 
@@ -277,10 +279,11 @@ class Dispatcher:
                 async with asyncio.timeout(self._pause(due)):
                     await self._signal.wait()
             await self._courtesy.wait()
+            await asyncio.sleep(FULL if self._turns.contended else 0)  # it has more than it can run already
             self._signal.clear()
             tokens, self._tokens = self._tokens, set()
             ready: list[int] = []
-            # A project is looked at when it has something for this node; when that can't be told, when it was named.
+            # Looked at is what has something for this node; when that can't be told, what was named.
             told = [int(token) for token in tokens if token.isdecimal()]
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
@@ -295,8 +298,7 @@ class Dispatcher:
                 log.error("watch.failed", error=str(error))
                 swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
-            # In the order in which they have waited: it is the order in which they get their turns.
-            for id in dict.fromkeys([*ready, *told]):
+            for id in dict.fromkeys([*ready, *told]):  # as they have waited, they get their turns
                 self._wake(id, seen=id not in told)
             if not ready:  # whoever writes a lot that is none of this node's is not looked at each time
                 await asyncio.sleep(REST)
