@@ -114,12 +114,16 @@ _STALE = "cached plan must not change result type"
 
 def blames_item(error: Exception) -> bool:
     """Whether the statement's own values are at fault, and not the server, the lock or the disk."""
-    return not isinstance(error, Failed) or (not isinstance(error, Lost) and error.code.startswith(_OF_ITEM))
+    if not isinstance(error, Failed):
+        return True
+    return not isinstance(error, Lost) and error.code.startswith(_OF_ITEM) and error.code not in UNTYPED
 
 
 def passes(error: Failed) -> bool:
     """Whether the same may succeed in a moment, on a new connection."""
-    return error.code in _AGAIN or (isinstance(error, Lost) and not error.code) or _STALE in str(error)
+    if error.code in _AGAIN or error.code in UNTYPED:
+        return True
+    return (isinstance(error, Lost) and not error.code) or _STALE in str(error)
 
 
 def translate(error: Failed, place: str) -> PilotError:
