@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PEERS := .venv-peers
 LOCK := requirements.lock
+POSTGRES15 := /usr/lib/postgresql/15/bin
 # most tests wait for programs; so more than there are processors
 WORKERS := 4
 NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-lock.json)
@@ -12,7 +13,7 @@ NPM := $(foreach set,e2e adapters emulate,tests/$(set)/node_modules/.package-loc
 # where it is set, each of the programs that tests start by the hundred would compile all of its modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup bubblewrap demo check format test variants mutants soak bench bench-peers lock schema clean
+.PHONY: help setup bubblewrap demo check format test variants mutants postgres15 soak bench bench-peers lock schema clean
 
 help: ## show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +62,12 @@ variants: setup bubblewrap $(NPM) ## what `make test` tries once, in every way a
 
 mutants: setup ## plant bugs into the store, one after the other, and see its tests find each
 	$(BIN)/python -m pytest -n $(WORKERS) -m mutants tests/store
+
+postgres15: setup ## the store's tests on PostgreSQL 15 (the package of that name), where `make test` takes 18
+	@[ -x $(POSTGRES15)/postgres ] || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	  { apt-get install -y -qq postgresql-15 || { apt-get update -qq && apt-get install -y -qq postgresql-15; }; }; } || \
+	  { echo "install the package postgresql-15, or name its programs: make postgres15 POSTGRES15=/its/bin" >&2; exit 1; }
+	POSTGRES_BIN=$(POSTGRES15) $(BIN)/python -m pytest -n $(WORKERS) -k postgres tests/store
 
 soak: setup ## nodes on PostgreSQL under random faults, with an account of it (SECONDS=600, SEED=)
 	$(BIN)/python -m tests.faults.soak $(or $(SECONDS),600) $(SEED)
