@@ -91,4 +91,3 @@ async def eventually(condition: Any, what: str = "") -> None:
     while not await condition():
         assert loop.time() < end, f"never came true: {what}"
         await asyncio.sleep(0.01)
-
