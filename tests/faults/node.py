@@ -124,6 +124,7 @@ class Agents:
         journal, store = self.store.journal, self.diary
         order = json.loads(execution.body)
         pause = order["hold"] if execution.attempt == 1 and order["hold"] else order["pause"]
+        await insist(lambda: journal.note(execution, phase="begin"), store)  # as pilot's own, before its agent starts
         self.diary.write("began", **facts)
         try:
             for n in range(order["steps"]):
@@ -192,8 +193,8 @@ class Producer:
         dice = self.dice
         fails = dice.choice([0, 0, 0, 0, 0, 1, 2, 9])
         body = orders(
-            steps=dice.choice([0, 1, 2]), pause=dice.choice([0.0, 0.005, 0.05]), fails=fails,
-            end=dice.choice(["done"] * 9 + ["asks"]),
+            steps=dice.choice([0, 1, 2]), pause=dice.choices([0.0, 0.005, 0.05, 2.0], [12, 12, 12, 1])[0], fails=fails,
+            quiet=dice.random() < 0.5, end=dice.choice(["done"] * 9 + ["asks"]),
         )  # fmt: skip
         ticket = {"source": "x"} if dice.random() < 0.3 else None
         return Task(

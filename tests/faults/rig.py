@@ -29,18 +29,23 @@ ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 60.0
 """Seconds until something that never came true fails its test; generous, for a loaded machine."""
 
+MOMENT = 1_000_000_000
+"""ns that a node which stood still may need to see what has happened."""
 _ENDS = tuple(f"execution.{word}" for word in ("requeued", "asked", "completed", "failed", "cancelled"))
 
 
 @dataclass
 class Member:
-    """One node's process. `gone`: when (monotonic ns) it was killed; `still`: from when on it was stopped."""
+    """One node's process. `gone`: when (monotonic ns) it was killed; `still`: from when on it was stopped, `again`:
+    from when on it went on.
+    """
 
     settings: Settings
     process: subprocess.Popen[bytes]
     log: Path
     gone: int | None = None
     still: list[int] = field(default_factory=list)
+    again: list[int] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -61,6 +66,7 @@ class Member:
         self.send(signal.SIGSTOP)
 
     def go_on(self) -> None:
+        self.again.append(time.monotonic_ns())
         self.send(signal.SIGCONT)
 
 
@@ -289,6 +295,8 @@ class Rig:
                 member = members[span[2][0]]
                 ends = [span[1], member.gone, *(at for at in member.still if at > span[0])]
                 span[1] = min((end for end in ends if end is not None), default=time.monotonic_ns())
+                if any(0 <= span[0] - at < MOMENT for at in member.again):
+                    span[1] = span[0]  # it stood still on the way to it, and sees at its next word that it is late
             for one, other in pairwise(found):
                 if other[0] < one[1]:
                     yield f"{one[2]} and {other[2]} in slot {lane} at once, for {(one[1] - other[0]) / 1e6:.1f} ms"
@@ -296,6 +304,8 @@ class Rig:
     def _outside(self) -> Iterator[str]:
         delivered = [entry["key"] for entry in self.diary("delivered")]
         yield from (f"{key} was delivered twice" for key in set(delivered) if delivered.count(key) > 1)
+        turns = [entry["turn"] for entry in self.diary("duty")]
+        yield from (f"turn {turn} of the duty was taken by two" for turn in set(turns) if turns.count(turn) > 1)
         last: dict[str, int] = {}
         for entry in self.diary("delivered"):
             if entry["effect"] < last.get(entry["lane"], 0):

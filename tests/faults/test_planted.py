@@ -120,13 +120,16 @@ async def test_what_agents_and_the_outside_see_is_judged(tmp_path: Path) -> None
             tmp_path, "a", began | {"fence": 1}, stopped | {"fence": 1, "at": 10},
             effect | {"key": "k2", "effect": 2}, effect | {"key": "k1", "effect": 1},
             {"what": "ended", "id": 1, "fence": 1}, {"what": "queued", "key": "k", "id": 9},
+            {"what": "duty", "turn": 7},
         )  # fmt: skip
         write(
             tmp_path, "b", began | {"fence": 2, "at": 9}, stopped | {"fence": 2, "at": 20},
             effect | {"key": "k1", "effect": 1, "at": 30}, {"what": "queued", "key": "k", "id": 8},
+            {"what": "duty", "turn": 7},
         )  # fmt: skip
         story, found = await rig.findings()
         for words in ("in slot (1, 0) at once", "k1 was delivered twice", "came after 2 in lane l", "k is {8, 9}",
+                      "turn 7 of the duty",
                       "was acknowledged as 9, and is None", "the end of 1 under fence 1 was acknowledged"):  # fmt: skip
             assert any(words in line for line in found), (words, found)
         rig.members[0].still = [8]  # it stood still from then on
