@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import Figure
-from pilot.app.context import Context, limits_of, new_node, open_context
+from pilot.app.context import Context, limits_of, open_context
+from pilot.app.node import new_node
 from pilot.config.load import load
 from pilot.dispatch.dispatcher import Dispatcher
 from pilot.dispatch.intake import TaskRequest
