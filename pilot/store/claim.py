@@ -170,8 +170,8 @@ def _heads(dialect: Dialect) -> str:
           coalesce({account}, ''), {standing("g.backend", account, closed=False)},
           g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
           g.place, g.home
-        FROM (SELECT h.*, e.place AS home, e.backend AS was, e.fallback AS fallback, e.cost_usd AS cost_usd,
-            e.forgiven_usd AS forgiven_usd, {first_open} AS backend
+        FROM (SELECT h.*, CASE WHEN e.external = 0 THEN e.place END AS home, e.backend AS was,
+            e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
           FROM ({found}) h JOIN executions e ON e.id = h.id
             AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
               AND NOT {elsewhere("h.place", "e")}))) g"""

@@ -17,9 +17,12 @@ BACK = 2 * 60 * 1000
 
 
 def elsewhere(place: str, row: str) -> str:
-    """Whether execution `row` is to go on at another place than this one. `:now` is UTC ms."""
+    """Whether execution `row` is to go on at another place than this one. `:now` is UTC ms.
+
+    What is left to workers is not: no node of that place would ever take it.
+    """
     return f"""
-        ({row}.place IS NOT NULL AND {row}.place <> {place} AND (
+        ({row}.external = 0 AND {row}.place IS NOT NULL AND {row}.place <> {place} AND (
           EXISTS (SELECT 1 FROM nodes k WHERE k.place = {row}.place AND k.place <> '' AND k.kind = 'serve'
             AND k.lease_until >= :now AND (k.choosy = 0 OR EXISTS (SELECT 1 FROM node_projects s
               WHERE s.node_id = k.id AND s.project_id = {row}.project_id)))

@@ -187,3 +187,22 @@ async def test_what_is_to_be_published_is_pushed_from_the_place_whatever_its_hos
 
     assert await owed("b1") == []
     assert await owed("a2") == ["publish:1:1"]
+
+
+@pytest.mark.parametrize("plan", [True, False])
+async def test_what_is_left_to_workers_has_no_place_to_wait_for(store: Bed, plan: bool) -> None:
+    """Neither as a step of a plan of which another was done at one, nor as what starts from another's branch."""
+    api = await store.project()
+    await up(store, "a1", "a", api)
+    first = await store.put(api)
+    second = await store.put(api, after=(first,), external=True)
+    if plan:
+        await store.sql("UPDATE executions SET plan = 'ship', plan_run = 1")
+    execution = await store.take(api, "a1")
+    await store.queue.finish(done(execution, head_sha="1" * 40, branch="pilot/T-1"))
+
+    (claim,) = await store.store.work.claim("w")
+
+    assert (claim.execution.id, claim.execution.place) == (second, None)
+    ((data,),) = await store.rows("SELECT data FROM events WHERE type = 'execution.started' ORDER BY id DESC LIMIT 1")
+    assert "anew" not in data
