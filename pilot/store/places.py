@@ -22,7 +22,7 @@ def elsewhere(place: str, row: str) -> str:
     What is left to workers is not: no node of that place would ever take it.
     """
     return f"""
-        ({row}.external = 0 AND {row}.place IS NOT NULL AND {row}.place <> {place} AND (
+        ({row}.external <> 1 AND {row}.place IS NOT NULL AND {row}.place <> {place} AND (
           EXISTS (SELECT 1 FROM nodes k WHERE k.place = {row}.place AND k.place <> '' AND k.kind = 'serve'
             AND k.lease_until >= :now AND (k.choosy = 0 OR EXISTS (SELECT 1 FROM node_projects s
               WHERE s.node_id = k.id AND s.project_id = {row}.project_id)))
