@@ -66,7 +66,7 @@ def copy(session: Session, target: str, fresh: bool, json: bool) -> None:
     if json:
         session.ui.document(_document(copied, seconds))
     else:
-        _say(session.ui, copied, seconds)
+        _say(session.ui, copied, seconds, url)
 
 
 def _target(text: str, state_dir: Path) -> str:
@@ -114,7 +114,7 @@ def _document(copied: Copied, seconds: float) -> dict[str, Any]:
     }
 
 
-def _say(ui: Ui, copied: Copied, seconds: float) -> None:
+def _say(ui: Ui, copied: Copied, seconds: float, url: str) -> None:
     ui.table(
         ("table", "rows", "sha256"),
         [(name, f"{t.rows:,}", t.digest.hex()[:16]) for name, t in copied.tallies.items() if t.rows],
@@ -126,8 +126,10 @@ def _say(ui: Ui, copied: Copied, seconds: float) -> None:
         ui.line(f"{copied.target} is a whole copy of {copied.source} already: {tables}, compared just now")
     else:
         ui.line(f"copied {tables} from {copied.source} to {copied.target} in {seconds:.1f} s; read again, all the same")
+    # what can be put there as it is; a password or parameters of a server are not shown
+    place = url if url.startswith("sqlite:") else f"the URL given here ({copied.target})"
     ui.note(
-        f"Now set `store:` in the pilot.yaml of every node to {copied.target}, then start pilot. "
+        f"Now set `store:` in the pilot.yaml of every node to {place}, then start pilot. "
         f"Never start one on {copied.source} again: it is as it was, and would do everything a second time. "
         "Keep it as a backup."
     )

@@ -65,11 +65,12 @@ def is_postgres(url: str) -> bool:
 
 def sqlite_path(url: str) -> Path:
     """The file of a `sqlite:////path` URL. Raises `UsageError` for others."""
-    if is_postgres(url):  # not with the URL: it may have a password in it
+    # errors are without the URL: it may have a password in it
+    if is_postgres(url):
         raise UsageError("the store is on PostgreSQL: this is for a SQLite file only")
     parts = urlsplit(url)
     if parts.scheme != "sqlite" or not parts.path:
-        raise UsageError(f"store {url!r}: expected sqlite:////path/pilot.db, or postgresql://user@host/db")
+        raise UsageError("store: expected sqlite:////path/pilot.db, or postgresql://user@host/db")
     return Path(unquote(parts.path.removeprefix("/")))
 
 

@@ -59,7 +59,10 @@ class Place:
     def __init__(self, url: str) -> None:
         try:
             given = conninfo_to_dict(url)
-            if not all(port.isdecimal() for port in str(given.get("port") or "1").split(",") if port):
+            ports = str(given.get("port") or "1").split(",")
+            if not all(port.isdecimal() for port in ports if port) or any(
+                "@" in str(given.get(word) or "") for word in ("host", "dbname")
+            ):
                 raise psycopg.ProgrammingError  # what stands there may be meant as a password
         except psycopg.Error:
             # not with what libpq says: it quotes what it did not understand, which may be part of a password

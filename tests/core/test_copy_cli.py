@@ -68,7 +68,7 @@ def test_a_copy_says_what_it_did_and_what_to_do_now(pilot: Pilot, state: Path, t
     *tables, last = out.splitlines()
     assert last.startswith(f"copied {rows:,} rows of {len(copied) - 1} tables from {state}/pilot.db to {tmp_path}/new/")
     assert f"events\t{len(copied['events'])}\t" in "\n".join(tables)
-    assert f"Now set `store:` in the pilot.yaml of every node to {tmp_path}/new/copy.db" in err
+    assert f"Now set `store:` in the pilot.yaml of every node to sqlite:///{tmp_path}/new/copy.db, then" in err
     assert f"Never start one on {state}/pilot.db again" in err
     assert (tmp_path / "new/copy.db").stat().st_mode & 0o777 == 0o600
 
@@ -119,6 +119,7 @@ def test_while_a_pilot_works_with_it_nothing_is_begun(pilot: Pilot, state: Path,
         (("--to", "postgres://root:s3cret@host/db"), 2, "write postgresql:// for postgres://"),
         (("--to", "postgresql://me:s3cret@127.0.0.1:1/db?connect_timeout=1"), 75, "postgresql://me@127.0.0.1:1/db"),
         (("--to", "postgresql://me:s3cret%zz@127.0.0.1:1/db"), 2, "no postgresql:// URL"),
+        (("--to", "postgresql://me:12/s3cret@127.0.0.1:1/db"), 2, "no postgresql:// URL"),
         (("--to", "sqlite"), 2, "one and the same store"),
         (("--to", "sqlite:///notes.txt"), 2, "left as it is"),
         (("--to", "sqlite:////proc/copy.db"), 1, "can't make /proc/copy.db"),

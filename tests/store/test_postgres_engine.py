@@ -232,7 +232,15 @@ async def test_a_database_that_is_not_there_and_a_server_that_is_not(postgres: C
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://u:se%zzkret@h/db", "postgresql://u@h:sekret/db", "postgresql://u@h/db?sekret=1"]
+    "url",
+    [
+        "postgresql://u:se%zzkret@h/db",
+        "postgresql://u@h:sekret/db",
+        "postgresql://u@h/db?sekret=1",
+        "postgresql://u:se@kret@h/db",  # for libpq the host is kret@h
+        "postgresql://u:5/sekret@h/db",  # and here the database is sekret@h/db
+        "postgresqll://u:sekret@h/db",
+    ],
 )
 async def test_a_url_that_is_none_is_not_repeated(url: str) -> None:
     with pytest.raises((UsageError, StoreError)) as found:
