@@ -1,12 +1,12 @@
-"""What waits together: items of each operation, with the futures of who asked."""
+"""What waits together: items of each operation, with the futures of who asked. One group at a time is written."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from pilot.store.database import Operation
+from pilot.store.database import Item, Operation, Result
 
 Group = dict[Operation[Any, Any], list[tuple[Any, asyncio.Future[Any]]]]
 Work = Sequence[tuple[Operation[Any, Any], list[Any]]]
@@ -17,8 +17,44 @@ statements of a group, not the items in them.
 """
 
 
-def size(group: Mapping[Any, Sequence[Any]]) -> int:
-    """How many wait."""
+class Groups:
+    """Has all that waits at the moment written together: by `commit`, which answers or refuses a group."""
+
+    def __init__(self, commit: Callable[[Group], Awaitable[None]]) -> None:
+        self._commit = commit
+        self._pending: Group = {}
+        self._draining: asyncio.Task[None] | None = None
+
+    async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
+        """See `Database.write`."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._pending.setdefault(operation, []).append((item, future))
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+        return await future
+
+    async def settled(self) -> None:
+        """Until nothing waits."""
+        while self._draining is not None:
+            await asyncio.wait([self._draining])
+
+    async def _drain(self) -> None:
+        try:
+            while self._pending:
+                group, self._pending = self._pending, {}
+                try:
+                    await self._commit(group)
+                except Exception as error:  # noqa: BLE001  whatever it is: nobody waits for an answer for ever
+                    refuse(group, error)
+                # The callers just answered come back with their next request before the next group closes.
+                await asyncio.sleep(0)
+                if _size(group) >= CROWD and _size(self._pending) < _size(group):
+                    await asyncio.sleep(GATHER)  # those of them who are at the end of a socket, too
+        finally:
+            self._draining = None
+
+
+def _size(group: Mapping[Any, Sequence[Any]]) -> int:
     return sum(map(len, group.values()))
 
 

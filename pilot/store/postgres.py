@@ -16,7 +16,7 @@ from typing import Any
 
 from pilot.domain.errors import PilotError
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
-from pilot.store.group import CROWD, GATHER, Group, answer, refuse, size
+from pilot.store.group import Group, Groups, answer, refuse
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
 from pilot.store.postgres_group import NOW, Transaction
 from pilot.store.postgres_migrate import prepare
@@ -45,8 +45,7 @@ class PostgresDatabase:
         self.dialect: Dialect = PostgresDialect()
         self._transaction = transaction
         self.clock: Callable[[], int] = clock or transaction.clock
-        self._pending: Group = {}
-        self._draining: asyncio.Task[None] | None = None
+        self._waiting = Groups(self._commit)
         self._writing = ThreadPoolExecutor(1, "pilot-writer")
         self._reading = ThreadPoolExecutor(READERS, "pilot-reader")
         self._idle: deque[Wire] = deque()
@@ -57,11 +56,7 @@ class PostgresDatabase:
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """See `Database.write`."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(operation, []).append((item, future))
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-        return await future
+        return await self._waiting.write(operation, item)
 
     async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
         """See `Database.read`."""
@@ -85,8 +80,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         """See `Database.close`."""
-        while self._draining is not None:
-            await asyncio.wait([self._draining])
+        await self._waiting.settled()
         await self._signals.close()
         if self._tending is not None:
             await asyncio.wait([self._tending])
@@ -141,19 +135,6 @@ class PostgresDatabase:
                 self._idle.pop().close()
         except IndexError:
             pass
-
-    async def _drain(self) -> None:
-        try:
-            while self._pending:
-                group, self._pending = self._pending, {}
-                await self._commit(group)
-                # The callers just answered come back with their next request before the next group closes.
-                await asyncio.sleep(0)
-                if size(group) >= CROWD and size(self._pending) < size(group):
-                    await asyncio.sleep(GATHER)
-        finally:
-            # Whatever went wrong was of that group: who came meanwhile is not to wait for ever.
-            self._draining = asyncio.create_task(self._drain()) if self._pending else None
 
     async def _commit(self, group: Group) -> None:
         work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]

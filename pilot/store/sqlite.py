@@ -14,6 +14,7 @@ import aiosqlite
 
 from pilot.domain.errors import Outdated, StoreError, UsageError
 from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
+from pilot.store.group import Group, Groups, Work, answer, refuse
 from pilot.store.migrate import migrate, newest
 from pilot.store.signals import FifoSignals
 from pilot.store.sqlite_dialect import (
@@ -38,12 +39,6 @@ class _Connection(aiosqlite.Connection):
         return result
 
 
-CROWD, GATHER = 3, 0.0015
-"""After a group of so many the next one waits for so many seconds, unless as many have come again: what costs is the
-statements of a group, not the items in them.
-"""
-
-
 class SqliteDatabase:
     """Implements `Database` on one file. Made by `open_sqlite`."""
 
@@ -53,8 +48,7 @@ class SqliteDatabase:
         self.dialect: Dialect = SqliteDialect()
         self._reader: _Connection | None = None
         self._writer: _Connection | None = None
-        self._pending: dict[Operation[Any, Any], list[tuple[Any, asyncio.Future[Any]]]] = {}
-        self._draining: asyncio.Task[None] | None = None
+        self._waiting = Groups(self._commit)
         self._opening = asyncio.Lock()
         self._signals = FifoSignals(Path(f"{path}.wake"))
         self._data_version = -1
@@ -62,11 +56,7 @@ class SqliteDatabase:
 
     async def write(self, operation: Operation[Item, Result], item: Item) -> Result:
         """See `Database.write`."""
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._pending.setdefault(operation, []).append((item, future))
-        if self._draining is None:
-            self._draining = asyncio.create_task(self._drain())
-        return await future
+        return await self._waiting.write(operation, item)
 
     async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
         """See `Database.read`."""
@@ -95,48 +85,24 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """See `Database.close`."""
-        while self._draining is not None:
-            await asyncio.wait([self._draining])
+        await self._waiting.settled()
         self._signals.close()
         for connection in (self._reader, self._writer):
             if connection is not None:
                 await connection.close()
         self._reader = self._writer = None
 
-    async def _drain(self) -> None:
-        try:
-            while self._pending:
-                group, self._pending = self._pending, {}
-                await self._commit(group)
-                # The callers just answered come back with their next request before the next group closes.
-                await asyncio.sleep(0)
-                if _size(group) >= CROWD and _size(self._pending) < _size(group):
-                    await asyncio.sleep(GATHER)  # those of them who are at the end of a socket, too
-        finally:
-            self._draining = None
-
-    async def _commit(self, group: dict[Operation[Any, Any], list[tuple[Any, asyncio.Future[Any]]]]) -> None:
+    async def _commit(self, group: Group) -> None:
         work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]
-        futures = [[future for _, future in waiting] for waiting in group.values()]
         try:
             if self._writer is None:
                 self._writer = await _connect(self.path, read_only=False)
             results, tokens = await self._writer.call(_commit_group, work, self._known)
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
-            answer = translate(error, self.path) if isinstance(error, sqlite3.Error) else error
-            for future in (f for waiting in futures for f in waiting):
-                if not future.done():
-                    future.set_exception(answer)
+            refuse(group, translate(error, self.path) if isinstance(error, sqlite3.Error) else error)
             await self._after_error(error)
             return
-        for waiting, answers in zip(futures, results, strict=True):
-            for future, answer in zip(waiting, answers, strict=True):
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
+        answer(group, results)
         if tokens:
             self._signals.send(tokens)
 
@@ -148,17 +114,11 @@ class SqliteDatabase:
                 await connection.close()
 
 
-def _size(group: Mapping[Any, Sequence[Any]]) -> int:
-    return sum(map(len, group.values()))
-
-
 def _select(connection: sqlite3.Connection, statements: Sequence[Statement]) -> list[Rows]:
     return [connection.execute(one.sql, one.params).fetchall() for one in statements]
 
 
-def _commit_group(
-    connection: sqlite3.Connection, work: Sequence[tuple[Operation[Any, Any], list[Any]]], known: int
-) -> tuple[list[Sequence[Any]], set[str]]:
+def _commit_group(connection: sqlite3.Connection, work: Work, known: int) -> tuple[list[Sequence[Any]], set[str]]:
     tokens: set[str] = set()
     results: list[Sequence[Any]] = []
     connection.execute("BEGIN IMMEDIATE")

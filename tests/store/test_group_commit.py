@@ -131,6 +131,25 @@ async def test_of_many_items_only_the_bad_ones_fail(store: Bed) -> None:
     assert owners == ["1:1", "1:2", "1:4", "1:5"]  # nothing of the group that failed, nothing of the bad ones
 
 
+async def test_an_operation_that_forgets_an_answer_leaves_nobody_waiting(store: Bed) -> None:
+    api = await store.project()
+
+    def forgetful(items: Sequence[int]) -> Generator[Step, Rows, list[int]]:
+        yield Statement("SELECT 1")
+        return list(items)[1:]
+
+    async def late() -> Enqueued:
+        await asyncio.sleep(0)  # while the group of the forgetful one is written
+        return await store.queue.enqueue(task(api, "late"))
+
+    async with asyncio.timeout(20):
+        found = await asyncio.gather(
+            *(store.database.write(forgetful, n) for n in range(3)), late(), return_exceptions=True
+        )
+
+    assert [type(one) for one in found] == [int, int, ValueError, Enqueued]
+
+
 async def test_a_value_that_can_not_be_bound_is_the_askers_own_problem(store: Bed) -> None:
     api = await store.project()
 
