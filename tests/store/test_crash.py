@@ -89,7 +89,7 @@ async def test_kill_9_at_any_moment_loses_nothing_acknowledged(url: str, engine:
     dice = random.Random(number)
     queued: set[str] = set()
     ended: set[str] = set()
-    for _ in range({"sqlite": 8, "postgres": 3}[engine]):
+    for _ in range({"sqlite": 8, "postgres": 2}[engine]):
         writer = Writer(url, "work")
         name = writer.next().removeprefix("ready ")
         for _ in range(dice.choice([1, 5, 50, 400]) + dice.randrange(50)):
@@ -119,7 +119,7 @@ async def test_kill_9_at_any_moment_loses_no_webhook_and_no_effect(url: str, eng
     print(f"to repeat the moments: number = {number}")
     dice = random.Random(number)
     said: dict[str, set[str]] = {word: set() for word in ("stored", "handled", "done", "opened", "delivered")}
-    for _ in range({"sqlite": 6, "postgres": 3}[engine]):
+    for _ in range({"sqlite": 6, "postgres": 2}[engine]):
         writer = Writer(url, "deliver")
         name = writer.next().removeprefix("ready ")
         for _ in range(dice.choice([1, 5, 50, 400]) + dice.randrange(50)):

@@ -12,8 +12,8 @@ from tests.store.machine import at
 from tests.store.walk import walk
 
 # The rules are the same text; what an engine makes of it takes fewer.
-SHORT = {"sqlite": 35, "postgres": 6}
-LONG = {"sqlite": 40, "postgres": 8}
+SHORT = {"sqlite": 35, "postgres": 4}
+LONG = {"sqlite": 40, "postgres": 4}
 PROFILE = settings(
     deadline=None,
     database=None,

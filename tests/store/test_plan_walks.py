@@ -20,7 +20,7 @@ OFTEN = {
     "cancel": 4, "answer": 2, "enqueue": 1, "nodes_die": 1, "tick": 1, "pause": 1, "resume": 2, "keep_house": 1,
     "tick_until_something_is_due": 3, "unpark": 2,
 }  # fmt: skip
-STEPS, WALKS = 60, {"sqlite": 20, "postgres": 4}
+STEPS, WALKS = 60, {"sqlite": 20, "postgres": 2}
 
 
 class Planning(Queueing):

@@ -428,7 +428,7 @@ async def test_four_times_the_steps_cost_four_times_the_work(store: Bed, engine:
     api = await store.project()
     dice = Random(1)
     cost: dict[int, float] = {}
-    few = {"sqlite": 750, "postgres": 400}[engine]
+    few = {"sqlite": 750, "postgres": 200}[engine]
     for count in (few, 4 * few):
         slug = f"p{count}"
         tasks = tuple(
