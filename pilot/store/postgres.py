@@ -88,15 +88,14 @@ class PostgresDatabase:
         await loop.run_in_executor(self._writing, self._transaction.close)
         self._writing.shutdown(wait=False)
         await asyncio.to_thread(self._reading.shutdown)
-        while self._idle:
-            self._idle.pop().close()
+        self._forget()
 
     def _read(self, statements: Sequence[Statement]) -> list[Rows]:
         deadline, pause = time.monotonic() + PATIENCE, 0.02
         while True:
             wire: Wire | None = None
             try:
-                wire = self._idle.pop() if self._idle else Wire(self.place, read_only=True)
+                wire = self._idle_one() or Wire(self.place, read_only=True)
                 rows = wire.again(statements)
             except Failed as error:
                 if wire is not None and (isinstance(error, Lost) or passes(error)):
@@ -130,11 +129,14 @@ class PostgresDatabase:
 
     def _forget(self) -> None:
         # What ended one connection has most likely ended all.
+        while (wire := self._idle_one()) is not None:
+            wire.close()
+
+    def _idle_one(self) -> Wire | None:
         try:
-            while True:
-                self._idle.pop().close()
-        except IndexError:
-            pass
+            return self._idle.pop()
+        except IndexError:  # another thread may have taken the last between a look and this
+            return None
 
     async def _commit(self, group: Group) -> None:
         work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]

@@ -32,8 +32,9 @@ _RELEASE = Statement("RELEASE operation")
 # Only where something was written: a look in vain costs the disk nothing.
 _MARK = """
     INSERT INTO writers (id, n, since) SELECT :id, :n, :now WHERE pg_current_xact_id_if_assigned() IS NOT NULL
-    ON CONFLICT (id) DO UPDATE SET n = excluded.n"""
-_STALE = 86_400_000  # ms
+    ON CONFLICT (id) DO UPDATE SET n = excluded.n, since = excluded.since"""
+_STALE = 86_400_000
+"""ms after its last group when a store that was never closed is forgotten: whoever may still ask is long done."""
 _WRITES = ("INSERT", "UPDATE", "DELETE")
 
 Results = tuple[list[Any], set[str]]
@@ -186,6 +187,9 @@ class Transaction:
                 self._begin(wire)
                 rows = wire.rows(Statement("SELECT n FROM writers WHERE id = :id", {"id": self.id}))
                 wire.drop()
+            except Outdated as error:
+                self._tidy(error)  # or it keeps the lock
+                raise
             except Failed as error:
                 self._tidy(error)
                 if time.monotonic() + pause > deadline:

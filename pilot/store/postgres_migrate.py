@@ -75,6 +75,11 @@ def schema_of(wire: Wire, place: Place) -> int:
 
 def look(wire: Wire, place: Place, schema: int) -> int:
     """The number of the schema, 0 for none. Raises `StoreRefused`; changes nothing."""
+    if wire.encoding != "UTF8":
+        raise StoreRefused(
+            f"{place.name} is a database in {wire.encoding}, which does not hold every text; it is left as it is. "
+            "Make one that does: `createdb -E UTF8 -T template0 -O USER NAME`"
+        )
     tables = {name for (name,) in wire.rows(Statement(_TABLES, {"schema": schema}))}
     if "pilot_schema" not in tables:
         if taken := sorted(tables & _OURS):
@@ -105,7 +110,7 @@ def _migrate(wire: Wire, place: Place, schema: int, clock: Callable[[], int] | N
         _in_nobodys_hands(wire, place, now)
     for number, name, script in migrations("postgres"):
         if number > version:
-            wire.script(script)
+            wire.script(script, WAIT * 10 + SILENCE)
             wire.send(Statement("INSERT INTO pilot_schema VALUES (:n, :name, :now)",
                                 {"n": number, "name": name, "now": now}))  # fmt: skip
     if not version:

@@ -118,9 +118,10 @@ class Wire:
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
+        self.encoding = (self._pg.parameter_status(b"server_encoding") or b"").decode()
         try:
-            self._set_up(read_only, patient)
             self._pg.nonblocking = 1
+            self._set_up(read_only, patient)
             self._pg.enter_pipeline_mode()
         except BaseException:
             self.close()
@@ -147,18 +148,26 @@ class Wire:
             pass
         self.rows(_ROLLBACK)
 
-    def script(self, sql: str) -> None:
+    def script(self, sql: str, seconds: float | None = None) -> None:
         """Several statements without parameters, nothing being queued."""
         if self._sent:
             self.rows()
         pipelined = self._pg.pipeline_status == pq.PipelineStatus.ON
         if pipelined:
             self._pg.exit_pipeline_mode()
-        found = self._pg.exec_(sql.encode())
+        deadline = time.monotonic() + (self._longest if seconds is None else seconds)
+        try:  # not with what waits for ever for a server that stands still
+            self._pg.send_query(sql.encode())
+            found: list[pq.abc.PGresult] = []
+            while (result := self._result(deadline)) is not None:
+                found.append(result)
+        except psycopg.Error as error:
+            raise Lost("", self._place.said(str(error))) from None
         if pipelined:
             self._pg.enter_pipeline_mode()
-        if found.status not in _DONE:
-            raise self._failure(found)
+        for result in found:
+            if result.status not in _DONE:
+                raise self._failure(result)
 
     def outgrown(self) -> bool:
         """Whether four times as much was said to it as when this was last so: its plans are for smaller tables."""

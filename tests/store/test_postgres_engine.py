@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -74,6 +75,68 @@ async def test_a_commit_without_an_answer_is_found_out(
         assert not enqueued.duplicate
         assert await bed.rows("SELECT count(*), max(id) FROM executions WHERE task_id = 'T'") == [(1, enqueued.id)]
         assert await bed.events(execution.id) == ["queued", "started", "completed"]
+
+
+async def test_the_mark_of_a_store_that_is_at_work_for_days_is_not_swept(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a commit without an answer would be done again, had anybody else begun to write meanwhile."""
+    rows = Wire.rows
+    async with open_store(postgres_url) as store:
+        await store.queue.register([("k", "p", "/p", 1)])
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("UPDATE writers SET since = since - 2 * 86400000")
+        await store.queue.register([("k", "p", "/q", 1)])
+        lost: list[Wire] = []
+
+        def losing(self: Wire, statement: Statement | None = None) -> Rows:
+            if statement is None or statement.sql != "COMMIT" or lost:
+                return rows(self, statement)
+            lost.append(self)
+            rows(self, statement)
+            self.close()
+            asyncio.run(another())
+            raise Lost("", "gone")
+
+        async def another() -> None:
+            async with open_store(postgres_url) as other:
+                await other.queue.register([("o", "o", "/o", 1)])
+
+        def once(items: Sequence[None]) -> Generator[Step, Rows, list[str]]:
+            yield Statement("UPDATE projects SET path = path || '!' WHERE key = 'k'")
+            ((path,),) = yield Statement("SELECT path FROM projects WHERE key = 'k'")
+            return [path] * len(items)
+
+        monkeypatch.setattr(Wire, "rows", losing)
+        await store.database.write(once, None)
+
+        assert lost
+        assert await store.database.read("SELECT path FROM projects WHERE key = 'k'") == [("/q!",)]
+
+
+def test_a_server_that_stands_still_while_a_connection_is_made_is_not_waited_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wires, "SILENCE", 0.3)
+    monkeypatch.setattr(wires, "LONGEST", 0)
+    monkeypatch.setattr(wires, "_LIMITED", {"statement_timeout": "0;SELECT pg_sleep(20)"})
+    began = time.monotonic()
+    with pytest.raises(Lost, match="does not answer"):
+        Wire(Place(postgres_url))
+    assert time.monotonic() - began < 10
+
+
+async def test_readers_that_want_the_last_idle_connection_at_once_each_have_one(postgres_url: str) -> None:
+    class Snatched(deque[Wire]):
+        def __len__(self) -> int:
+            return 1  # it was there a moment ago
+
+    async with open_store(postgres_url, clock=Clock()) as store:
+        database = engine(Bed(store, Clock()))
+        while database._idle:
+            database._idle.pop().close()
+        database._idle = Snatched()
+        assert await store.database.read("SELECT 1") == [(1,)]
 
 
 async def test_who_stands_still_in_a_transaction_holds_up_the_others_for_two_seconds(postgres_url: str) -> None:
@@ -181,6 +244,19 @@ async def test_tables_of_others_are_left_as_they_are(postgres: Cluster) -> None:
             pass
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone() == (1,)
+    postgres.drop(url)
+
+
+async def test_a_database_that_does_not_hold_every_text_is_refused(postgres: Cluster) -> None:
+    name = "in_latin1"
+    postgres.admin(f'DROP DATABASE IF EXISTS "{name}"')
+    postgres.admin(f"CREATE DATABASE {name} OWNER pilot ENCODING 'LATIN1' TEMPLATE template0 LOCALE 'C'")
+    url = postgres.url(name)
+    with pytest.raises(StoreRefused, match=r"in LATIN1, .*UTF8"):
+        async with open_store(url):
+            pass
+    with pytest.raises(StoreRefused, match="in LATIN1"):
+        quick_look(url)
     postgres.drop(url)
 
 
