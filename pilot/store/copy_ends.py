@@ -28,7 +28,7 @@ class CopyEnd(Protocol):
         """Keep everybody from writing; a source from here on. Raises `Busy` when somebody does not let go."""
         ...
 
-    def now(self) -> int:
+    def clock(self) -> int:
         """UTC ms, by the clock that its leases go by."""
         ...
 
@@ -98,7 +98,7 @@ def in_nobodys_hands(end: CopyEnd, alive: Callable[[Node], bool | None]) -> None
 
     A worker does not hold the store: who answers it does, and is a node itself.
     """
-    now = end.now()
+    now = end.clock()
     for node, until in end.nodes():
         if node.kind is NodeKind.WORKER:
             continue

@@ -82,8 +82,8 @@ class PostgresEnd:
             self._execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             self._execute("SELECT 1 FROM store")
 
-    def now(self) -> int:
-        """See `CopyEnd.now`."""
+    def clock(self) -> int:
+        """See `CopyEnd.clock`."""
         if self._clock is not None:
             return self._clock()
         with self._in_words():

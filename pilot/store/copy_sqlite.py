@@ -47,8 +47,8 @@ class SqliteEnd:
             self._open.execute("PRAGMA query_only = ON")
             inspect(self._open, self._path)
 
-    def now(self) -> int:
-        """See `CopyEnd.now`."""
+    def clock(self) -> int:
+        """See `CopyEnd.clock`."""
         return self._clock()
 
     def store(self) -> str:

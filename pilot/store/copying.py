@@ -70,7 +70,7 @@ class Copying:
         if mark is None and self.target.taken(self.tables) is not None:
             return self._already(store)
         resumed = mark is not None and self._goes_on(mark, store, fresh)
-        begun = mark if mark is not None and resumed else Mark(store, newest("sqlite"), self.source.now())
+        begun = mark if mark is not None and resumed else Mark(store, newest("sqlite"), self.source.clock())
         if not resumed:
             self.target.begin(self.tables, begun)
         for table in self.tables:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pilot.store import wall_clock
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.history import History
 from pilot.store.postgres_dialect import Failed, PostgresDialect, translate
@@ -29,9 +29,9 @@ class PostgresGlance:
         except Failed as error:
             wire.close()
             raise translate(error, place.name) from None
-        self.ahead = int(now) - time.time_ns() // 1_000_000
+        self.ahead = int(now) - wall_clock()
         """Milliseconds that the server's clock is ahead of this machine's."""
-        self.clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000 + self.ahead
+        self.clock: Callable[[], int] = lambda: wall_clock() + self.ahead
 
     async def read(self, sql: str, params: Mapping[str, Any] | None = None) -> Rows:
         """See `Database.read`."""

@@ -69,12 +69,10 @@ class Transaction:
         self._marked = False
         self._stale = False
         self._ahead = 0
-        """ms that the server's clock is ahead of this process's monotonic one; 0: not known."""
+        """ms that the server's clock is ahead of this process's monotonic one, once it is measured."""
 
     def clock(self) -> int:
         """The server's time, UTC ms, going on from what the last group was told."""
-        if not self._ahead:
-            return time.time_ns() // 1_000_000
         return time.monotonic_ns() // 1_000_000 + self._ahead
 
     def measure(self, now: int) -> None:

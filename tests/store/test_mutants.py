@@ -123,7 +123,7 @@ OF_PLANS: Mapping[str, tuple[str, str, str, str]] = {
     "a note is done for nobody": ("dependents", "_release", "executions.instant = 1 OR", "0 OR"),
     "nobody knows because of whom": ("dependents", "_cancel", "because = c.because", "because = NULL"),
     "a retry is of no run": ("plans", "_join", "plan_run = :run", "plan_run = NULL"),
-    "a step does not know that others wait": ("plans", "_join", "THEN 1 ELSE 0", "THEN 0 ELSE 0"),
+    "a step does not know that others wait": ("plans", "_join", "(SELECT 1 FROM", "(SELECT 0 FROM"),
     "a submission does not see the retries": ("plans", "_newest", "e.parent = chain.id", "e.parent = -chain.id"),
     "what is open is submitted again": ("plans", "_open", "e.status IN", "e.status = 'x' AND e.status IN"),
     "a retry of what completed gets the old": ("retry", "_unknow", "key = :key", "key = ''"),
