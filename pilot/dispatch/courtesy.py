@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable
 
 FIRST, LONGEST = 0.004, 0.064
-"""Seconds that a node waits after it came too late once, and at most; doubled each time, halved when it came in time.
+"""Seconds that a node waits after it came too late once, and at most, give or take a half; doubled each time, halved
+when it came in time.
 
 A claim in vain costs all nodes their turn at the one writer. Where one node has room for all that comes, the others
 soon only look; when it is full, they are there within the longest of these.

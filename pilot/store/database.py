@@ -1,8 +1,8 @@
 """What an engine does for the SQL above it, and the few fragments in which engines differ.
 
 An operation is a generator: it yields statements and is sent their rows, so that the same text serves an
-engine that runs it inside a thread (SQLite) and one that awaits each statement (PostgreSQL). An operation takes
-*all* items that wait at the moment: concurrent callers share its statements and one commit.
+engine that runs each as it comes (SQLite) and one that sends in one go all that gives no rows (PostgreSQL). An
+operation takes *all* items that wait at the moment: concurrent callers share its statements and one commit.
 """
 
 from __future__ import annotations
