@@ -1,4 +1,4 @@
-"""SPEC's twelve invariants, and what README promises of plans and workers besides: where each is tried to be broken,
+"""SPEC's twelve invariants, and what README promises of plans, workers and nodes besides: where each is tried to be broken,
 and the parts of them that no other file tries."""
 
 from __future__ import annotations
@@ -151,6 +151,39 @@ PROMISES: dict[str, dict[str, list[str]]] = {
             "test_kill_9_between_the_post_and_its_note_tells_it_again_by_the_same_name",
         ],
     },
+    "A lost node costs no task, and two nodes never work on one": {
+        "faults/test_nodes": [
+            "test_what_a_killed_node_of_two_had_is_taken_over_and_done_once",
+            "test_of_four_nodes_one_stands_still_one_is_cut_off_and_one_is_killed",
+            "test_a_node_that_loses_its_network_ends_its_agents_before_another_takes_over",
+        ],
+        "faults/test_server": [
+            "test_a_server_that_is_restarted_hard_and_commits_whose_answers_are_lost",
+            "test_a_full_disk_of_the_database_loses_nothing",
+        ],
+        "faults/test_planted": ["test_each_planted_bug_is_found"],
+        "core/test_nodes": ["test_what_a_lost_machine_ran_is_taken_back_when_its_lease_ends"],
+        "e2e/test_nodes_serve": ["test_a_killed_daemon_and_a_killed_server_lose_nothing"],
+    },
+    "What was begun goes on where it lies": {
+        "store/test_places": [
+            "test_what_was_begun_goes_on_where_it_lies",
+            "test_it_goes_to_another_place_when_the_lease_of_its_own_has_ended",
+        ],
+        "core/test_nodes": ["test_an_answer_sends_it_back_to_where_it_was_begun"],
+    },
+    "Who slept through an upgrade writes nothing": {
+        "store/test_epoch": ["test_a_process_of_before_an_upgrade_writes_nothing_more"],
+        "core/test_nodes": ["test_a_node_whose_store_a_newer_pilot_took_over_ends_and_says_so"],
+    },
+    "A copied store is the same store": {
+        "store/test_copying": [
+            "test_from_a_file_to_a_server_and_back_is_the_same_store",
+            "test_nobody_writes_to_the_source_meanwhile_and_nobody_uses_the_copy",
+            "test_killed_at_any_point_it_goes_on",
+            "test_what_is_not_as_in_the_source_is_found",
+        ],
+    },
 }
 """By README's own words."""
 EFFECT = "INSERT INTO outbox (lane, kind, key, fence, payload, available_at, delivered_at, created_at)"
@@ -166,7 +199,7 @@ def test_each_has_tests_that_try_to_break_it(number: int) -> None:
 
 
 @pytest.mark.parametrize("words", PROMISES)
-def test_so_has_each_promise_of_plans_and_workers(words: str) -> None:
+def test_so_has_each_promise_besides(words: str) -> None:
     assert f"\n| {words} | " in (PRODUCT.parent / "README.md").read_text()
     _are_there(words, PROMISES[words])
 
