@@ -67,8 +67,8 @@ class Place:
         except psycopg.Error:
             # not with what libpq says: it quotes what it did not understand, which may be part of a password
             raise UsageError(
-                "store: this is no postgresql:// URL as PostgreSQL understands it; in a user or a password, write "
-                "%40 for @, %3A for :, %2F for / and %25 for %"
+                "the store's URL is no postgresql:// URL as PostgreSQL understands it: in a user or a password, write "
+                "%40 for @, %3A for :, %2F for / and %25 for %; behind a ? are only libpq's own parameters"
             ) from None
         user, host = given.get("user"), given.get("host") or given.get("hostaddr") or ""
         port, name = given.get("port"), given.get("dbname") or ""

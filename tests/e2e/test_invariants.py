@@ -1,5 +1,5 @@
-"""SPEC's twelve invariants, and what README promises of plans, workers and nodes besides: where each is tried to be broken,
-and the parts of them that no other file tries."""
+"""SPEC's twelve invariants, and what README promises of plans, workers and nodes besides: where each is tried to be
+broken, and the parts of them that no other file tries."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SQLITE_ALONE: Mapping[str, str] = {
     "test_group_commit::test_a_connection_that_breaks_and_can_not_even_be_closed_holds_up_nobody": "an I/O error",
     "test_group_commit::test_a_row_that_nobody_can_read_stops_its_own_project_only": "PostgreSQL refuses such bytes",
     "test_history::test_no_read_walks_the_finished_rows": "plans as text; PostgreSQL's are in test_postgres_plans",
-    "test_migrate::test_the_writing_connection_waits_for_the_disk": "a PRAGMA; PostgreSQL's is in test_postgres",
+    "test_migrate::test_the_writing_connection_waits_for_the_disk": "a PRAGMA; PostgreSQL's is in test_postgres_engine",
     "test_signals::test_a_dead_listener_is_forgotten": "pipes in a folder",
     "test_signals::test_a_listener_that_is_closed_leaves_nothing_behind": "pipes in a folder",
 }
