@@ -23,6 +23,7 @@ from pilot.store.postgres_wire import Place
 
 AT_ONCE, FEW = 2_000, 50
 """Rows that are fetched in one go; few of those that may be a megabyte each."""
+_WIDE = frozenset(("body", "payload"))
 _TYPES: Mapping[str, type] = {"bigint": int, "text": str, "double precision": float, "bytea": bytes}
 
 # Longer than any statement of the engine's, and idle between two batches: no limit is meant for this.
@@ -126,7 +127,7 @@ class PostgresEnd:
         bounds = [f"({key}) {sign} ({places})" for sign, bound in ((">", after), ("<=", upto)) if bound is not None]
         where = f" WHERE {' AND '.join(bounds)}" if bounds else ""
         sql = f"SELECT {', '.join(table.columns)} FROM {table.name}{where} ORDER BY {key}"
-        fetch = f"FETCH {FEW if 'bytea' in table.kinds else AT_ONCE} FROM copied".encode()
+        fetch = f"FETCH {at_once(table)} FROM copied".encode()
         idle = self._connection.info.transaction_status == TransactionStatus.IDLE
         with self._in_words(), self._connection.transaction() if idle else nullcontext():
             # not a named cursor of psycopg's: what is left of one on a lost connection complains when it is collected
@@ -276,6 +277,12 @@ class PostgresEnd:
 
     def _lost(self, said: str) -> Failed:
         return Lost("", said) if hasattr(self, "_connection") else refused(said)
+
+
+def at_once(table: CopyTable) -> int:
+    """Rows of this table that are fetched in one go."""
+    wide = "bytea" in table.kinds or not _WIDE.isdisjoint(table.columns)
+    return FEW if wide else AT_ONCE
 
 
 def _odd(table: CopyTable, row: Row) -> str | None:

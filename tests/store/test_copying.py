@@ -571,6 +571,11 @@ def digest(*rows: tuple[Any, ...]) -> bytes:
     return Tally().over(TABLE, rows).digest
 
 
+def test_few_rows_that_may_be_a_megabyte_each_are_held_at_once() -> None:
+    wide = {table.name for table in copy_tables() if copy_postgres.at_once(table) == copy_postgres.FEW}
+    assert wide == {"executions", "inbox", "outbox", "output", "artifacts"}
+
+
 def test_the_sum_of_rows_tells_apart_what_is_not_the_same() -> None:
     rows = [
         (1, "x", 0.5), (1, "x", None), (1, None, 0.5), (1, "None", 0.5), (1, "", 0.5), (1, "x", 0.5000000000000001),
