@@ -29,7 +29,7 @@ log = structlog.get_logger()
 REST = 0.005
 """Seconds before the next look at the queue, when one has found nothing."""
 FULL = 0.05
-"""Seconds between two looks of a node whose projects wait for a turn."""
+"""Seconds between two looks of a node that has more than it can run already."""
 SWEEP = 30.0
 """Seconds after which every project with work is looked at, whatever signals came or were lost."""
 
@@ -279,15 +279,15 @@ class Dispatcher:
                 async with asyncio.timeout(self._pause(due)):
                     await self._signal.wait()
             await self._courtesy.wait()
-            await asyncio.sleep(FULL if self._turns.contended else 0)  # it has more than it can run already
+            await asyncio.sleep(FULL if self._turns.contended else 0)
             self._signal.clear()
-            tokens, self._tokens = self._tokens, set()
-            ready: list[int] = []
-            # Looked at is what has something for this node; when that can't be told, what was named.
-            told = [int(token) for token in tokens if token.isdecimal()]
+            tokens, self._tokens, ready = self._tokens, set(), list[int]()
+            # What waits for its turn here is no news. Looked at is what has something, or, if nobody can tell, told.
+            named = {int(token) for token in tokens if token.isdecimal()}
+            told = sorted(named.difference(self._turns.waiting))
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
-                news = full or bool(told) or await self._queue.changed()
+                news = full or bool(told) or (not named and await self._queue.changed())
                 if news:
                     ready, due = await self._queue.look(self.projects, self._node.id)
                     told = []

@@ -18,6 +18,8 @@ from pilot.domain.policy import RULES, Rule, settle
 from pilot.domain.ports import Clock, Finish, Runner
 
 log = structlog.get_logger()
+Following = Callable[[], tuple[int | None, tuple[int, ...]]]
+"""What is to be claimed with an end: under which lease (ms; None: nothing), and for which projects first."""
 PATIENCE = 8
 """Tries (about 20 s) after which a result that the store does not take may be what is wrong, not the disk."""
 
@@ -66,10 +68,8 @@ class Attempts:
     rules: Mapping[FailureClass, Rule] = field(default_factory=lambda: RULES)
     runs: dict[int, Run] = field(default_factory=dict)
 
-    async def carry_out(
-        self, execution: Execution, next_lease: Callable[[], int | None], *, begin: bool = True
-    ) -> Execution | None:
-        """One attempt, from claimed to settled; the project's next claim if `next_lease()` asks for it then.
+    async def carry_out(self, execution: Execution, following: Following, *, begin: bool = True) -> Execution | None:
+        """One attempt, from claimed to settled; the next claim if `following()` asks for it then.
 
         `begin` off: give the claim back as it came, for a node that was told to stop while it claimed.
         """
@@ -87,7 +87,7 @@ class Attempts:
             settlement = settle(execution, outcome, now=self.clock(), jitter=self.jitter(), rules=self.rules)
             facts.info("attempt.finished", outcome=outcome.ending, status=settlement.to, reason=settlement.reason)
             finish = Finish(execution=execution, outcome=outcome, settlement=settlement)
-            return await self._write(run, finish, next_lease)
+            return await self._write(run, finish, following)
         except LeaseLost as lost:
             facts.warning("attempt.lost", reason=str(lost))
             return None
@@ -142,12 +142,13 @@ class Attempts:
             return replace(outcome, ending=Ending.INTERRUPTED, failure=None, detail="shutdown")
         return outcome
 
-    async def _write(self, run: Run, finish: Finish, next_lease: Callable[[], int | None]) -> Execution | None:
+    async def _write(self, run: Run, finish: Finish, following: Following) -> Execution | None:
         """Write the end, however long the disk is full or locked: the lease is what limits it."""
         pause, tries = 0.2, 0
         while True:
             try:
-                return await self.queue.finish(replace(finish, next_lease=next_lease()))
+                lease, first = following()
+                return await self.queue.finish(replace(finish, next_lease=lease, first=first))
             except LeaseLost:
                 raise
             except Exception as error:  # the border: whatever it is, the slot must become free again

@@ -106,9 +106,10 @@ class ProjectWorker:
 
     async def _next(self) -> Execution | None:
         """A claim together with the turn to run it, or neither."""
-        await self._turns.take()
-        execution, self._refused = None, False
+        execution, self._refused = await self._turns.take(self.project.id), False
         seen, self._seen = self._seen, False
+        if execution is not None:
+            return execution
         try:
             if self._admitting():
                 found = await self._queue.claim(
@@ -126,17 +127,21 @@ class ProjectWorker:
         return execution
 
     async def _serve(self, first: Execution) -> None:
-        """Run the claimed execution, and the project's next ones while nobody else waits for the turn."""
+        """Run the claimed execution, and the project's next ones while none that waits for the turn has any."""
         execution: Execution | None = first
+        holding = True
         try:
             while execution is not None:
                 # What was claimed while the node was told to stop goes back as it came.
-                execution = await self._attempts.carry_out(execution, self._next_lease, begin=self._admitting())
+                execution = await self._attempts.carry_out(execution, self._following, begin=self._admitting())
+                if execution is not None and self._turns.hand(execution):
+                    execution, holding = None, False
         finally:
-            self._turns.give_back()
+            if holding:
+                self._turns.give_back()
 
-    def _next_lease(self) -> int | None:
-        return self._lease if self._admitting() and not self._turns.contended else None
+    def _following(self) -> tuple[int | None, tuple[int, ...]]:
+        return (self._lease, self._turns.waiting) if self._admitting() else (None, ())
 
     def _lane_ended(self, lane: asyncio.Task[None]) -> None:
         self._lanes.discard(lane)

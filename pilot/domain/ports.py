@@ -66,13 +66,15 @@ class Held:
 class Finish:
     """The end of one claim: settled state, and what the attempt learnt.
 
-    `next_lease` asks for the same project's next execution in the same transaction (ms; None: don't).
+    `next_lease` asks for the same project's next execution in the same transaction (ms; None: don't). `first`:
+    projects (ids) that wait for the turn which this end sets free; the first that has something goes before it.
     """
 
     execution: Execution
     outcome: Outcome
     settlement: Settlement
     next_lease: int | None = None
+    first: tuple[int, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     """What came with the result; kept when the claim still stood."""
 
@@ -158,7 +160,7 @@ class Queue(Protocol):
         ...
 
     async def finish(self, finish: Finish) -> Execution | None:
-        """End a claim; the next claim of the project when asked for. Raises `LeaseLost`: nothing was written."""
+        """End a claim; what is claimed with it, when asked for. Raises `LeaseLost`: nothing was written."""
         ...
 
     async def get(self, id: int) -> Execution:

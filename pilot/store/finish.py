@@ -13,9 +13,10 @@ from pilot.domain.policy import Settlement
 from pilot.domain.ports import Finish
 from pilot.domain.text import clean, tail
 from pilot.store.artifacts import Artifacts, check_artifacts
-from pilot.store.claim import Claim, ClaimRequest
+from pilot.store.claim import Claim
 from pilot.store.database import Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
+from pilot.store.going_on import GoingOn
 from pilot.store.instant import Results
 from pilot.store.parks import Parks
 from pilot.store.publications import owe
@@ -57,7 +58,7 @@ class FinishClaims:
         self, dialect: Dialect, claim: Claim, dependents: Dependents, parks: Parks, spending: Spending
     ) -> None:
         self._dialect = dialect
-        self._claim = claim
+        self._going_on = GoingOn(dialect, claim)
         self._dependents = dependents
         self._parks = parks
         self._spending = spending
@@ -115,7 +116,7 @@ class FinishClaims:
     def __call__(
         self, finishes: Sequence[Finish], now: int
     ) -> Generator[Step, Rows, list[Execution | Exception | None]]:
-        """The next claim of the project where asked for; `LeaseLost` for what was no longer this claim's."""
+        """The next claim where asked for; `LeaseLost` for what was no longer this claim's."""
         ended = yield from self.end(finishes, now, lost=False)
         answers: list[Execution | Exception | None] = [
             None
@@ -126,17 +127,15 @@ class FinishClaims:
             )
             for n, finish in enumerate(finishes)
         ]
-        going_on = [n for n, finish in enumerate(finishes) if finish.next_lease is not None and answers[n] is None]
+        going_on = {
+            n: finish
+            for n, finish in enumerate(finishes)
+            if n in ended and finish.next_lease is not None and finish.execution.node is not None
+        }
         if going_on:
-            requests = []
-            for n in going_on:
-                execution, lease = finishes[n].execution, finishes[n].next_lease
-                if execution.node is not None and lease is not None:
-                    own = execution.reserved_for is not None
-                    requests.append(ClaimRequest(execution.project_id, execution.node, lease, own))
-            for n, claimed in zip(going_on, (yield from self._claim(requests, now)), strict=True):
+            for n, claimed in (yield from self._going_on(going_on, now)).items():
                 answers[n] = claimed
-        idle = {str(finish.execution.project_id) for n, finish in enumerate(finishes) if answers[n] is None}
+        idle = {str(f.execution.project_id) for n, f in enumerate(finishes) if n in ended and not _same(f, answers[n])}
         if idle:
             yield Notify(idle)
         return answers
@@ -209,6 +208,11 @@ class FinishClaims:
             else f
             for f in finishes
         ]
+
+
+def _same(finish: Finish, following: object) -> bool:
+    """Whether its project goes on."""
+    return isinstance(following, Execution) and following.project_id == finish.execution.project_id
 
 
 def _heeded(

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -263,6 +264,23 @@ async def test_idle_nodes_do_not_storm_the_store(nodes: Fleet) -> None:
 
     assert asked <= 30 * 2 + 30 * 2, "one takes it, and looks once more: 60; all four at it each time: 150 and more"
     assert idle <= 2
+
+
+@pytest.mark.parametrize("slots", [3, 6])
+async def test_nodes_go_from_one_end_to_the_next_claim_in_one_step(nodes: Fleet, slots: int) -> None:
+    """Whether the slots of all are scarce, or as many as projects: a claim of its own for each is many in vain."""
+    projects = [await nodes.project(f"p{n}") for n in range(24)]
+    ids = await asyncio.gather(*(nodes.put(project, f"T-{n}") for project in projects for n in range(12)))
+    machines = [await nodes.machine() for _ in range(4)]
+    async with contextlib.AsyncExitStack() as up:
+        for machine in machines:
+            await up.enter_async_context(machine.dispatcher(projects, limits=Limits(max_running=slots)))
+        await nodes.reach(Status.COMPLETED, *ids)
+    asked = sum((machine.asked for machine in machines), Counter[str]())
+
+    assert sum(len(machine.script.spans) for machine in machines) == len(ids)
+    assert asked["claim"] <= len(ids), asked
+    assert asked["look"] <= len(ids) // 2, asked
 
 
 async def test_who_is_late_lets_others_go_first_and_is_not_for_ever() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from pilot.dispatch.turns import Turns
-from tests.core.stage import until
+from tests.core.stage import Stage, until
 
 
 async def test_turns_are_taken_in_the_order_of_asking() -> None:
@@ -78,3 +79,28 @@ async def test_one_that_gives_up_waiting_takes_no_turn_along() -> None:
     assert first.cancelled()
     assert third.cancelled()
     assert not turns.contended
+
+
+async def test_a_turn_is_handed_on_with_what_is_claimed_for_it(stage: Stage) -> None:
+    one, two = await stage.project("one"), await stage.project("two")
+    await stage.task(two, "T-1")
+    ((claimed),) = await stage.queue.claim("n", projects=(two.id,))
+    turns = Turns(1)
+    assert await turns.take(one.id) is None
+    waiting: list[asyncio.Task[Any]] = [asyncio.create_task(turns.take(id)) for id in (one.id, two.id)]
+    await until(lambda: len(turns.waiting) == 2)
+    assert turns.waiting == (one.id, two.id)
+
+    assert turns.hand(claimed)
+    assert await waiting[1] == claimed
+    assert not turns.hand(claimed), "nobody waits for it any more"
+
+    turns.give_back()
+    assert await waiting[0] is None
+    # Given, and given up before it knew: the turn is the next one's.
+    gone, last = asyncio.create_task(turns.take(two.id)), asyncio.create_task(turns.take(one.id))
+    await until(lambda: len(turns.waiting) == 2)
+    assert turns.hand(claimed)
+    gone.cancel()
+    async with asyncio.timeout(5):
+        assert await last is None

@@ -327,3 +327,57 @@ async def test_all_failure_classes_settle_into_what_the_row_can_hold(store: Bed)
             await store.check()
     waiting = await store.rows("SELECT failure_class FROM executions WHERE status IN ('running', 'blocked')")
     assert waiting == []
+
+
+async def test_the_next_is_of_the_first_project_that_waits_and_has_something(store: Bed) -> None:
+    api, taken, empty, web, app = [await store.project(name) for name in ("api", "taken", "empty", "web", "app")]
+    for project in (api, api, taken, taken, web, app):
+        await store.put(project)
+    await store.take(taken, "n2")
+    execution = await store.take(api)
+    await store.queue.pause(app.id, "ada", "later")
+    told: list[str] = []
+    store.queue.listen(told.extend)
+
+    following = await store.queue.finish(
+        replace(done(execution, next_lease=MINUTE), first=(taken.id, app.id, empty.id, web.id))
+    )
+
+    assert following is not None
+    assert (following.project_id, following.node) == (web.id, execution.node)
+    assert str(api.id) in told, "its project has more, and nobody took it"
+    own = await store.take(api)
+    told.clear()
+    following = await store.queue.finish(replace(done(own, next_lease=MINUTE), first=(taken.id, web.id)))
+    assert following is None, "none of them has anything, nor has its own"
+
+
+async def test_none_of_those_that_wait_has_anything_then_its_own_project_goes_on(store: Bed) -> None:
+    api, taken = await store.project("api"), await store.project("taken")
+    for project in (api, api, taken, taken):
+        await store.put(project)
+    await store.take(taken, "n2")
+    execution = await store.take(api)
+    told: list[str] = []
+    store.queue.listen(told.extend)
+
+    following = await store.queue.finish(replace(done(execution, next_lease=MINUTE), first=(taken.id,)))
+
+    assert following is not None
+    assert following.project_id == api.id
+    assert str(api.id) not in told, "nobody has to look"
+
+
+async def test_several_ends_of_one_group_share_what_waits(store: Bed) -> None:
+    projects = [await store.project(name) for name in "abcde"]
+    for project in projects:
+        await store.put(project)
+        await store.put(project)
+    ids = tuple(project.id for project in projects)
+    running = [await store.take(project) for project in projects[:3]]
+
+    following = await asyncio.gather(
+        *(store.queue.finish(replace(done(e, next_lease=MINUTE), first=ids[3:])) for e in running)
+    )
+
+    assert sorted(e.project_id for e in following if e is not None) == [ids[2], ids[3], ids[4]]

@@ -76,7 +76,7 @@ async def life(bed: Bed) -> None:
     await bed.journal.note(probe, answered="yes", sandbox="none")
     await queue.finish(again(probe, at=clock.now))
     await bed.store.history.used("s")
-    await queue.finish(done(await bed.take(api), next_lease=HOUR))
+    await queue.finish(replace(done(await bed.take(api), next_lease=HOUR), first=(api.id,)))
     await queue.finish(broken(await bed.take(web)))  # cancels what waited for it
     parent = await bed.put(api)
     await bed.put(api, after=(parent,))
@@ -359,6 +359,8 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
         (r"SELECT executions\.id.*LEFT JOIN pulls", "events_execution (execution_id=?)"),
         (r"SELECT kind, payload, result", "outbox_execution (execution_id=?)"),
         (r"SELECT idempotency_key, 'accepted'", "executions_idempotency (project_id=? AND idempotency_key=?)"),
+        (r"SELECT p\.id FROM projects p LEFT JOIN", "executions_local (project_id=?)"),
+        (r"SELECT p\.id FROM projects p LEFT JOIN", "SEARCH p USING INTEGER PRIMARY KEY (rowid=?)"),
         (r"SELECT max\(plan_run\)", "executions_plan (project_id=? AND plan=?)"),
         (r"SELECT .*WHERE plan_run = ", "executions_run (plan_run=?)"),
         (r"SELECT k\.n, e\.id, e\.status FROM", "executions_open_task (project_id=? AND task_id=?)"),
