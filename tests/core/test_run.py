@@ -39,7 +39,7 @@ class Bench:
         """Claim what is next, carry it out; the row afterwards."""
         execution = await self.stage.claimed(self.project, self.node)
         attempts = Attempts(self.queue, act, self.stage.clock, lambda: self.jitter, rules)
-        assert await attempts.carry_out(execution, lambda: None) is None
+        assert await attempts.carry_out(execution, lambda: (None, ())) is None
         assert attempts.runs == {}
         return await self.stage.row(execution.id)
 
@@ -274,7 +274,7 @@ async def test_a_claim_that_is_given_back_before_it_began_leaves_the_day_its_mon
     execution = await bench.stage.claimed(bench.project, bench.node)
     attempts = Attempts(bench.queue, raises(AssertionError("begun")), bench.stage.clock, lambda: 0.0)
 
-    await attempts.carry_out(execution, lambda: None, begin=False)
+    await attempts.carry_out(execution, lambda: (None, ()), begin=False)
 
     assert (await bench.stage.row(id)).status is Status.QUEUED
     assert await bench.stage.store.database.read("SELECT spent, reserved FROM spending") == [(0, 0)]
@@ -287,7 +287,7 @@ async def test_a_late_result_is_refused_and_changes_nothing(bench: Bench) -> Non
     now = await bench.stage.claimed(bench.project, bench.stage.node())
 
     attempts = Attempts(bench.queue, returns(Outcome(ending=Ending.DONE)), bench.stage.clock, lambda: 0.0)
-    assert await attempts.carry_out(late, lambda: MINUTE) is None
+    assert await attempts.carry_out(late, lambda: (MINUTE, ())) is None
 
     assert await bench.stage.row(late.id) == now
     assert now.fence > late.fence
@@ -416,7 +416,7 @@ async def test_the_next_one_of_the_project_comes_with_the_result(bench: Bench) -
     execution = await bench.stage.claimed(bench.project, bench.node)
     attempts = Attempts(bench.queue, returns(Outcome(ending=Ending.DONE)), bench.stage.clock, lambda: 0.0)
 
-    following = await attempts.carry_out(execution, lambda: MINUTE)
+    following = await attempts.carry_out(execution, lambda: (MINUTE, ()))
 
     assert following is not None
     assert (following.id, following.status, following.node) == (ids[1], Status.RUNNING, bench.node.id)
