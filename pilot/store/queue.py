@@ -33,6 +33,7 @@ Steps = Generator[Step, Rows, Any]
 _NEXT = f"""
     SELECT min(t) FROM (SELECT min(available_at) AS t FROM executions WHERE status = 'queued' AND due = 0
     UNION ALL SELECT min(until) FROM parks WHERE until > :now UNION ALL {GRACE_ENDS} UNION ALL
+    SELECT min(until) + 1 FROM places WHERE until >= :now UNION ALL
     SELECT max(:tomorrow) FROM nodes WHERE per_day_usd IS NOT NULL AND lease_until > :now) AS times"""
 _OVERDUE = "SELECT 1 FROM executions WHERE status = 'queued' AND due = 0 AND available_at <= :now LIMIT 1"
 

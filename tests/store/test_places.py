@@ -84,6 +84,7 @@ async def test_a_place_whose_node_left_in_order_is_waited_for_a_while(store: Bed
     assert why is not None
     (hold,) = why.holds
     assert (hold.kind, hold.until) == ("place", store.clock.now + BACK)
+    assert await store.queue.next_due() == store.clock.now + BACK + 1, "others look as soon as nobody waits any more"
     store.clock.tick(BACK)
     await up(store, "a2", "a", api)  # as after an upgrade
     store.clock.tick(MINUTE)
