@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ READERS, ROUNDS, EACH = 500, 3, 100
 
 
 def read(there: Place, pipe: Connection) -> None:
-    """In a process of its own: readers who take what comes, until it is said to be enough; how much that was."""
+    """In a process of its own: readers who take what comes, until it is said to be enough; how much that was.
+
+    They are other machines' work: what they need themselves comes after the server's and the workers'.
+    """
+    os.nice(19)
     asyncio.run(_read(there, pipe))
 
 

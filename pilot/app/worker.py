@@ -233,7 +233,7 @@ class Worker:
         self._made[id] = claim.made
         self._say("claimed", f"{id} {given.task_id}: {given.title}", id, project=given.project, fence=claim.fence)
         await self._place.sweep_others()
-        await self._attempts.carry_out(execution, lambda: None, begin=not self._stopping.is_set())
+        await self._attempts.carry_out(execution, lambda: (None, ()), begin=not self._stopping.is_set())
         if held.lost.is_set():
             self._say("lost", f"{id} is no longer this worker's; nothing more is said of it", id)
             return
