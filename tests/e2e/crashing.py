@@ -65,7 +65,7 @@ class Trap:
         from pilot.store.claim import Claim
         from pilot.store.finish import FinishClaims
 
-        trap, claim, finish, commit = self, Claim.__call__, FinishClaims.__call__, sqlite._commit_group
+        trap, claim, finish, commit = self, Claim.take, FinishClaims.__call__, sqlite._commit_group
 
         def claiming(self: Claim, requests: Any, now: int) -> Generator[Any, Any, Any]:
             answers = yield from claim(self, requests, now)
@@ -88,7 +88,7 @@ class Trap:
                 os.kill(os.getpid(), signal.SIGTERM)
             return done
 
-        Claim.__call__ = claiming  # type: ignore[method-assign]
+        Claim.take = claiming  # type: ignore[method-assign]
         FinishClaims.__call__ = finishing  # type: ignore[method-assign]
         sqlite._commit_group = committing
 

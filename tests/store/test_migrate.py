@@ -141,9 +141,10 @@ async def test_without_leave_to_make_one_there_must_be_one(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["sqlite:", "mysql://x", "pilot.db"])
+@pytest.mark.parametrize("text", ["sqlite:", "mysql://x", "mysql://me:secret@x", "pilot.db"])
 def test_a_store_that_this_version_does_not_know(text: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(text)):
+    # what stands there is not repeated: a password may be in it
+    with pytest.raises(UsageError, match=r"^store: expected (?!.*secret)"):
         sqlite_path(text)
 
 
