@@ -26,7 +26,7 @@ class Sizes:
 
     jobs: int = 10_000
     rounds: int = 3
-    enough: float = 20
+    enough: float = 12
     limit: float = 25
     latencies: int = 100
     claims: int = 100
