@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec
 
 from benchmarks.peers.runs import Entrant, Failed, Sizes, say
+
+P = ParamSpec("P")
 
 Results = dict[str, dict[str, Any]]
 """Per entrant (`name/engine`), per work."""
@@ -28,7 +30,7 @@ def measure(entrants: Sequence[Entrant], sizes: Sizes, works: Sequence[str]) -> 
     for work, run in each.items():
         for entrant in entrants if work in works else ():
             began = time.monotonic()
-            found = guarded(lambda e=entrant, r=run: r(e, sizes))  # type: ignore[misc]
+            found = guarded(run, entrant, sizes)
             if found is not None:
                 results[key(entrant)][work] = found
                 say(f"  {entrant.title:<28} {work:<9} {_short(found)}   ({time.monotonic() - began:.0f} s)")
@@ -48,7 +50,7 @@ def _in_turns(entrants: Sequence[Entrant], sizes: Sizes, results: Results) -> No
             if spent[key(entrant)] > sizes.enough:
                 continue
             began = time.monotonic()
-            found = guarded(lambda e=entrant: _fill_and_drain(e, sizes)) or {}  # type: ignore[misc]
+            found = guarded(_fill_and_drain, entrant, sizes) or {}
             spent[key(entrant)] += time.monotonic() - began
             raw[key(entrant)].append(found)
             filled, drained = found.get("enqueue", found), found.get("drain", {})
@@ -141,9 +143,9 @@ def _offered(found: dict[str, Any]) -> dict[str, Any] | None:
     return found if found.get("offered", True) else None
 
 
-def guarded(run: Callable[[], dict[str, Any] | None]) -> dict[str, Any] | None:
+def guarded(run: Callable[P, dict[str, Any] | None], *args: P.args, **more: P.kwargs) -> dict[str, Any] | None:
     try:
-        return run()
+        return run(*args, **more)
     except (Failed, RuntimeError, TimeoutError, OSError) as error:
         say(f"  {error}")
         return {"failed": str(error).strip().splitlines()[-1][:200]}

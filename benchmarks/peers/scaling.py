@@ -18,21 +18,21 @@ TABLES = ("executions", "attempts", "events")
 def measure(pilot: Entrant, *, quick: bool) -> dict[str, Any]:
     """All of it, for pilot on PostgreSQL."""
     jobs = 500 if quick else 5_000
-    found: dict[str, Any] = {"cost": guarded(lambda: cost(pilot, jobs))}
+    found: dict[str, Any] = {"cost": guarded(cost, pilot, jobs)}
     say(f"  cost per execution: {found['cost']}")
-    found["statements"] = {workers: guarded(lambda w=workers: statements(pilot, jobs, w)) for workers in (1, 4)}  # type: ignore[misc]
+    found["statements"] = {workers: guarded(statements, pilot, jobs, workers) for workers in (1, 4)}
     say(f"  statements per execution: {found['statements']}")
-    found["connections"] = guarded(lambda: connections(pilot))
+    found["connections"] = guarded(connections, pilot)
     found["drain"] = []
     for projects in PROJECTS[:3] if quick else PROJECTS:
-        point = guarded(lambda p=projects: _drain(pilot, p, min(jobs, 500 * p))) or {}  # type: ignore[misc]
+        point = guarded(_drain, pilot, projects, min(jobs, 500 * projects)) or {}
         found["drain"].append({"projects": projects} | point)
         say(f"  drain: {found['drain'][-1]}")
     found["paced"] = []
     for projects in (100,) if quick else PROJECTS[1:]:
         for rate in RATES[:2] if quick else RATES:
-            run = lambda p=projects, r=rate: _paced(pilot, p, r, 1 if quick else 2)  # noqa: E731
-            point = {"projects": projects, "asked": rate} | (guarded(run) or {})
+            paced = guarded(_paced, pilot, projects, rate, 1 if quick else 2) or {}
+            point = {"projects": projects, "asked": rate} | paced
             found["paced"].append(point)
             say(f"  paced: {point}")
             if point.get("rate", 0) < 0.8 * rate:
