@@ -3,7 +3,7 @@ SHELL := /bin/bash
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
-PEERS := .venv-peers
+VENV_PEERS := .venv-peers
 LOCK := requirements.lock
 POSTGRES15 := /usr/lib/postgresql/15/bin
 # most tests wait for programs; so more than there are processors
@@ -75,18 +75,18 @@ soak: setup ## nodes on PostgreSQL under random faults, with an account of it (S
 bench: setup $(NPM) ## the figures of README's table, printed and written to benchmarks/results.json
 	$(BIN)/python -m benchmarks
 
-$(PEERS)/.done: benchmarks/peers/requirements.txt
+$(VENV_PEERS)/.done: benchmarks/peers/requirements.txt
 	@set -e; \
 	uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ]; then \
 	  [ -x .uv/bin/uv ] || { python3 -m venv .uv && .uv/bin/pip install -q "uv==$(UV_VERSION)"; }; \
 	  uv=.uv/bin/uv; \
 	fi; \
-	$$uv venv -q --allow-existing --python "$$(command -v python3)" $(PEERS); \
-	$$uv pip sync -q --compile-bytecode --python $(PEERS)/bin/python --require-hashes $<
+	$$uv venv -q --allow-existing --python "$$(command -v python3)" $(VENV_PEERS); \
+	$$uv pip sync -q --compile-bytecode --python $(VENV_PEERS)/bin/python --require-hashes $<
 	@touch $@
 
-bench-peers: setup $(PEERS)/.done ## pilot and its peers at the same work: benchmarks/peers/results.json, docs/scaling.md; QUICK=1 only prints
+bench-peers: setup $(VENV_PEERS)/.done ## pilot and its peers at the same work: benchmarks/peers/results.json, docs/scaling.md; QUICK=1 only prints
 	$(BIN)/python -m benchmarks.peers
 
 lock: ## pin anew (releases of the last seven days are left out)
@@ -99,4 +99,4 @@ schema: setup ## write config/pilot.schema.json from the settings' classes
 	$(BIN)/pilot config schema > config/pilot.schema.json
 
 clean: ## remove what setup made
-	rm -rf $(VENV) $(PEERS) .uv tests/e2e/node_modules tests/adapters/node_modules tests/emulate/node_modules
+	rm -rf $(VENV) $(VENV_PEERS) .uv tests/e2e/node_modules tests/adapters/node_modules tests/emulate/node_modules
