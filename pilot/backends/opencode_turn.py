@@ -181,8 +181,13 @@ class Turn:
             self._posting.add_done_callback(_seen)
             try:
                 await asyncio.shield(self._posting)
-            except Unreachable:
+            except Unreachable as error:
                 if last:
+                    # it can have done all that was asked and ended, with its answer to the prompt on the way
+                    await self._tell(record)
+                    if not self._exit and _done(record):
+                        self._over = True
+                        raise Ended(outcome(record)) from error
                     raise
                 await asyncio.sleep(AGAIN)
             else:
@@ -220,7 +225,7 @@ class Turn:
                 await self._show(record, record.read(news, now))
             case int():
                 # its last words may still be on their way, until the stream of events breaks
-                self._exit, self._look = news, now + AGAIN
+                self._exit, self._look = news, now + STORED
                 if self._lost_since is not None:
                     await self._check_exit(record)
             case Unreachable():
@@ -236,7 +241,7 @@ class Turn:
     async def _check_exit(self, record: Record) -> None:
         if self._exit is not None:
             self._over = True
-            if self._exit == 0 and as_event(record.last).get("finish") == "stop":
+            if not self._exit and _done(record):
                 raise Ended(await self._told(record, outcome(record)))
             end = server_gone(record, self._exit, self.complaint, oom=self._oom())
             raise Ended(await self._told(record, end))
@@ -249,15 +254,21 @@ class Turn:
             self._emit.usage(used)
 
     async def _told(self, record: Record, end: Outcome) -> Outcome:
-        """The end, after what was said before it; every call that began has its own."""
+        """The end, after what was said before it."""
+        await self._tell(record)
+        return end
+
+    async def _tell(self, record: Record) -> None:
+        """What was said and is not handed on yet; every call that began has its own end."""
         while not self._news.empty():
             news = self._news.get_nowait()
             if isinstance(news, Line):
                 await self._note(news)
             elif isinstance(news, str):
                 await self._show(record, record.read(news, 0.0))
+            elif isinstance(news, int):
+                self._exit = news
         await self._show(record, record.close())
-        return end
 
     async def _is_over(self, record: Record) -> bool:
         """Whether the session has come to rest after our message. Says when to look again."""
@@ -317,6 +328,10 @@ class Turn:
             busy = session in as_event(await self._client.status(self._directory))
             seen = 0 if busy else seen + 1
         self._over = seen == 2
+
+
+def _done(record: Record) -> bool:
+    return as_event(record.last).get("finish") == "stop"
 
 
 def _seen(task: asyncio.Task[None]) -> None:

@@ -27,6 +27,7 @@ class State:
     lost = False
     aborted = False
     deaf = False
+    slow = False
     prompts = 0
     serving = False
     busy = False
@@ -166,6 +167,8 @@ class Handler(BaseHTTPRequestHandler):
                 {"info": {"id": "msg_answer", "providerID": "some", "modelID": "model", **info}, "parts": []},
             ]
             threading.Thread(target=work, args=(body,), daemon=True).start()
+            if State.slow:
+                time.sleep(0.3)
             if State.deaf:
                 self.close_connection = True  # the answer is lost on the way
                 return
@@ -215,7 +218,7 @@ def main(steps: list[Any]) -> None:
         return
     State.steps = steps
     said = b"".join(base64.b64decode(value) for step, value in steps if step == "out")
-    State.lost, State.deaf = b'"lost"' in said, b'"deaf"' in said
+    State.lost, State.deaf, State.slow = (f'"{word}"'.encode() in said for word in ("lost", "deaf", "slow"))
     server = Server(("127.0.0.1", int(sys.argv[-1])), Handler)
     os.write(1, f"opencode server listening on http://127.0.0.1:{sys.argv[-1]}\n".encode())
     server.serve_forever(0.05)

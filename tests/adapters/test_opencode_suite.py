@@ -117,3 +117,6 @@ class TestRaces(OpenCodeTalk):
 
     async def test_the_last_word_is_heard_though_the_server_ends_with_it(self) -> None:
         assert (await self.run(Script().out(self.ends(b"Done.")).exit(0))).text == "Done."
+
+    async def test_the_last_word_is_heard_though_the_prompt_was_never_answered(self) -> None:
+        assert (await self.run(Script().out(order("slow") + self.ends(b"Done.")).exit(0))).text == "Done."
