@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 FIRST, LONGEST = 0.004, 0.064
 """Seconds that a node waits after it came too late once, and at most, give or take a half; doubled each time, halved
@@ -26,6 +26,12 @@ class Courtesy:
         """Let others go first, unless this node came in time of late."""
         if self.seconds:
             await asyncio.sleep(self.seconds * (0.5 + self._jitter()))
+
+    def unseen(self, tokens: Collection[str]) -> set[int]:
+        """Projects that are said to have got work, for a node that came in time of late: it claims without a look."""
+        if self.seconds or "*" in tokens:
+            return set()
+        return {int(token[1:]) for token in tokens if token[:1] == "+" and token[1:].isdecimal()}
 
     def came(self, in_time: bool) -> None:
         """What there was to claim was there, or another node's already."""

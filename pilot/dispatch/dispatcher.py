@@ -285,6 +285,10 @@ class Dispatcher:
             # What waits for its turn here is no news. Looked at is what has something, or, if nobody can tell, told.
             named = {int(token) for token in tokens if token.isdecimal()}
             told = sorted(named.difference(self._turns.waiting))
+            hasty = set() if self._turns.contended else self._courtesy.unseen(tokens)
+            for id in hasty:
+                self._wake(id, seen=True)
+            await asyncio.sleep(REST if hasty else 0)
             try:
                 full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
                 news = full or bool(told) or (not named and await self._queue.changed())
@@ -299,7 +303,8 @@ class Dispatcher:
                 swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
                 await asyncio.sleep(self._limits.poll_interval)
             for id in dict.fromkeys([*ready, *told]):  # as they have waited, they get their turns
-                self._wake(id, seen=id not in told)
+                if id not in hasty:
+                    self._wake(id, seen=id not in told)
             if not ready:  # whoever writes a lot that is none of this node's is not looked at each time
                 await asyncio.sleep(REST)
 

@@ -76,7 +76,7 @@ class ProjectWorker:
 
     def wake(self, *, seen: bool = False) -> None:
         """There may be work: look. `seen`: there was some a moment ago."""
-        self._seen |= seen
+        self._seen |= seen and len(self._lanes) < self.project.max_running
         self._wake.set()
 
     async def run(self) -> None:

@@ -266,8 +266,8 @@ class Claim:
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
         yield from self._places.moved(moved)
         rows = yield Statement(self._take, {"now": now, "items": claims})
-        executions = [to_execution(row) for row in rows]
         yield Statement(self._hold, {"items": claims})
+        executions = [to_execution(row) for row in rows]
         yield from self._places.together({e.id: e.place for e in executions if e.plan is not None and e.place})
         yield from self._begin(executions, chosen, reserved, now)
         return {e.project_id: e for e in executions}, later

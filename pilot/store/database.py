@@ -28,7 +28,11 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """Wake-ups to send once the transaction is committed: project ids, or "cancel"."""
+    """Wake-ups to send once the transaction is committed.
+
+    A project's id: something about it has changed. "+" before it: it has got work that a node may claim at once.
+    "*", "cancel", "outbox", "inbox": for all that may be runnable, that is to end, that is owed, that has come in.
+    """
 
     tokens: Iterable[str]
 

@@ -27,6 +27,8 @@ from pilot.store.records import (
 
 Answer = Enqueued | Exception
 _LARGE = 1 << 62
+FEW = 4
+"""Projects with new work, at most, that nodes may claim from at once: in a crowd a look at the queue is cheaper."""
 
 _PLAIN = Table(
     n="bigint", project_id="bigint", task_id="text", title="text", body="text", source="text", kind="text",
@@ -198,9 +200,14 @@ class Enqueue:
         yield events_statement(
             self._dialect, now, [row for n, new in created.items() for row in _events(tasks[n], new)]
         )
-        yield Notify({str(tasks[n].project_id) for n, new in created.items() if new.status is Status.QUEUED})
+        yield Notify(_news([tasks[n] for n, new in created.items() if new.status is Status.QUEUED], now))
         if held or any(tasks[n].origin is not None for n in created):
             yield OWED
+
+
+def _news(queued: Sequence[Task], now: int) -> set[str]:
+    runnable = {task.project_id for task in queued if not task.external and (task.available_at or 0) <= now}
+    return {str(task.project_id) for task in queued} | {f"+{id}" for id in runnable if len(runnable) <= FEW}
 
 
 def _insert(dialect: Dialect, new: Table) -> str:

@@ -47,6 +47,14 @@ def lock(schema: int) -> Statement:
     return Statement("SELECT pg_advisory_xact_lock(:class::int, :object::int)", {"class": LOCK, "object": object})
 
 
+_SKEW = 100
+"""ms by which this process may have been wrong about the server's clock, once it hears of it."""
+
+
+class _Skewed(Exception):
+    """What was written is of another time: the machine slept, or the server's clock was set."""
+
+
 class _Unknown(Exception):
     """The connection was lost while it committed."""
 
@@ -68,16 +76,17 @@ class Transaction:
         self._n = 0
         self._marked = False
         self._stale = False
-        self._ahead = 0
+        self._looked = self._skewed = False
+        self._began = self._ahead = 0
         """ms that the server's clock is ahead of this process's monotonic one, once it is measured."""
 
     def clock(self) -> int:
         """The server's time, UTC ms, going on from what the last group was told."""
-        return time.monotonic_ns() // 1_000_000 + self._ahead
+        return _monotonic() + self._ahead
 
     def measure(self, now: int) -> None:
         """The server's clock says so."""
-        self._ahead = now - time.monotonic_ns() // 1_000_000
+        self._ahead = now - _monotonic()
 
     def plan_anew(self) -> None:
         """The tables are not what they were when the statements were planned."""
@@ -93,6 +102,8 @@ class Transaction:
                 if self._committed():
                     return lost.results
                 deadline = max(deadline, time.monotonic() + 1)
+            except _Skewed:
+                continue
             except Failed as error:
                 if not passes(error) or time.monotonic() + pause > deadline:
                     raise
@@ -113,19 +124,20 @@ class Transaction:
     def _once(self, work: Work) -> Results:
         try:
             wire = self._connected()
-            now = self._begin(wire)
+            self._begin(wire)
             tokens: set[str] = set()
             try:
                 results = [_drive(wire, operation(items), tokens) for operation, items in work]
-                self._end(wire, now, (results, tokens))
+                self._end(wire, (results, tokens))
             except Exception as error:
-                if isinstance(error, _Unknown) or not blames_item(error):
+                if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
                     raise
                 # Who is at fault is found in a second go, so that the first needs no savepoints.
                 wire.drop()
-                now, tokens = self._begin(wire), set()
+                self._begin(wire)
+                tokens = set()
                 results = [_apart(wire, operation, items, tokens) for operation, items in work]
-                self._end(wire, now, (results, tokens))
+                self._end(wire, (results, tokens))
         except BaseException as error:
             self._tidy(error)
             raise
@@ -135,7 +147,8 @@ class Transaction:
         wire = self._wire
         if wire is None:
             return
-        if isinstance(error, Failed) and not isinstance(error, Lost) and not passes(error):
+        of_server = isinstance(error, Failed) and not isinstance(error, Lost) and not passes(error)
+        if of_server or isinstance(error, _Skewed):
             with suppress(Failed):
                 wire.drop()
                 return
@@ -147,19 +160,33 @@ class Transaction:
             self._wire = Wire(self._place)
         return self._wire
 
-    def _begin(self, wire: Wire) -> int:
+    def _begin(self, wire: Wire) -> None:
+        """Take the lock. Nobody waits for it: what is written next is on its way to the server already."""
         if wire.outgrown() or self._stale:
             self._stale = False
             wire.send(_DISCARD)
+        self._looked = self._skewed = False
+        self._began = _monotonic()
         wire.send(_BEGIN)
         wire.send(self._lock)
-        (((now, schema),),) = wire.all_rows([_LOOK], PATIENCE + SILENCE)
+        wire.send(_LOOK, self._saw, PATIENCE + SILENCE)
+        wire.flush()
+
+    def _saw(self, rows: Rows) -> None:
+        ((now, schema),) = rows
         if schema is not None and schema > self._known:  # who slept through an upgrade writes nothing
             raise Outdated(self._place.name, schema, self._known)
-        self.measure(now)
-        return int(now)
+        # It was so late there at some moment since the question was sent.
+        least, most = now - _monotonic() - 1, now - self._began + 1
+        ahead = min(max(self._ahead, least), most)
+        self._looked, self._skewed, self._ahead = True, abs(ahead - self._ahead) > _SKEW, ahead
 
-    def _end(self, wire: Wire, now: int, results: Results) -> None:
+    def _end(self, wire: Wire, results: Results) -> None:
+        if not self._looked:
+            wire.rows()
+        if self._skewed:
+            raise _Skewed
+        now = self.clock()
         self._n += 1
         if not self._marked:
             wire.send(Statement("DELETE FROM writers WHERE since < :old", {"old": now - _STALE}))
@@ -201,6 +228,10 @@ class Transaction:
                 return rows == [(self._n,)]
 
 
+def _monotonic() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
 def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens: set[str]) -> Sequence[Any]:
     """All items at once; when one of them is bad, each by itself, so that it fails alone."""
     wire.send(_SAVE)
@@ -235,6 +266,7 @@ def _drive(
                 tokens.update(step.tokens)
             elif piped and (step.many is not None or silent(step.sql)):
                 wire.send(step)
+                wire.flush()
             else:
                 rows = wire.rows(step)
     except StopIteration as stop:

@@ -6,11 +6,13 @@ and what each would cost in a cursor of its own is more than what the server doe
 
 from __future__ import annotations
 
+import math
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import pq
@@ -91,6 +93,15 @@ _ROLLBACK = Statement("ROLLBACK")
 _Key = tuple[bytes, tuple[int, ...]]
 
 
+class _Sent(NamedTuple):
+    """What an answer is awaited to; `by`: until when, at the latest (monotonic seconds)."""
+
+    key: _Key
+    prepared: bool = False
+    heard: Callable[[Rows], None] | None = None
+    by: float = math.inf
+
+
 class Wire:
     """One connection. Not for two threads at once.
 
@@ -114,7 +125,7 @@ class Wire:
         self._numbers = count()
         self.tag = b""
         self._bytes, self._planned = 0, 1 << 16
-        self._sent: list[tuple[_Key, bool]] = []
+        self._sent: list[_Sent] = []
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
@@ -176,8 +187,11 @@ class Wire:
         self._planned = 4 * self._bytes
         return True
 
-    def send(self, statement: Statement) -> None:
-        """Queue it."""
+    def send(
+        self, statement: Statement, heard: Callable[[Rows], None] | None = None, seconds: float | None = None
+    ) -> None:
+        """Queue it. `heard` gets its rows, within so many seconds, whatever stands behind it."""
+        by = math.inf if seconds is None else time.monotonic() + seconds
         text, names = translated(statement.sql)
         for params in (statement.params,) if statement.many is None else statement.many:
             values, types, formats = bound(text, names, params)
@@ -188,11 +202,18 @@ class Wire:
                 if name is None:
                     name = self._known[key] = b"p%d" % next(self._numbers)
                     self._pg.send_prepare(name, text, types)
-                    self._sent.append((key, True))
+                    self._sent.append(_Sent(key, prepared=True))
                 self._pg.send_query_prepared(name, values, formats)
+                if seconds is not None:
+                    self._pg.send_flush_request()  # or the server keeps it until the end of what is behind it
             except psycopg.Error as error:
                 raise Lost("", self._place.said(str(error))) from None
-            self._sent.append((key, False))
+            self._sent.append(_Sent(key, heard=heard, by=by))
+
+    def flush(self) -> None:
+        """Have the server begin with what is queued, while more is made ready; waits for nothing."""
+        with suppress(psycopg.Error):  # found out by whoever waits for an answer
+            self._pg.flush()
 
     def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
@@ -227,11 +248,11 @@ class Wire:
         self._loaded.set_pgresult(result)
         return self._loaded.load_rows(0, result.ntuples, tuple)
 
-    def _receive(self, sent: Sequence[tuple[_Key, bool]], deadline: float) -> list[pq.abc.PGresult]:
+    def _receive(self, sent: Sequence[_Sent], deadline: float) -> list[pq.abc.PGresult]:
         results: list[pq.abc.PGresult] = []
         failure: Failed | None = None
-        for key, prepared in sent:
-            result = self._result(deadline)
+        for key, prepared, heard, by in sent:
+            result = self._result(min(deadline, by))
             assert result is not None  # noqa: S101  libpq answers each
             while (following := self._result(deadline)) is not None:
                 result = following
@@ -247,6 +268,8 @@ class Wire:
                         raise failure
             elif not prepared:
                 results.append(result)
+                if heard is not None:
+                    heard(self._load(result))
         end = self._result(deadline)
         if failure is not None:
             raise failure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -25,7 +26,6 @@ LARGE = 1 << 53
 """Sums of it stay integers."""
 _FIGURES = tuple(field.name for field in fields(Usage))
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_LONG = re.compile(r"\d{19}")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
 
 
@@ -57,8 +57,11 @@ class Table:
         for row in found:
             if len(row) != width:  # what is missing would be NULL, and nobody would know
                 raise ValueError(f"a row of {len(row)} values for {width} columns: {', '.join(self.columns)}")
-        text = dumps(found)
-        return dumps([[_storable(value) for value in row] for row in found]) if _LONG.search(text) else text
+        try:
+            array("q", [value for row in found for value in row if value.__class__ is int])
+        except OverflowError:
+            found = [[_storable(value) for value in row] for row in found]
+        return dumps(found)
 
 
 def _storable(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -216,6 +217,37 @@ async def test_a_failed_look_is_looked_at_again(stage: Stage) -> None:
             queue.broken = True
             await stage.reach(Status.COMPLETED, await stage.task(project, f"T-{n}"))
             assert queue.failed == n + 1
+
+
+class Blind(Through):
+    """A look takes for ever once the node has begun."""
+
+    seeing = True
+
+    async def look(self, among: Collection[int], node: str) -> tuple[list[int], int | None]:
+        found = await super().look(among, node)
+        while not self.seeing:
+            await asyncio.sleep(0.01)
+        return found
+
+
+@pytest.mark.parametrize("how", [{}, {"available_at": 2 << 40}, {"external": True}], ids=["now", "later", "workers'"])
+async def test_new_work_is_claimed_before_a_look(stage: Stage, how: dict[str, Any]) -> None:
+    api = await stage.project("api")
+    queue = Blind(stage.queue)
+
+    async with stage.dispatcher(queue=queue):
+        await until(lambda: queue.calls["look"] > 0)
+        await asyncio.sleep(0.05)
+        queue.seeing = False
+        before = queue.calls["claim"]
+        id = await stage.task(api, "T-1", **how)
+        if not how:
+            await stage.reach(Status.COMPLETED, id)
+        await asyncio.sleep(0.05)
+        queue.seeing = True
+
+    assert (queue.calls["claim"] > before) == (not how), "what nobody may begin yet is not asked for"
 
 
 def _unfair(spans: list[Span], slots: Mapping[str, int]) -> list[str]:

@@ -48,12 +48,12 @@ def listened() -> Iterator[set[Asked]]:
     found: set[Asked] = set()
     send = Wire.send
 
-    def noted(wire: Wire, statement: Statement) -> None:
+    def noted(wire: Wire, statement: Statement, *more: Any) -> None:
         params = statement.params if statement.many is None else next(iter(statement.many), {})
         names = translated(statement.sql)[1]
         if all(name in params for name in names):
             found.add((statement.sql, tuple(TYPES.get(type(params[name]), "unknown") for name in names)))
-        send(wire, statement)
+        send(wire, statement, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Wire, "send", noted)
