@@ -118,5 +118,6 @@ def _insert(url: str, values: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    # As `pilot serve` has it, but for the level.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40), cache_logger_on_first_use=True)
     main(Pilot)

@@ -160,21 +160,27 @@ def _heads(dialect: Dialect) -> str:
           LEFT JOIN nodes n ON n.id = r.node
         WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
         {dialect.lock_projects}"""
-    account = account_of("g.node", "g.project_id", "g.backend")
     first_open = f"""
         CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
           ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
             WHERE NOT {_closed("h.node", "h.project_id", "f.value")} ORDER BY f.n LIMIT 1) END"""
+    # Step by step: what is used twice would be worked out twice.
     return f"""
+        WITH h AS MATERIALIZED ({found}),
+        g AS MATERIALIZED (
+          SELECT h.project_id, h.fence, h.slot, h.node, h.place, h.per_execution_usd, h.per_day_usd, e.id AS id,
+            CASE WHEN e.external = 0 THEN e.place END AS home, e.backend AS was,
+            e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
+          FROM h JOIN executions e ON e.id = h.id
+            AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
+              AND NOT {elsewhere("h.place", "e")}))),
+        a AS MATERIALIZED (
+          SELECT g.*, coalesce({account_of("g.node", "g.project_id", "g.backend")}, '') AS account FROM g)
         SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
-          coalesce({account}, ''), {standing("g.backend", account, closed=False)},
+          g.account, {standing("g.backend", "g.account", closed=False)},
           g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
           g.place, g.home
-        FROM (SELECT h.*, CASE WHEN e.external = 0 THEN e.place END AS home, e.backend AS was,
-            e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
-          FROM ({found}) h JOIN executions e ON e.id = h.id
-            AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
-              AND NOT {elsewhere("h.place", "e")}))) g"""
+        FROM a AS g"""
 
 
 class Claim:

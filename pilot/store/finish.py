@@ -27,9 +27,9 @@ EXCERPT = 8_000  # characters of evidence kept per attempt
 SUMMARY = 16_000
 
 _ENDS = Table(
-    id="bigint", fence="bigint", status="text", reason="text", available_at="bigint", counted="bigint",
-    lost="bigint", keep_session="bigint", feedback="text", judged="bigint", failure_class="text", error="text",
-    outcome="text", model="text", session_id="text", branch="text", base_sha="text", head_sha="text",
+    id="bigint", fence="bigint", attempt="bigint", status="text", reason="text", available_at="bigint",
+    counted="bigint", lost="bigint", keep_session="bigint", feedback="text", judged="bigint", failure_class="text",
+    error="text", outcome="text", model="text", session_id="text", branch="text", base_sha="text", head_sha="text",
     delivery="text", input_tokens="bigint", output_tokens="bigint", cost_usd="float", streak="bigint", mark="text",
 )  # fmt: skip
 _ATTEMPTS = Table(
@@ -44,8 +44,7 @@ _ASKED = Table(execution_id="bigint", attempt="bigint", text="text", options="te
 def _add(column: str) -> str:
     # A sum of what is known: one attempt whose cost nobody told does not hide the others'. What an attempt noted on
     # its way counts when it came to no figure of its own: cancelled, interrupted, lost.
-    own = f"""coalesce(f.{column}, (SELECT t.{column} FROM attempts t
-                WHERE t.execution_id = executions.id AND t.number = executions.attempt))"""
+    own = f"coalesce(f.{column}, t.{column})"
     return (
         f"{column} = CASE WHEN {own} IS NULL THEN executions.{column} ELSE coalesce(executions.{column}, 0) + {own} END"
     )
@@ -86,7 +85,7 @@ class FinishClaims:
               delivery = coalesce(f.delivery, executions.delivery),
               {_add("input_tokens")}, {_add("output_tokens")}, {_add("cost_usd")},
               finished_at = CASE WHEN f.status IN ('completed', 'failed', 'cancelled') THEN :now END
-            FROM {_ENDS.of(dialect, "f")}
+            FROM {_ENDS.of(dialect, "f")} LEFT JOIN attempts t ON t.execution_id = f.id AND t.number = f.attempt
             WHERE executions.id = f.id AND executions.fence = f.fence AND executions.status || '' = 'running'
             RETURNING executions.id, executions.fence, executions.has_dependents"""
         self._before = f"""
@@ -241,8 +240,8 @@ def _end_row(finish: Finish, lost: bool) -> list[object]:
     judged = to.failure is not None or outcome.ending in (Ending.DONE, Ending.NO_CHANGE, Ending.FAILED)
     error = _text(outcome.detail) if outcome.ending is Ending.FAILED else short(to.reason) if to.failure else None
     return [
-        execution.id, execution.fence, to.to, short(to.reason), to.available_at, int(to.counted), int(lost),
-        int(to.keep_session), _text(to.feedback), int(judged), to.failure or outcome.failure,
+        execution.id, execution.fence, execution.attempt, to.to, short(to.reason), to.available_at, int(to.counted),
+        int(lost), int(to.keep_session), _text(to.feedback), int(judged), to.failure or outcome.failure,
         error, outcome.ending, outcome.model,
         outcome.session_id, outcome.branch, outcome.base_sha, outcome.head_sha,
         "branch" if outcome.delivered else None, *known(outcome.usage).values(), to.streak, to.mark,
