@@ -16,6 +16,7 @@ from pilot.dispatch.maintenance import Leases, Recovery
 from pilot.dispatch.run import Attempts, Stop
 from pilot.dispatch.stopping import in_full
 from pilot.dispatch.turns import Turns
+from pilot.dispatch.watch import Watch
 from pilot.dispatch.worker import ProjectWorker
 from pilot.domain.budget import Budget
 from pilot.domain.errors import PilotError
@@ -26,12 +27,6 @@ from pilot.domain.ports import Accounts, Clock, DispatchQueue, Node, NodeKind, R
 from pilot.domain.task import Project, Task
 
 log = structlog.get_logger()
-REST = 0.005
-"""Seconds before the next look at the queue, when one has found nothing."""
-FULL = 0.05
-"""Seconds between two looks of a node that has more than it can run already."""
-SWEEP = 30.0
-"""Seconds after which every project with work is looked at, whatever signals came or were lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +83,19 @@ class Dispatcher:
             queue, node, clock, alive, end_processes, self._known, every=min(5.0, lease / 4), silence=lease / 2
         )
         self._courtesy = Courtesy()
+        self._watch = Watch(
+            lambda: queue.look(self.projects, node.id),
+            queue.changed,
+            self._leases.heed_cancels,
+            self._wake,
+            turns=self._turns,
+            courtesy=self._courtesy,
+            clock=clock,
+            poll_interval=self._limits.poll_interval,
+        )
         self._workers: dict[int, ProjectWorker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resting: set[int] = set()
-        self._signal = asyncio.Event()
-        self._tokens: set[str] = set()
         self._draining = asyncio.Event()
         self._hurry = asyncio.Event()
         self._started = asyncio.Event()
@@ -176,7 +179,7 @@ class Dispatcher:
         for worker in self._workers.values():
             worker.project = self.projects.get(worker.project.id, worker.project)
         await self._serve(notifies)
-        self._tell({"*"})
+        self._watch.tell({"*"})
 
     async def _known(self) -> None:
         """Make this node known, and what it serves."""
@@ -203,7 +206,7 @@ class Dispatcher:
         `last`: what the node still does then, before it leaves and lets go of all that it has in hand.
         """
         await self._known()
-        leave = self._queue.listen(self._tell)
+        leave = self._queue.listen(self._watch.tell)
         loops: list[asyncio.Task[None]] = []
         try:
             # Before anything is admitted: what a dead node of this host ran still has its agents in the repository.
@@ -211,9 +214,9 @@ class Dispatcher:
                 log.info("execution.recovered", execution=execution.id, project=execution.project)
             loops = [
                 asyncio.create_task(loop())
-                for loop in (self._leases.run, self._watch, self._recovery.run, self._draining_wait)
+                for loop in (self._leases.run, self._watch.run, self._recovery.run, self._draining_wait)
             ]
-            self._tell({"*"})
+            self._watch.tell({"*"})
             self._started.set()
             done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
             for loop in done:
@@ -265,54 +268,6 @@ class Dispatcher:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _tell(self, tokens: Collection[str]) -> None:
-        self._tokens |= set(tokens)
-        self._signal.set()
-
-    async def _watch(self) -> None:
-        """Turn signals, and the timers behind them, into woken workers."""
-        loop = asyncio.get_running_loop()
-        swept = -SWEEP
-        due: int | None = None
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pause(due)):
-                    await self._signal.wait()
-            await self._courtesy.wait()
-            await asyncio.sleep(FULL if self._turns.contended else 0)
-            self._signal.clear()
-            tokens, self._tokens, ready = self._tokens, set(), list[int]()
-            # What waits for its turn here is no news. Looked at is what has something, or, if nobody can tell, told.
-            named = {int(token) for token in tokens if token.isdecimal()}
-            told = sorted(named.difference(self._turns.waiting))
-            hasty = set() if self._turns.contended else self._courtesy.unseen(tokens)
-            for id in hasty:
-                self._wake(id, seen=True)
-            await asyncio.sleep(REST if hasty else 0)
-            try:
-                full = "*" in tokens or loop.time() - swept > SWEEP or (due is not None and due <= self._clock())
-                news = full or bool(told) or (not named and await self._queue.changed())
-                if news:
-                    ready, due = await self._queue.look(self.projects, self._node.id)
-                    told = []
-                    swept = loop.time() if full else swept
-                if news or tokens:
-                    await self._leases.heed_cancels()
-            except PilotError as error:
-                log.error("watch.failed", error=str(error))
-                swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
-                await asyncio.sleep(self._limits.poll_interval)
-            for id in dict.fromkeys([*ready, *told]):  # as they have waited, they get their turns
-                if id not in hasty:
-                    self._wake(id, seen=id not in told)
-            if not ready:  # whoever writes a lot that is none of this node's is not looked at each time
-                await asyncio.sleep(REST)
-
-    def _pause(self, due: int | None) -> float:
-        if due is None:
-            return self._limits.poll_interval
-        return min(self._limits.poll_interval, max(0.0, (due - self._clock()) / 1000) + 0.001)
-
     def _wake(self, project_id: int, *, seen: bool) -> None:
         worker = self._workers.get(project_id)
         if worker is not None:
@@ -348,8 +303,8 @@ class Dispatcher:
             self._resting.add(project_id)
             asyncio.get_running_loop().call_later(self._limits.poll_interval, self._rested, project_id)
         elif worker.woken:
-            self._tell({str(project_id)})  # woken between its last look and its end
+            self._watch.tell({str(project_id)})  # woken between its last look and its end
 
     def _rested(self, project_id: int) -> None:
         self._resting.discard(project_id)
-        self._tell({str(project_id)})
+        self._watch.tell({str(project_id)})

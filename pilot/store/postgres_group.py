@@ -20,6 +20,8 @@ LOCK = 0x50494C54
 """Class of the advisory lock that whoever writes holds; its object is the schema."""
 MOST = 7000
 """Bytes of tokens that one NOTIFY carries."""
+CROWD = 16
+"""Items of a group from which on the server works while more is made ready; of less, each time it wakes costs more."""
 
 _BEGIN = Statement("BEGIN")
 _DISCARD = Statement("DISCARD PLANS")
@@ -127,7 +129,8 @@ class Transaction:
             self._begin(wire)
             tokens: set[str] = set()
             try:
-                results = [_drive(wire, operation(items), tokens) for operation, items in work]
+                eager = sum(len(items) for _, items in work) >= CROWD
+                results = [_drive(wire, operation(items), tokens, eager=eager) for operation, items in work]
                 self._end(wire, (results, tokens))
             except Exception as error:
                 if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
@@ -170,7 +173,6 @@ class Transaction:
         wire.send(_BEGIN)
         wire.send(self._lock)
         wire.send(_LOOK, self._saw, PATIENCE + SILENCE)
-        wire.flush()
 
     def _saw(self, rows: Rows) -> None:
         ((now, schema),) = rows
@@ -254,9 +256,14 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
 
 
 def _drive(
-    wire: Wire, steps: Generator[Step, Rows, Sequence[Any]], tokens: set[str], *, piped: bool = True
+    wire: Wire,
+    steps: Generator[Step, Rows, Sequence[Any]],
+    tokens: set[str],
+    *,
+    piped: bool = True,
+    eager: bool = False,
 ) -> Sequence[Any]:
-    """`piped`: what gives no rows is only queued, and fails somewhat later."""
+    """`piped`: what gives no rows is only queued, and fails somewhat later; `eager`: it is begun with at once."""
     rows: Any = None  # what a generator is started with
     try:
         while True:
@@ -266,7 +273,8 @@ def _drive(
                 tokens.update(step.tokens)
             elif piped and (step.many is not None or silent(step.sql)):
                 wire.send(step)
-                wire.flush()
+                if eager:
+                    wire.flush()
             else:
                 rows = wire.rows(step)
     except StopIteration as stop:
