@@ -14,7 +14,7 @@ import structlog
 from pilot.domain.errors import Busy, LeaseLost, StoreError, WorkspaceError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
-from pilot.domain.policy import RULES, Rule, settle
+from pilot.domain.policy import RULES, Rule, Settlement, settle
 from pilot.domain.ports import Clock, Finish, Runner
 
 log = structlog.get_logger()
@@ -86,8 +86,7 @@ class Attempts:
                 return None
             settlement = settle(execution, outcome, now=self.clock(), jitter=self.jitter(), rules=self.rules)
             facts.info("attempt.finished", outcome=outcome.ending, status=settlement.to, reason=settlement.reason)
-            finish = Finish(execution=execution, outcome=outcome, settlement=settlement)
-            return await self._write(run, finish, following)
+            return await self._write(run, outcome, settlement, following)
         except LeaseLost as lost:
             facts.warning("attempt.lost", reason=str(lost))
             return None
@@ -142,23 +141,29 @@ class Attempts:
             return replace(outcome, ending=Ending.INTERRUPTED, failure=None, detail="shutdown")
         return outcome
 
-    async def _write(self, run: Run, finish: Finish, following: Following) -> Execution | None:
+    async def _write(
+        self, run: Run, outcome: Outcome, settlement: Settlement, following: Following
+    ) -> Execution | None:
         """Write the end, however long the disk is full or locked: the lease is what limits it."""
+        execution = run.execution
         pause, tries = 0.2, 0
         while True:
             try:
                 lease, first = following()
-                return await self.queue.finish(replace(finish, next_lease=lease, first=first))
+                end = Finish(
+                    execution=execution, outcome=outcome, settlement=settlement, next_lease=lease, first=first
+                )  # fmt: skip
+                return await self.queue.finish(end)
             except LeaseLost:
                 raise
             except Exception as error:  # the border: whatever it is, the slot must become free again
-                log.error("finish.delayed", execution=finish.execution.id, error=repr(error))
+                log.error("finish.delayed", execution=execution.id, error=repr(error))
                 if run.stopped is Stop.LOST:
-                    raise LeaseLost(f"execution {finish.execution.id}: {error}") from error
+                    raise LeaseLost(f"execution {execution.id}: {error}") from error
                 tries += 1
                 if not isinstance(error, StoreError | Busy) or tries >= PATIENCE:
                     with contextlib.suppress(StoreError, Busy):
-                        return await self.queue.finish(self._refused(finish.execution, error))
+                        return await self.queue.finish(self._refused(execution, error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, 5.0)
 

@@ -21,10 +21,11 @@ from pilot.store.spending import BOOKED, Spending
 
 _REQUESTS = Table(
     project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text", head="bigint",
+    handed="bigint",
 )  # fmt: skip
 _CLAIMS = Table(
     id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
-    place="text",
+    place="text", handed="bigint",
 )  # fmt: skip
 _REROUTED = Table(id="bigint", backend="text", fallback="text")
 _STARTED = Table(
@@ -91,6 +92,7 @@ class ClaimRequest:
 
     `own`: only if it is reserved for the node, as a direct run's is. `external`: also what is left to remote workers.
     `lanes`, `kinds`: only these, by `among`. `head`: the first of those (id), when this transaction has seen it.
+    `handed`: in the slot of one that has just ended, which its project still counts as running.
     """
 
     project_id: int
@@ -101,11 +103,12 @@ class ClaimRequest:
     lanes: str | None = None
     kinds: str | None = None
     head: int | None = None
+    handed: bool = False
 
     @property
     def who(self) -> tuple[object, ...]:
         """What decides the answer: equal requests get equal ones."""
-        return self.project_id, self.node, self.own, self.external, self.lanes, self.kinds
+        return self.project_id, self.node, self.own, self.external, self.lanes, self.kinds, self.handed
 
 
 class _Head(NamedTuple):
@@ -149,7 +152,7 @@ def _heads(dialect: Dialect) -> str:
           n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
           CASE WHEN r.head IS NOT NULL THEN r.head
             {_WORKERS} WHEN r.external = 1 THEN ({every}) {_WORKERS} ELSE ({local}) END AS id,
-          CASE WHEN p.running = 0 THEN 0 ELSE
+          CASE WHEN p.running = r.handed THEN 0 ELSE
             (SELECT min(c.slot) FROM (
                SELECT 0 AS slot UNION ALL
                SELECT x.slot + 1 FROM executions x
@@ -158,7 +161,7 @@ def _heads(dialect: Dialect) -> str:
                WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
         FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
           LEFT JOIN nodes n ON n.id = r.node
-        WHERE p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
+        WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")}
         {dialect.lock_projects}"""
     first_open = f"""
         CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
@@ -205,7 +208,7 @@ class Claim:
             WHERE executions.id = c.id AND executions.status || '' = 'queued'
             RETURNING {EXECUTION_SELECT}"""
         self._hold = f"""
-            UPDATE projects SET running = running + 1, fence = c.fence
+            UPDATE projects SET running = running + 1 - c.handed, fence = c.fence
             FROM {_CLAIMS.of(dialect, "c")} WHERE projects.id = c.project_id"""
         self._attempts = f"""
             INSERT INTO attempts (execution_id, number, fence, node, backend, model, started_at, account, reserved,
@@ -250,9 +253,10 @@ class Claim:
         self, requests: Sequence[ClaimRequest], now: int
     ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
         """What was taken, by project; and the projects to look at again, once this is written."""
-        lease = {request.project_id: request.lease for request in requests}
+        asked = {request.project_id: request for request in requests}
         wanted = _REQUESTS.rows(
-            (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head) for r in requests
+            (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head, int(r.handed))
+            for r in requests
         )
         heads = self._heads if any(r.external for r in requests) else _of_nodes(self._heads)
         rows = yield Statement(heads, {"now": now, "day": day_of(now), "items": wanted})
@@ -266,8 +270,8 @@ class Claim:
         if rerouted:
             yield Statement(self._reroute, {"items": _REROUTED.rows(rerouted)})
         claims = _CLAIMS.rows(
-            (h.id, h.project_id, h.fence, h.slot, h.node, now + lease[h.project_id], h.place or None)
-            for h in chosen.values()
+            (h.id, h.project_id, h.fence, h.slot, h.node, now + r.lease, h.place or None, int(r.handed))
+            for h, r in ((h, asked[h.project_id]) for h in chosen.values())
         )
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
         yield from self._places.moved(moved)

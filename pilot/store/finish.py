@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence, Set
 from dataclasses import asdict, replace
 
 from pilot.domain.errors import LeaseLost
@@ -116,7 +117,8 @@ class FinishClaims:
         self, finishes: Sequence[Finish], now: int
     ) -> Generator[Step, Rows, list[Execution | Exception | None]]:
         """The next claim where asked for; `LeaseLost` for what was no longer this claim's."""
-        ended = yield from self.end(finishes, now, lost=False)
+        handed = _handed(finishes)
+        ended = yield from self.end(finishes, now, lost=False, handed=handed)
         answers: list[Execution | Exception | None] = [
             None
             if n in ended
@@ -132,15 +134,18 @@ class FinishClaims:
             if n in ended and finish.next_lease is not None and finish.execution.node is not None
         }
         if going_on:
-            for n, claimed in (yield from self._going_on(going_on, now)).items():
+            for n, claimed in (yield from self._going_on(going_on, now, handed)).items():
                 answers[n] = claimed
+            yield from self._let_go(finishes[n] for n in handed & ended if answers[n] is None)
         idle = {str(f.execution.project_id) for n, f in enumerate(finishes) if n in ended and not _same(f, answers[n])}
         if idle:
             yield Notify(idle)
         return answers
 
-    def end(self, finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
-        """End the claims that still stand; returns which of `finishes` did so."""
+    def end(
+        self, finishes: Sequence[Finish], now: int, *, lost: bool, handed: Set[int] = frozenset()
+    ) -> Generator[Step, Rows, set[int]]:
+        """End the claims that still stand; returns which of `finishes` did so. `handed`: their slots stay taken."""
         for finish in finishes:
             check_artifacts(finish.artifacts)
         finishes = yield from self._heed(finishes)
@@ -154,10 +159,7 @@ class FinishClaims:
         done = [finishes[n] for n in sorted(ended)]
         if not done:
             return set()
-        freed: dict[int, int] = {}
-        for finish in done:
-            freed[finish.execution.project_id] = freed.get(finish.execution.project_id, 0) + 1
-        yield Statement(self._free, {"items": _FREED.rows(freed.items())})
+        yield from self._let_go(finishes[n] for n in ended if n not in handed)
         facts = yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
         yield from self._artifacts.keep(done, now)
         # Before the events: of what they make people be told, the pull request is to be a part.
@@ -181,6 +183,11 @@ class FinishClaims:
             yield from self._dependents.follow(parents, now)
         yield from self._dependents.let_go(settled, now)
         return set(ended)
+
+    def _let_go(self, finishes: Iterable[Finish]) -> Generator[Step, Rows, None]:
+        freed = Counter(finish.execution.project_id for finish in finishes)
+        if freed:
+            yield Statement(self._free, {"items": _FREED.rows(freed.items())})
 
     def _know(self, done: Sequence[Finish], now: int) -> Generator[Step, Rows, list[int]]:
         """Keep what is known under its dedupe key from now on; the queued ones that may be done by that."""
@@ -207,6 +214,15 @@ class FinishClaims:
             else f
             for f in finishes
         ]
+
+
+def _handed(finishes: Sequence[Finish]) -> set[int]:
+    """Those whose own project's next takes the slot over: one each, where no other project waits for a turn."""
+    if any(finish.first for finish in finishes):
+        return set()
+    ends = Counter(finish.execution.project_id for finish in finishes)
+    going_on = (n for n, finish in enumerate(finishes) if finish.next_lease is not None and finish.execution.node)
+    return {n for n in going_on if ends[finishes[n].execution.project_id] == 1}
 
 
 def _same(finish: Finish, following: object) -> bool:

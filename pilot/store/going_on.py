@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Finish
@@ -27,8 +27,10 @@ class GoingOn:
             WHERE p.id IN {ids_of(dialect)} AND p.running < p.max_running AND NOT {PAUSED.format(project="p.id")}
               AND (e.reserved_for = :node OR NOT {elsewhere("coalesce(n.place, '')", "e")})"""
 
-    def __call__(self, finishes: Mapping[int, Finish], now: int) -> Generator[Step, Rows, dict[int, Execution]]:
-        """By the finishes' keys."""
+    def __call__(
+        self, finishes: Mapping[int, Finish], now: int, handed: Collection[int]
+    ) -> Generator[Step, Rows, dict[int, Execution]]:
+        """By the finishes' keys, of which those in `handed` have their slots still."""
         found: dict[int, Execution] = {}
         yield from self._claim.promote([None], now)
         waiting: dict[str, dict[int, None]] = {}
@@ -40,10 +42,10 @@ class GoingOn:
             while left and mine:
                 asked = dict(zip(mine, left, strict=False))
                 left = left[len(asked) :]
-                found |= yield from self._claimed(finishes, asked, now)
+                found |= yield from self._claimed(finishes, asked, now, ())
                 mine = [n for n in mine if n not in found]
         own = {n: finish.execution.project_id for n, finish in finishes.items() if n not in found}
-        return found | (yield from self._claimed(finishes, own, now))
+        return found | (yield from self._claimed(finishes, own, now, handed))
 
     def _those_ready(self, node: str, projects: Mapping[int, None], now: int) -> Generator[Step, Rows, list[int]]:
         rows = yield Statement(self._ready, {"node": node, "ids": ids(projects), "now": now})
@@ -51,14 +53,15 @@ class GoingOn:
         return [id for id in projects if id in there]
 
     def _claimed(
-        self, finishes: Mapping[int, Finish], asked: Mapping[int, int], now: int
+        self, finishes: Mapping[int, Finish], asked: Mapping[int, int], now: int, handed: Collection[int]
     ) -> Generator[Step, Rows, dict[int, Execution]]:
         """`asked`: from which project each wants its next."""
-        requests = [_request(finishes[n], project) for n, project in asked.items()]
+        requests = [_request(finishes[n], project, n in handed) for n, project in asked.items()]
         answers: Sequence[Execution | None] = (yield from self._claim.take(requests, now)) if requests else ()
         return {n: execution for n, execution in zip(asked, answers, strict=True) if execution is not None}
 
 
-def _request(finish: Finish, project: int) -> ClaimRequest:
+def _request(finish: Finish, project: int, handed: bool) -> ClaimRequest:
     execution = finish.execution
-    return ClaimRequest(project, execution.node or "", finish.next_lease or 0, execution.reserved_for is not None)
+    own = execution.reserved_for is not None
+    return ClaimRequest(project, execution.node or "", finish.next_lease or 0, own, handed=handed)

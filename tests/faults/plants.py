@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
 from typing import Any
 
 from pilot.domain.ports import Finish
@@ -25,7 +25,9 @@ def the_fence_is_not_checked(store: Store) -> None:
     _replace(finish, "_end", "AND executions.fence = f.fence", "")
     really = finish.end
 
-    def end(finishes: Sequence[Finish], now: int, *, lost: bool) -> Generator[Step, Rows, set[int]]:
+    def end(
+        finishes: Sequence[Finish], now: int, *, lost: bool, handed: Set[int] = frozenset()
+    ) -> Generator[Step, Rows, set[int]]:
         if lost:
             return (yield from really(finishes, now, lost=lost))
         rows = yield Statement("SELECT id, fence, node FROM executions WHERE status = 'running'")
@@ -36,7 +38,7 @@ def the_fence_is_not_checked(store: Store) -> None:
             else f
             for f in finishes
         ]
-        return (yield from really(late, now, lost=lost))
+        return (yield from really(late, now, lost=lost, handed=handed))
 
     finish.end = end  # type: ignore[method-assign]
 
