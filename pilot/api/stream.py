@@ -35,7 +35,9 @@ log = structlog.get_logger()
 MOST = 1_000
 """Readers at a time."""
 PAGE = 500
-"""Events that are read and told at a time."""
+"""Events that are read at a time for one reader who catches up."""
+TOLD = 2_000
+"""Events that everybody is told at a time; the next ones have to wait for the pause between two rounds."""
 WINDOW = 10_000
 """Ids that one read looks through: a rare type among a million events is found in many short reads."""
 HELD = 1 << 20
@@ -48,9 +50,9 @@ REVIEW = 1.0
 """Seconds between looks at whether the readers' tokens still count."""
 SLICE = 20
 """Readers who are told before others have their turn in the loop."""
-PRICE = 0.001
-"""Seconds between two rounds, per reader: to tell one costs some 50 µs, and all of them get a twentieth of the time."""
-LONGEST = 0.5
+PRICE = 0.002
+"""Seconds between two rounds, per reader: to tell one costs some 100 µs, and all of them get a twentieth of the time."""
+LONGEST = 1.0
 
 
 class Reader(Listener):
@@ -179,13 +181,13 @@ class Hub:
             await self._pause()
 
     async def _pause(self) -> None:
-        await asyncio.sleep(min(max(len(self._readers), 10) * PRICE, LONGEST))
+        await asyncio.sleep(min(max(len(self._readers), 5) * PRICE, LONGEST))
 
     async def _round(self) -> bool:
         """Tell everybody the next page; whether there may be more."""
         if (after := self._cursor) is None:
             return False
-        events = await self._log.between(after, 1 << 62, Wanted(), PAGE)
+        events = await self._log.between(after, 1 << 62, Wanted(), TOLD)
         if not events:
             return False
         await self._learn_names(events)
@@ -199,7 +201,7 @@ class Hub:
             if tail.execution in about:
                 tail.wake()
         await self._tell(readers, events)
-        return len(events) == PAGE
+        return len(events) == TOLD
 
     async def _tell(self, readers: Sequence[Reader], events: Sequence[Event]) -> None:
         texts: dict[int, bytes] = {}

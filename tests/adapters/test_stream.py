@@ -74,7 +74,8 @@ class TestEvents:
     async def test_whoever_joins_whenever_and_resumes_wherever_gets_each_once(
         self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(stream, "PAGE", 7)  # pages that end in the middle of everything
+        for size in ("PAGE", "TOLD"):  # pages that end in the middle of everything
+            monkeypatch.setattr(stream, size, 7)
         monkeypatch.setattr(stream, "SLICE", 1)  # and others have their turn in the middle of each
         await facts(rig, 20)
         first, writing = (await ids_in_store(rig))[-1], True
