@@ -11,6 +11,9 @@ from benchmarks.peers.runs import Entrant, Failed, Sizes, say
 
 P = ParamSpec("P")
 
+TURNS = 4
+"""Rounds of claims from a store with rows and from one without."""
+
 Results = dict[str, dict[str, Any]]
 """Per entrant (`name/engine`), per work."""
 
@@ -106,11 +109,32 @@ def _finished(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:
 
 
 def _claims(entrant: Entrant, sizes: Sizes, rows: dict[str, int], fresh: int = 1) -> dict[str, Any] | None:
+    if entrant.name == "pilot" and rows != {"held": 0}:
+        return _beside_empty(entrant, sizes, rows, fresh)
     with entrant.database() as url:
         if not _offered(entrant.call("grow", url, **rows) or {"grown": True}):
             return None
         entrant.settle(url)
         return _offered(entrant.call("claims", url, count=sizes.claims, fresh=fresh))
+
+
+def _beside_empty(entrant: Entrant, sizes: Sizes, rows: dict[str, int], fresh: int) -> dict[str, Any]:
+    """The same, in turns with claims from an empty store: `times` is what the rows make of them."""
+    with entrant.database() as full, entrant.database() as empty:
+        entrant.call("grow", full, **rows)
+        entrant.call("grow", empty, held=0)
+        pairs = []
+        for turn in range(TURNS):
+            entrant.settle(full if turn % 2 else empty)
+            count = sizes.claims // TURNS
+            one = entrant.call("claims", full, count=count, fresh=fresh)
+            pairs.append((one, entrant.call("claims", empty, count=count)))
+    return {
+        "p50": statistics.median(one["p50"] for one, _ in pairs),
+        "p99": statistics.median(one["p99"] for one, _ in pairs),
+        "empty": statistics.median(other["p50"] for _, other in pairs),
+        "times": statistics.median(one["p50"] / other["p50"] for one, other in pairs),
+    }
 
 
 def _nodes(entrant: Entrant, sizes: Sizes) -> dict[str, Any] | None:

@@ -88,16 +88,15 @@ def figures(results: Results, scaling: dict[str, Any] | None = None) -> list[Fig
     if (latency := _value(results, "pilot/postgres", "latency")) is not None:
         found.append(Figure("PostgreSQL: enqueue → start, idle, another node's, p50", latency, "ms", 4))
     for engine, title in (("postgres", "PostgreSQL"), ("sqlite", "SQLite")):
-        empty = _value(results, f"pilot/{engine}", "idle")
         for work, words in (
             ("held", "behind a busy project with 50,000 queued"),
             ("deep", "of a project with 50,000 queued"),
             ("finished", "with 1,000,000 finished"),
         ):
-            own = _value(results, f"pilot/{engine}", work)
-            if own is not None and empty:
-                note = f"{empty:.2f} → {own:.2f} ms"
-                found.append(Figure(f"{title}: claim {words}, times an empty store", own / empty, "x", 1.2, note=note))
+            pair = results.get(f"pilot/{engine}", {}).get(work) or {}
+            if "times" in pair:
+                note = f"{pair['empty']:.2f} → {pair['p50']:.2f} ms, in turns"
+                found.append(Figure(f"{title}: claim {words}, times an empty store", pair["times"], "x", 1.2, note=note))
     return [*found, *_of_nodes(results.get("pilot/postgres", {}).get("nodes", {}), scaling or {})]
 
 
