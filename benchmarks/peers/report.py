@@ -96,7 +96,9 @@ def figures(results: Results, scaling: dict[str, Any] | None = None) -> list[Fig
             pair = results.get(f"pilot/{engine}", {}).get(work) or {}
             if "times" in pair:
                 note = f"{pair['empty']:.2f} → {pair['p50']:.2f} ms, in turns"
-                found.append(Figure(f"{title}: claim {words}, times an empty store", pair["times"], "x", 1.2, note=note))
+                found.append(
+                    Figure(f"{title}: claim {words}, times an empty store", pair["times"], "x", 1.2, note=note)
+                )
     return [*found, *_of_nodes(results.get("pilot/postgres", {}).get("nodes", {}), scaling or {})]
 
 
