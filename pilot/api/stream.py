@@ -51,7 +51,7 @@ REVIEW = 1.0
 SLICE = 20
 """Readers who are told before others have their turn in the loop."""
 PRICE = 0.002
-"""Seconds between two rounds, per reader: to tell one costs some 100 µs, and all of them get a twentieth of the time."""
+"""Seconds between two rounds, per reader: to tell one costs some 100 µs; all of them get a twentieth of the time."""
 LONGEST = 1.0
 
 
