@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from pilot.domain.errors import Outdated, StoreError
@@ -126,11 +127,13 @@ class Transaction:
     def _once(self, work: Work) -> Results:
         try:
             wire = self._connected()
-            self._begin(wire)
             tokens: set[str] = set()
             try:
                 eager = sum(len(items) for _, items in work) >= CROWD
-                results = [_drive(wire, operation(items), tokens, eager=eager) for operation, items in work]
+                steps = map(_steps, work)
+                first = next(steps)  # made ready before anybody has to wait for the lock
+                self._begin(wire)
+                results = [_drive(wire, each, tokens, eager=eager) for each in chain((first,), steps)]
                 self._end(wire, (results, tokens))
             except Exception as error:
                 if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
@@ -164,7 +167,7 @@ class Transaction:
         return self._wire
 
     def _begin(self, wire: Wire) -> None:
-        """Take the lock. Nobody waits for it: what is written next is on its way to the server already."""
+        """Take the lock. Nobody waits for it here: what is written next is sent behind it."""
         if wire.outgrown() or self._stale:
             self._stale = False
             wire.send(_DISCARD)
@@ -173,6 +176,7 @@ class Transaction:
         wire.send(_BEGIN)
         wire.send(self._lock)
         wire.send(_LOOK, self._saw, PATIENCE + SILENCE)
+        wire.sync()
 
     def _saw(self, rows: Rows) -> None:
         ((now, schema),) = rows
@@ -239,7 +243,7 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
     wire.send(_SAVE)
     told: set[str] = set()
     try:
-        result = _drive(wire, operation(items), told, piped=False)
+        result = _drive(wire, _Steps(operation(items)), told, piped=False)
         wire.rows(_RELEASE)
     except Exception as error:
         if not blames_item(error):
@@ -255,31 +259,42 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
     return result
 
 
-def _drive(
-    wire: Wire,
-    steps: Generator[Step, Rows, Sequence[Any]],
-    tokens: set[str],
-    *,
-    piped: bool = True,
-    eager: bool = False,
-) -> Sequence[Any]:
+class _Steps:
+    """The steps of an operation; the first is made ready at once. `step` None: it has ended, with `result`."""
+
+    def __init__(self, steps: Generator[Step, Rows, Sequence[Any]]) -> None:
+        self._steps = steps
+        self.result: Sequence[Any] = ()
+        self.step: Step | None = None
+        self.go_on(None)
+
+    def go_on(self, rows: Any) -> None:
+        """`rows`: of the last step; None begins."""
+        try:
+            self.step = self._steps.send(rows)
+        except StopIteration as stop:
+            self.step, self.result = None, stop.value
+
+
+def _steps(work: tuple[Operation[Any, Any], list[Any]]) -> _Steps:
+    operation, items = work
+    return _Steps(operation(items))
+
+
+def _drive(wire: Wire, steps: _Steps, tokens: set[str], *, piped: bool = True, eager: bool = False) -> Sequence[Any]:
     """`piped`: what gives no rows is only queued, and fails somewhat later; `eager`: it is begun with at once."""
-    rows: Any = None  # what a generator is started with
-    try:
-        while True:
-            step = steps.send(rows)
-            rows = []
-            if isinstance(step, Notify):
-                tokens.update(step.tokens)
-            elif piped and (step.many is not None or silent(step.sql)):
-                wire.send(step)
-                if eager:
-                    wire.flush()
-            else:
-                rows = wire.rows(step)
-    except StopIteration as stop:
-        result: Sequence[Any] = stop.value
-        return result
+    while (step := steps.step) is not None:
+        rows: Rows = []
+        if isinstance(step, Notify):
+            tokens.update(step.tokens)
+        elif piped and (step.many is not None or silent(step.sql)):
+            wire.send(step)
+            if eager:
+                wire.sync()
+        else:
+            rows = wire.rows(step)
+        steps.go_on(rows)
+    return steps.result
 
 
 @lru_cache(maxsize=2048)

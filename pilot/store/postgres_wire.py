@@ -10,7 +10,6 @@ import math
 import select
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -94,9 +93,9 @@ _Key = tuple[bytes, tuple[int, ...]]
 
 
 class _Sent(NamedTuple):
-    """What an answer is awaited to; `by`: until when, at the latest (monotonic seconds)."""
+    """What an answer is awaited to; `key` None: a Sync. `by`: until when, at the latest (monotonic seconds)."""
 
-    key: _Key
+    key: _Key | None
     prepared: bool = False
     heard: Callable[[Rows], None] | None = None
     by: float = math.inf
@@ -204,16 +203,20 @@ class Wire:
                     self._pg.send_prepare(name, text, types)
                     self._sent.append(_Sent(key, prepared=True))
                 self._pg.send_query_prepared(name, values, formats)
-                if seconds is not None:
-                    self._pg.send_flush_request()  # or the server keeps it until the end of what is behind it
             except psycopg.Error as error:
                 raise Lost("", self._place.said(str(error))) from None
             self._sent.append(_Sent(key, heard=heard, by=by))
 
-    def flush(self) -> None:
-        """Have the server begin with what is queued, while more is made ready; waits for nothing."""
-        with suppress(psycopg.Error):  # found out by whoever waits for an answer
-            self._pg.flush()
+    def sync(self) -> None:
+        """Have the server begin with what is queued, while more is made ready; waits for nothing.
+
+        By a Sync: only after one the server watches that somebody goes on with the transaction, and its lock.
+        """
+        try:
+            self._pg.pipeline_sync()
+        except psycopg.Error as error:
+            raise Lost("", self._place.said(str(error))) from None
+        self._sent.append(_Sent(None))
 
     def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
@@ -254,6 +257,9 @@ class Wire:
         for key, prepared, heard, by in sent:
             result = self._result(min(deadline, by))
             assert result is not None  # noqa: S101  libpq answers each
+            if key is None:
+                self._synced(result)
+                continue
             while (following := self._result(deadline)) is not None:
                 result = following
             if result.status not in _DONE:
@@ -273,9 +279,12 @@ class Wire:
         end = self._result(deadline)
         if failure is not None:
             raise failure
+        self._synced(end)
+        return results
+
+    def _synced(self, end: pq.abc.PGresult | None) -> None:
         if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
             raise Lost("", "the server's answers do not fit what it was asked")
-        return results
 
     def _result(self, deadline: float) -> pq.abc.PGresult | None:
         pg = self._pg
