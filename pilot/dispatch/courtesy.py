@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 FIRST, LONGEST = 0.004, 0.064
 """Seconds that a node waits after it came too late once, and at most, give or take a half; doubled each time, halved
@@ -31,7 +31,7 @@ class Courtesy:
         """Projects that are said to have got work, for a node that came in time of late: it claims without a look."""
         if self.seconds or "*" in tokens:
             return set()
-        return {int(token[1:]) for token in tokens if token[:1] == "+" and token[1:].isdecimal()}
+        return projects(token[1:] for token in tokens if token[:1] == "+")
 
     def came(self, in_time: bool) -> None:
         """What there was to claim was there, or another node's already."""
@@ -39,3 +39,8 @@ class Courtesy:
             self.seconds = self.seconds / 2 if self.seconds > FIRST else 0.0
         else:
             self.seconds = min(max(self.seconds * 2, FIRST), LONGEST)
+
+
+def projects(tokens: Iterable[str]) -> set[int]:
+    """The ids among them. Anybody may send anything, and a number of thousands of digits is refused by `int`."""
+    return {int(token) for token in tokens if len(token) < 20 and token.isdecimal()}

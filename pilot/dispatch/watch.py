@@ -9,7 +9,7 @@ from typing import Protocol
 
 import structlog
 
-from pilot.dispatch.courtesy import Courtesy
+from pilot.dispatch.courtesy import Courtesy, projects
 from pilot.dispatch.turns import Turns
 from pilot.domain.errors import PilotError
 from pilot.domain.ports import Clock
@@ -110,7 +110,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         hasty, self._hasty, self._later, ready = self._hasty, set(), None, list[int]()
         # What waits for its turn here is no news. Looked at is what has something, or, if nobody can tell, told.
-        named = {int(token) for token in tokens if token.isdecimal()}
+        named = projects(tokens)
         told = sorted(named.difference(self._turns.waiting))
         due = self._due is not None and self._due <= self._clock()
         try:
@@ -127,6 +127,6 @@ class Watch:
             self._swept = loop.time() - 2 * SWEEP  # what this look did not find is still there
             await asyncio.sleep(self._poll_interval)
         for id in dict.fromkeys([*ready, *told]):  # as they have waited, they get their turns
-            if id not in hasty:
-                self._wake(id, seen=id not in told)
+            # Also what was claimed from in haste: this may have come since.
+            self._wake(id, seen=id not in told and id not in hasty)
         return bool(ready)
