@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
@@ -30,6 +30,8 @@ _COMMIT = Statement("COMMIT")
 # After the lock, which is a statement of its own: what it waited for has to be seen.
 NOW = Statement("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
 _LOOK = Statement(f"{NOW.sql}, (SELECT max(number) FROM pilot_schema)")
+# Refused outside a transaction: where BEGIN failed, nothing behind the next Sync is written by itself.
+_INSIDE = Statement("LOCK TABLE pilot_schema IN ACCESS SHARE MODE")
 _SAVE, _BACK = Statement("SAVEPOINT operation"), Statement("ROLLBACK TO operation")
 _RELEASE = Statement("RELEASE operation")
 # Only where something was written: a look in vain costs the disk nothing.
@@ -129,7 +131,7 @@ class Transaction:
             wire = self._connected()
             tokens: set[str] = set()
             try:
-                eager = sum(len(items) for _, items in work) >= CROWD
+                eager = self._is_open if sum(len(items) for _, items in work) >= CROWD else _never
                 steps = map(_steps, work)
                 first = next(steps)  # made ready before anybody has to wait for the lock
                 self._begin(wire)
@@ -177,6 +179,11 @@ class Transaction:
         wire.send(self._lock)
         wire.send(_LOOK, self._saw, PATIENCE + SILENCE)
         wire.sync()
+        wire.send(_INSIDE)
+
+    def _is_open(self) -> bool:
+        """Whether the transaction is known to have begun: then what is sent by parts is of it, whatever fails."""
+        return self._looked
 
     def _saw(self, rows: Rows) -> None:
         ((now, schema),) = rows
@@ -281,15 +288,21 @@ def _steps(work: tuple[Operation[Any, Any], list[Any]]) -> _Steps:
     return _Steps(operation(items))
 
 
-def _drive(wire: Wire, steps: _Steps, tokens: set[str], *, piped: bool = True, eager: bool = False) -> Sequence[Any]:
-    """`piped`: what gives no rows is only queued, and fails somewhat later; `eager`: it is begun with at once."""
+def _never() -> bool:
+    return False
+
+
+def _drive(
+    wire: Wire, steps: _Steps, tokens: set[str], *, piped: bool = True, eager: Callable[[], bool] = _never
+) -> Sequence[Any]:
+    """`piped`: what gives no rows is only queued, and fails somewhat later; `eager`: whether that is begun with now."""
     while (step := steps.step) is not None:
         rows: Rows = []
         if isinstance(step, Notify):
             tokens.update(step.tokens)
         elif piped and (step.many is not None or silent(step.sql)):
             wire.send(step)
-            if eager:
+            if eager():
                 wire.sync()
         else:
             rows = wire.rows(step)

@@ -173,6 +173,31 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
         assert len(tries) == 2
 
 
+@pytest.mark.parametrize("returning", ["", " RETURNING id"])
+@pytest.mark.parametrize("many", [1, 20])
+async def test_where_a_transaction_could_not_begin_nothing_is_written(
+    postgres_url: str, many: int, returning: str
+) -> None:
+    """What is sent behind a BEGIN before it was answered must not be a transaction of its own each."""
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        wire = engine(bed)._transaction._wire
+        assert wire is not None
+        wire.script("DEALLOCATE ALL")  # the server knows neither BEGIN nor the lock any more
+
+        def new(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+            yield Statement(f"UPDATE projects SET path = path || '!'{returning}")
+            yield Statement("UPDATE projects SET path = path || '?'")
+            return [None] * len(items)
+
+        writes = (store.database.write(new, None) for _ in range(many))
+        for error in await asyncio.gather(*writes, return_exceptions=True):
+            assert isinstance(error, StoreError)
+
+        assert await bed.value("SELECT path FROM projects") == api.path
+
+
 async def test_who_waits_too_long_for_the_lock_is_told(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(wires._LIMITED, "lock_timeout", 200)
     async with open_store(postgres_url, clock=Clock()) as store:
