@@ -190,7 +190,6 @@ class Wire:
         self, statement: Statement, heard: Callable[[Rows], None] | None = None, seconds: float | None = None
     ) -> None:
         """Queue it. `heard` gets its rows, within so many seconds, whatever stands behind it."""
-        by = math.inf if seconds is None else time.monotonic() + seconds
         text, names = translated(statement.sql)
         for params in (statement.params,) if statement.many is None else statement.many:
             values, types, formats = bound(text, names, params)
@@ -205,7 +204,10 @@ class Wire:
                 self._pg.send_query_prepared(name, values, formats)
             except psycopg.Error as error:
                 raise Lost("", self._place.said(str(error))) from None
-            self._sent.append(_Sent(key, heard=heard, by=by))
+            self._sent.append(_Sent(key, heard=heard))
+        if seconds is not None:  # and what stands before it is answered first
+            by = time.monotonic() + seconds
+            self._sent = [one._replace(by=min(one.by, by)) for one in self._sent]
 
     def sync(self) -> None:
         """Have the server begin with what is queued, while more is made ready; waits for nothing.

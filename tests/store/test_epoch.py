@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import psycopg
 import pytest
 
 from pilot.domain.errors import Outdated
 from pilot.store import open_store, sqlite_path
+from pilot.store.database import Rows, Statement, Step
 from pilot.store.migrate import newest
+from pilot.store.postgres_dialect import Lost
+from pilot.store.postgres_wire import Wire
 from tests.store.bed import MINUTE, Bed, Clock, done
 
 
@@ -62,3 +65,42 @@ async def test_a_process_of_before_an_upgrade_writes_nothing_more(own_url: str) 
                 await late()
 
         assert await bed.dump() == before
+
+
+async def test_nor_does_he_by_statements_that_nobody_waits_for(own_url: str) -> None:
+    def silent(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+        yield Statement("UPDATE projects SET path = 'late'")
+        return [None] * len(items)
+
+    async with open_store(own_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        upgrade(own_url)
+
+        with pytest.raises(Outdated):
+            await store.database.write(silent, None)
+
+        assert await bed.value("SELECT path FROM projects") == api.path
+
+
+@pytest.mark.parametrize("engine", ["postgres"])
+async def test_who_hears_of_it_while_he_looks_what_became_of_a_commit_keeps_no_lock(
+    own_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Wire.rows
+
+    def losing(self: Wire, statement: Statement | None = None) -> Rows:
+        if statement is None or statement.sql != "COMMIT":
+            return rows(self, statement)
+        self.close()
+        upgrade(own_url)
+        raise Lost("", "gone")
+
+    async with open_store(own_url, clock=Clock()) as store:
+        monkeypatch.setattr(Wire, "rows", losing)
+        with pytest.raises(Outdated):
+            await store.queue.register([("k", "p", "/p", 1)])
+
+        with psycopg.connect(own_url) as server:
+            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+            assert server.execute(held).fetchone() == (0,)

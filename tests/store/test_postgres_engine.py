@@ -13,6 +13,7 @@ import pytest
 
 from pilot.domain.errors import Busy, StoreError, StoreRefused, UsageError
 from pilot.store import open_store
+from pilot.store import postgres_group as groups
 from pilot.store import postgres_wire as wires
 from pilot.store.database import Notify, Rows, Statement, Step
 from pilot.store.postgres import PostgresDatabase
@@ -255,6 +256,73 @@ async def test_the_clock_is_the_servers(postgres_url: str, monkeypatch: pytest.M
         await store.queue.register([("k", "p", "/p", 1)])
         ((at,),) = await store.database.read("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)")
         assert abs(store.database.clock() - at) < 2000
+
+
+@pytest.mark.parametrize("jump", [-5000, 5000])
+async def test_what_was_written_by_a_clock_that_was_wrong_is_written_anew(postgres_url: str, jump: int) -> None:
+    """The machine slept, or the server's clock was set: the first group hears of it, and begins again."""
+    async with open_store(postgres_url) as store:
+        database = store.database
+        assert isinstance(database, PostgresDatabase)
+        told: list[int] = []
+
+        def note(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+            told.append(database.clock())
+            yield Statement("INSERT INTO events (at, type, data) VALUES (:now, 'x', '{}')", {"now": told[-1]})
+            return [None] * len(items)
+
+        await database.write(note, None)
+        database._transaction._ahead += jump
+        await database.write(note, None)
+
+        assert len(told) == 3
+        assert await database.read("SELECT at FROM events ORDER BY id") == [(told[0],), (told[2],)]
+        ((now,),) = await database.read("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)")
+        assert abs(told[2] - now) < 1000
+
+
+async def test_who_was_slow_between_the_question_and_the_answer_takes_no_clock_for_wrong(postgres_url: str) -> None:
+    async with open_store(postgres_url) as store:
+        tries: list[int] = []
+
+        def slow(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+            tries.append(1)
+            yield Statement("UPDATE projects SET path = path")
+            time.sleep(0.3)
+            yield Statement("SELECT 1")
+            return [None] * len(items)
+
+        await store.queue.register([("k", "p", "/p", 1)])
+        before = store.database.clock() - time.monotonic() * 1000
+        await store.database.write(slow, None)
+
+        assert len(tries) == 1
+        assert abs(store.database.clock() - time.monotonic() * 1000 - before) < 100
+
+
+@pytest.mark.parametrize("many", [1, 20])
+async def test_a_server_that_leaves_the_lock_unanswered_is_given_up(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    """However long the statements behind it may take."""
+    monkeypatch.setitem(wires._LIMITED, "lock_timeout", 0)
+    monkeypatch.setattr(groups, "PATIENCE", 0.3)
+    monkeypatch.setattr(groups, "SILENCE", 0.2)
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        lock = engine(bed)._transaction._lock
+        with psycopg.connect(postgres_url, autocommit=True) as blocker:
+            values = (lock.params["class"], lock.params["object"])
+            blocker.execute("SELECT pg_advisory_lock(%s::int, %s::int)", values)
+            began = time.monotonic()
+            puts = (store.queue.enqueue(task(api, f"T{n}")) for n in range(many))
+            for error in await asyncio.gather(*puts, return_exceptions=True):
+                assert isinstance(error, Busy)
+                assert "does not answer" in str(error)
+            assert time.monotonic() - began < 5
+
+        assert await bed.put(api)
 
 
 async def test_a_changed_store_is_seen_once(postgres_url: str) -> None:
