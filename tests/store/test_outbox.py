@@ -72,6 +72,15 @@ async def test_what_has_no_ticket_owes_no_report(store: Bed) -> None:
     assert await store.store.outbox.next_due(ALL) is None
 
 
+async def test_who_asked_to_be_called_is_with_or_without_a_ticket(store: Bed) -> None:
+    api = await store.project()
+    await store.node()
+    await store.put(api, callback_url="https://example.org/called")
+    await store.run(api)
+
+    assert await deliver(store) == [("callback", "execution.completed")]
+
+
 async def test_the_triggers_and_the_code_agree_on_what_is_reported(url: str, store: Bed) -> None:
     api = await store.project()
     await store.put(api, origin=TICKET)
