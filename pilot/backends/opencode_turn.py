@@ -184,7 +184,7 @@ class Turn:
             except Unreachable as error:
                 if last:
                     # it can have done all that was asked and ended, with its answer to the prompt on the way
-                    await self._tell(record)
+                    await self._last_words(record)
                     if not self._exit and _done(record):
                         self._over = True
                         raise Ended(outcome(record)) from error
@@ -269,6 +269,17 @@ class Turn:
             elif isinstance(news, int):
                 self._exit = news
         await self._show(record, record.close())
+
+    async def _last_words(self, record: Record) -> None:
+        """The same until the stream of events breaks: of much that was said, most has no room in the queue yet."""
+        until = asyncio.get_running_loop().time() + STORED
+        with contextlib.suppress(TimeoutError):
+            while not isinstance(news := await self.take(until), Unreachable):
+                if isinstance(news, str):
+                    await self._show(record, record.read(news, 0.0))
+                elif isinstance(news, int):
+                    self._exit = news
+        await self._tell(record)
 
     async def _is_over(self, record: Record) -> bool:
         """Whether the session has come to rest after our message. Says when to look again."""

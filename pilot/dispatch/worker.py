@@ -91,6 +91,8 @@ class ProjectWorker:
                         break
                     lane = asyncio.create_task(self._serve(execution), name=f"execution {execution.id}")
                     self._lanes.add(lane)
+                    # What it had to give while it filled up is done in these turns; later there may be nothing left.
+                    self._seen &= len(self._lanes) < self.project.max_running
                     lane.add_done_callback(self._lane_ended)
                 if not (self._admitting() or self.busy) or not await self._woken():
                     return

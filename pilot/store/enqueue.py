@@ -206,7 +206,9 @@ class Enqueue:
 
 
 def _news(queued: Sequence[Task], now: int) -> set[str]:
-    runnable = {task.project_id for task in queued if not task.external and (task.available_at or 0) <= now}
+    # What is instant is done in this transaction.
+    given = (task for task in queued if not task.external and not task.instant)
+    runnable = {task.project_id for task in given if (task.available_at or 0) <= now}
     return {str(task.project_id) for task in queued} | {f"+{id}" for id in runnable if len(runnable) <= FEW}
 
 

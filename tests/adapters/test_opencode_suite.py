@@ -120,3 +120,11 @@ class TestRaces(OpenCodeTalk):
 
     async def test_the_last_word_is_heard_though_the_prompt_was_never_answered(self) -> None:
         assert (await self.run(Script().out(order("slow") + self.ends(b"Done.")).exit(0))).text == "Done."
+
+    async def test_a_long_last_word_is_heard_though_the_prompt_was_never_answered(self) -> None:
+        script = Script().out(order("slow") + order("text", text="word") * 100 + self.ends(b"Done.")).exit(0)
+        assert (await self.run(script)).text.endswith("word\nDone.")
+
+    async def test_a_server_that_breaks_before_it_answers_the_prompt_has_not_done_it(self) -> None:
+        for script in (Script().out(order("slow") + self.ends(b"Done.")).exit(1), Script().out(order("slow")).exit(0)):
+            assert (await self.run(script)).ending is Ending.FAILED

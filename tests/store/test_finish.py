@@ -256,6 +256,46 @@ async def test_many_ends_with_their_next_claims_share_one_commit(store: Bed) -> 
     assert [e.project_id if e else None for e in following] == [project.id for project in projects]
 
 
+async def test_two_ends_of_a_project_that_may_run_fewer_by_now_go_on_in_one_slot(store: Bed) -> None:
+    api = await store.project(max_running=2)
+    await store.node()
+    for _ in range(4):
+        await store.put(api)
+    running = [await store.take(api), await store.take(api)]
+    await store.project(max_running=1)
+
+    following = await asyncio.gather(*(store.queue.finish(done(e, next_lease=MINUTE)) for e in running))
+
+    assert [e.slot for e in following if e is not None] == [0]
+    assert await store.value("SELECT running FROM projects") == 1
+
+
+@pytest.mark.parametrize("why", ["nothing there", "paused", "lowered", "late"])
+async def test_a_slot_that_nobody_takes_over_is_free(store: Bed, why: str) -> None:
+    api, web = await store.project(max_running=2), await store.project("web")
+    await store.node()
+    for project in (api, api, web, web, *([] if why == "nothing there" else [api])):
+        await store.put(project)
+    first, second, other = await store.take(api), await store.take(api), await store.take(web)
+    if why == "paused":
+        await store.queue.pause(api.id, "me", "later")
+    elif why == "lowered":
+        await store.project(max_running=1)
+    elif why == "late":
+        await store.queue.finish(interrupted(first, at=store.clock.now + HOUR))
+
+    ended, following = await asyncio.gather(
+        store.queue.finish(done(first, next_lease=MINUTE)),
+        store.queue.finish(done(other, next_lease=MINUTE)),
+        return_exceptions=True,
+    )
+
+    assert isinstance(ended, LeaseLost) if why == "late" else ended is None
+    assert isinstance(following, Execution), "another's end in the same commit goes on"
+    assert (await store.queue.get(second.id)).status is Status.RUNNING
+    assert await store.rows("SELECT running FROM projects ORDER BY id") == [(1,), (1,)]
+
+
 @pytest.mark.parametrize("ending", ["again", "asked", "interrupted", "limited"])
 async def test_a_cancel_asked_meanwhile_wins_over_another_try(store: Bed, ending: str) -> None:
     execution = await claimed(store)

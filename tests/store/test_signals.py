@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pilot.store import open_store
+from pilot.store.enqueue import FEW
 from pilot.store.signals import FifoSignals
-from tests.store.bed import HOUR, MINUTE, Bed, Clock, done, limited
+from tests.store.bed import HOUR, MINUTE, Bed, Clock, done, limited, task
 
 # A process that has nothing but the wake-up: no timer of its own, it would hang without one.
 LISTENER = """
@@ -129,6 +131,29 @@ async def test_listeners_of_one_process_hear_it_too_until_they_leave(store: Bed,
 
     new = [f"+{api.id}", str(api.id)]
     assert (sorted(one), sorted(two)) == (new, sorted(new * 2))
+
+
+@pytest.mark.parametrize("how", [{"instant": True}, {"external": True}, {"available_at": 1 << 50}], ids=str)
+async def test_nobody_is_told_to_claim_what_no_node_gets(store: Bed, how: dict[str, Any]) -> None:
+    api = await store.project()
+    told: list[str] = []
+    store.queue.listen(told.extend)
+
+    await store.put(api, **how)
+
+    assert str(api.id) in told
+    assert f"+{api.id}" not in told
+
+
+async def test_in_a_crowd_nobody_claims_without_a_look(store: Bed) -> None:
+    projects = [await store.project(f"p{n}") for n in range(FEW + 1)]
+    told: list[str] = []
+    store.queue.listen(told.extend)
+
+    await asyncio.gather(*(store.queue.enqueue(task(project, "T")) for project in projects))
+
+    assert {str(project.id) for project in projects} <= set(told)
+    assert not [token for token in told if token.startswith("+")]
 
 
 async def test_a_listener_that_is_closed_leaves_nothing_behind(store: Bed, url: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pilot.domain.ports import Finish
 from tests.store.bed import (
     Bed,
     again,
+    interrupted,
     task,
     used,
 )
@@ -44,6 +45,20 @@ async def test_usage_is_summed_and_unknown_stays_unknown(store: Bed) -> None:
     assert await attempt(10, None, 0.0) == (10, None, 0.0)
     assert await attempt(5, 7, None) == (15, 7, 0.0)
     assert await attempt(None, None, 0.5) == (15, 7, 0.5)
+
+
+async def test_what_an_attempt_noted_on_its_way_is_in_the_sum_once(store: Bed) -> None:
+    execution = await claimed(store)
+    api = await store.project()
+
+    for tokens in (10, 5):
+        await store.journal.note(execution, Usage(tokens, None, 0.5))
+        await store.queue.finish(interrupted(execution, at=store.clock.now))
+        execution = await store.take(api)
+
+    await store.queue.finish(used(execution, 1, 1, None))
+    row = await store.queue.get(execution.id)
+    assert (row.input_tokens, row.output_tokens, row.cost_usd) == (16, 1, 1.0)
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, -1, 1e300])
