@@ -304,6 +304,8 @@ def _drive(
             wire.send(step)
             if eager():
                 wire.sync()
+            elif wire.overflows():
+                wire.rows()  # what the server has a part of it does not watch
         else:
             rows = wire.rows(step)
         steps.go_on(rows)

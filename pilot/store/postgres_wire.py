@@ -89,6 +89,8 @@ class Place:
 
 
 _ROLLBACK = Statement("ROLLBACK")
+_KEPT = 1 << 15
+"""Bytes of values that libpq keeps, with all that is around them, until it is told to send them."""
 _Key = tuple[bytes, tuple[int, ...]]
 
 
@@ -123,7 +125,7 @@ class Wire:
         self._known: dict[_Key, bytes] = {}
         self._numbers = count()
         self.tag = b""
-        self._bytes, self._planned = 0, 1 << 16
+        self._bytes, self._planned, self._ended = 0, 1 << 16, 0
         self._sent: list[_Sent] = []
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
@@ -219,6 +221,11 @@ class Wire:
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
         self._sent.append(_Sent(None))
+        self._ended = self._bytes
+
+    def overflows(self) -> bool:
+        """Whether so much was queued since the last Sync that libpq has sent of it by itself."""
+        return self._bytes - self._ended > _KEPT
 
     def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
@@ -229,7 +236,7 @@ class Wire:
         """Send these, with all that is queued; the rows of each of them."""
         for statement in statements:
             self.send(statement)
-        sent, self._sent = self._sent, []
+        sent, self._sent, self._ended = self._sent, [], self._bytes
         try:
             self._pg.pipeline_sync()
             results = self._receive(sent, time.monotonic() + (self._longest if seconds is None else seconds))

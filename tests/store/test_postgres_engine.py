@@ -140,7 +140,7 @@ async def test_readers_that_want_the_last_idle_connection_at_once_each_have_one(
         assert await store.database.read("SELECT 1") == [(1,)]
 
 
-@pytest.mark.parametrize("where", ["between two answers", "before any answer", "in a crowd"])
+@pytest.mark.parametrize("where", ["between two answers", "before any answer", "in a crowd", "behind much"])
 async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -152,7 +152,8 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
         loop = asyncio.get_running_loop()
 
         def standing(items: Sequence[None]) -> Generator[Step, Rows, list[int]]:
-            yield Statement("UPDATE projects SET path = path || '!'")
+            much = "x" * (300_000 if where == "behind much" else 1)
+            yield Statement("UPDATE projects SET path = path || '!' WHERE :much <> ''", {"much": much})
             if where == "between two answers":
                 yield Statement("SELECT 1")  # it is written by now
             tries.append(1)
