@@ -98,6 +98,22 @@ class TestEvents:
         _, *got = await asyncio.gather(write(), *(read(after) for after in starts))
         assert got == [await ids_in_store(rig, after) for after in starts]
 
+    async def test_more_than_is_told_at_a_time_needs_no_second_hint(
+        self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stream, "TOLD", 7)
+        monkeypatch.setattr(stream, "TIMER", 1000)
+        many = (
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 25) SELECT 1, 'some', '{}' FROM n"
+        )
+        async with rig.stream(EVENTS) as opened:
+            await until(lambda: rig.hub._readers)
+            await asyncio.sleep(0.1)  # it has looked for those who came
+            await rig.bed.sql(f"INSERT INTO events (at, type, data) {many}")
+            rig.hub._hint.set()
+            async with asyncio.timeout(10):
+                assert ids(await opened.take(25)) == (await ids_in_store(rig))[-25:]
+
     async def test_who_is_ahead_of_the_others_is_told_nothing_old(
         self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
     ) -> None:
