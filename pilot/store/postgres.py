@@ -165,7 +165,7 @@ async def open_postgres(url: str, clock: Callable[[], int] | None, *, create: bo
 
 def _transaction(place: Place, clock: Callable[[], int] | None, create: bool) -> Transaction:
     wire, schema = prepare(place, clock, create)
-    transaction = Transaction(place, schema, wire)
+    transaction = Transaction(place, schema, wire, clock)
     try:
         ((now,),) = wire.rows(NOW)
     except Failed as error:

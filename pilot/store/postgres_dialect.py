@@ -13,6 +13,8 @@ PATIENCE = 5.0
 """Seconds that a caller waits for a server that is away, or for a lock."""
 _CASTS = {"text": "", "bigint": "::bigint", "float": "::double precision"}
 _TOKEN = re.compile(r"'(?:[^']|'')*'|\"[^\"]*\"|--[^\n]*|::|:([A-Za-z_]\w*)")
+OWN_TIME = "current_setting('pilot.now')::bigint"
+"""The time (UTC ms) at which a transaction that writes got the lock: what is written later is never of before."""
 _LARGEST = 1 << 63
 _INT, _TEXT, _FLOAT, _BYTES, _UNKNOWN = 20, 25, 701, 17, 0
 
@@ -50,12 +52,14 @@ class Lost(Failed):
 
 
 @lru_cache(maxsize=2048)
-def translated(sql: str) -> tuple[bytes, tuple[str, ...]]:
-    """The text with `$n` for each `:name`, and the names by number."""
+def translated(sql: str, *, timed: bool = False) -> tuple[bytes, tuple[str, ...]]:
+    """The text with `$n` for each `:name`, and the names by number. `timed`: `:now` is what its transaction says."""
     names: dict[str, int] = {}
 
     def number(match: re.Match[str]) -> str:
         name = match.group(1)
+        if timed and name == "now":
+            return OWN_TIME
         return match.group() if name is None else f"${names.setdefault(name, len(names) + 1)}"
 
     return _TOKEN.sub(number, sql).encode(), tuple(names)

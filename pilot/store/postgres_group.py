@@ -29,7 +29,9 @@ _DISCARD = Statement("DISCARD PLANS")
 _COMMIT = Statement("COMMIT")
 # After the lock, which is a statement of its own: what it waited for has to be seen.
 NOW = Statement("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-_LOOK = Statement(f"{NOW.sql}, (SELECT max(number) FROM pilot_schema)")
+_LOOK = f"""
+    SELECT t.now, (SELECT max(number) FROM pilot_schema),
+      set_config('pilot.now', coalesce(:fixed::bigint, t.now)::text, true) FROM ({NOW.sql} AS now) t"""
 # Refused outside a transaction: where BEGIN failed, nothing behind the next Sync is written by itself.
 _INSIDE = Statement("LOCK TABLE pilot_schema IN ACCESS SHARE MODE")
 _SAVE, _BACK = Statement("SAVEPOINT operation"), Statement("ROLLBACK TO operation")
@@ -70,7 +72,11 @@ class _Unknown(Exception):
 class Transaction:
     """The writing connection of a process. For one thread."""
 
-    def __init__(self, place: Place, schema: int, wire: Wire | None = None) -> None:
+    def __init__(
+        self, place: Place, schema: int, wire: Wire | None = None, clock: Callable[[], int] | None = None
+    ) -> None:
+        """`clock`: in place of the server's."""
+        self._fixed = clock
         self.id = uuid.uuid4().hex
         self._place = place
         self.channel = f"pilot_{schema}"
@@ -166,6 +172,7 @@ class Transaction:
     def _connected(self) -> Wire:
         if self._wire is None:
             self._wire = Wire(self._place)
+        self._wire.timed = True
         return self._wire
 
     def _begin(self, wire: Wire) -> None:
@@ -177,7 +184,8 @@ class Transaction:
         self._began = _monotonic()
         wire.send(_BEGIN)
         wire.send(self._lock)
-        wire.send(_LOOK, self._saw, PATIENCE + SILENCE)
+        fixed = None if self._fixed is None else self._fixed()
+        wire.send(Statement(_LOOK, {"fixed": fixed}), self._saw, PATIENCE + SILENCE)
         wire.sync()
         wire.send(_INSIDE)
 
@@ -186,7 +194,7 @@ class Transaction:
         return self._looked
 
     def _saw(self, rows: Rows) -> None:
-        ((now, schema),) = rows
+        ((now, schema, _),) = rows
         if schema is not None and schema > self._known:  # who slept through an upgrade writes nothing
             raise Outdated(self._place.name, schema, self._known)
         # It was so late there at some moment since the question was sent.

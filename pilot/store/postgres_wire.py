@@ -125,6 +125,8 @@ class Wire:
         self._known: dict[_Key, bytes] = {}
         self._numbers = count()
         self.tag = b""
+        self.timed = False
+        """Whether its transactions say what time it is."""
         self._bytes, self._planned, self._ended = 0, 1 << 16, 0
         self._sent: list[_Sent] = []
         self._poll = select.poll()
@@ -192,7 +194,7 @@ class Wire:
         self, statement: Statement, heard: Callable[[Rows], None] | None = None, seconds: float | None = None
     ) -> None:
         """Queue it. `heard` gets its rows, within so many seconds, whatever stands behind it."""
-        text, names = translated(statement.sql)
+        text, names = translated(statement.sql, timed=self.timed)
         for params in (statement.params,) if statement.many is None else statement.many:
             values, types, formats = bound(text, names, params)
             self._bytes += sum(map(len, filter(None, values)))
