@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,11 @@ settings.register_profile("pilot", deadline=None, print_blob=True, database=None
 settings.load_profile("pilot")
 
 _FOREIGN = ("CLAUDE", "ANTHROPIC_", "OPENAI_", "GEMINI_", "PILOT_", "GITHUB_", "GH_", "LINEAR_", "TELEGRAM_", "GIT_")
+
+# Whoever starts the tests behind a shell's `&`, or by nohup, has these ignored, and every process under test with them.
+for _number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number is signal.SIGINT else signal.SIG_DFL)
 
 gc.disable()  # what is collected (tests, modules) stays to the end: looking through it again and again finds nothing
 
