@@ -9,10 +9,10 @@ from pilot.domain.budget import MILLIONTHS, Budget, day_after, day_of
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Document, Hold
 from pilot.domain.text import one_line
-from pilot.store.claim import fits
 from pilot.store.database import Database
 from pilot.store.documents import rfc3339
 from pilot.store.parks import TRIED
+from pilot.store.spending import fits
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pilot.store.parks import Parks, account_of, standing
 from pilot.store.places import Places, elsewhere
 from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
-from pilot.store.spending import BOOKED, Spending
+from pilot.store.spending import BOOKED, Spending, fits
 
 _REQUESTS = Table(
     project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text", head="bigint",
@@ -347,9 +347,3 @@ def _admitted(heads: Iterator[_Head]) -> tuple[dict[int, _Head], dict[int, int],
             if head.probes:
                 tried.add(head.backend)
     return chosen, reserved, later
-
-
-def fits(budget: Budget, cost: float | None, forgiven: float, booked: int) -> bool:
-    """Whether the day has room for an attempt at an execution that has cost so much."""
-    room, amount = budget.room(booked), budget.reservation(cost, forgiven)
-    return room is None or amount is None or amount <= room

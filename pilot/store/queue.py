@@ -13,7 +13,7 @@ from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
 from pilot.domain.task import Project, Task
 from pilot.store.admin import Admin, Pause, Registration
-from pilot.store.claim import PAUSED, Claim, ClaimRequest, due_projects, fits, head
+from pilot.store.claim import PAUSED, Claim, ClaimRequest, due_projects, head
 from pilot.store.database import Database, Dialect, Listener, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
@@ -26,7 +26,7 @@ from pilot.store.places import elsewhere
 from pilot.store.plans import Plans, check_plan, steps_of
 from pilot.store.retry import Retry
 from pilot.store.rows import EXECUTION_SELECT, to_execution
-from pilot.store.spending import BOOKED, Spending
+from pilot.store.spending import BOOKED, Spending, fits
 
 Steps = Generator[Step, Rows, Any]
 

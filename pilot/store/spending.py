@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 
-from pilot.domain.budget import day_of, millionths
+from pilot.domain.budget import Budget, day_of, millionths
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
@@ -46,3 +46,9 @@ class Spending:
         items = {"items": _BOOKED.rows(rows)}
         yield Statement(self._begin, items)
         yield Statement(self._book, items)
+
+
+def fits(budget: Budget, cost: float | None, forgiven: float, booked: int) -> bool:
+    """Whether the day has room for an attempt at an execution that has cost so much."""
+    room, amount = budget.room(booked), budget.reservation(cost, forgiven)
+    return room is None or amount is None or amount <= room
