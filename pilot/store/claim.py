@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 from pilot.domain.budget import Budget, day_of
+from pilot.domain.errors import StoreError
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
-from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.database import HEARD, Ahead, Dialect, Rows, Statement, Step
 from pilot.store.holding import EXEMPT, HELD
 from pilot.store.parks import Parks, account_of, standing
 from pilot.store.places import Places, elsewhere
@@ -134,6 +135,8 @@ class _Head(NamedTuple):
     booked: int
     place: str
     home: str | None
+    attempt: int
+    model: str | None
 
     @property
     def chain(self) -> str:
@@ -172,7 +175,7 @@ def _heads(dialect: Dialect) -> str:
         WITH h AS MATERIALIZED ({found}),
         g AS MATERIALIZED (
           SELECT h.project_id, h.fence, h.slot, h.node, h.place, h.per_execution_usd, h.per_day_usd, e.id AS id,
-            CASE WHEN e.external = 0 THEN e.place END AS home, e.backend AS was,
+            CASE WHEN e.external = 0 THEN e.place END AS home, e.attempt, e.model, e.backend AS was,
             e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
           FROM h JOIN executions e ON e.id = h.id
             AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
@@ -182,7 +185,7 @@ def _heads(dialect: Dialect) -> str:
         SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
           g.account, {standing("g.backend", "g.account", closed=False)},
           g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
-          g.place, g.home
+          g.place, g.home, g.attempt, g.model
         FROM a AS g"""
 
 
@@ -275,43 +278,42 @@ class Claim:
         )
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
         yield from self._places.moved(moved)
-        rows = yield Statement(self._take, {"now": now, "items": claims})
+        # They are made into executions while the rest is written: whatever is a head now can be taken.
+        rows = yield Ahead(Statement(self._take, {"now": now, "items": claims}))
         yield Statement(self._hold, {"items": claims})
+        yield from self._begin(chosen.values(), reserved, now)
+        yield HEARD
         executions = [to_execution(row) for row in rows]
+        if len(executions) != len(chosen):
+            raise StoreError("what was to be claimed is no longer queued; nothing was written")
         yield from self._places.together({e.id: e.place for e in executions if e.plan is not None and e.place})
-        yield from self._begin(executions, chosen, reserved, now)
-        return {e.project_id: e for e in executions}, later
-
-    def _begin(
-        self, executions: Sequence[Execution], heads: dict[int, _Head], reserved: dict[int, int], now: int
-    ) -> Generator[Step, Rows, None]:
-        started = _STARTED.rows(
-            (
-                *(e.id, e.attempt, e.fence, e.node, e.backend, e.model),
-                *(heads[e.id].account, reserved.get(e.id), heads[e.id].probes),
-            )
-            for e in executions
-        )
-        yield Statement(self._attempts, {"now": now, "items": started})
-        told: list[EventRow] = []
-        for e in executions:
-            if e.backend != heads[e.id].was:
-                told.append((yield from self._rerouted(e, heads[e.id])))
-            facts: dict[str, object] = {"attempt": e.attempt, "fence": e.fence, "node": e.node, "slot": e.slot}
-            home = heads[e.id].home
-            if home not in (None, heads[e.id].place):
-                facts["anew"] = f"what was begun of it lies on {home}"
-            told.append(event(EventType.STARTED, e.id, e.project_id, **facts))
-        yield events_statement(self._dialect, now, told)
         if any(e.origin is not None for e in executions):
             yield OWED
-        probes = [(e, heads[e.id].account) for e in executions if heads[e.id].probes]
+        probes = [(e, chosen[e.id].account) for e in executions if chosen[e.id].probes]
         if probes:
             yield from self._parks.probe(probes, now)
+        return {e.project_id: e for e in executions}, later
+
+    def _begin(self, heads: Collection[_Head], reserved: dict[int, int], now: int) -> Generator[Step, Rows, None]:
+        started = _STARTED.rows(
+            (h.id, h.attempt + 1, h.fence, h.node, h.backend, h.model if h.backend == h.was else None, h.account,
+             reserved.get(h.id), h.probes)
+            for h in heads
+        )  # fmt: skip
+        yield Statement(self._attempts, {"now": now, "items": started})
+        told: list[EventRow] = []
+        for h in heads:
+            if h.backend != h.was:
+                told.append((yield from self._rerouted(h)))
+            facts: dict[str, object] = {"attempt": h.attempt + 1, "fence": h.fence, "node": h.node, "slot": h.slot}
+            if h.home not in (None, h.place):
+                facts["anew"] = f"what was begun of it lies on {h.home}"
+            told.append(event(EventType.STARTED, h.id, h.project_id, **facts))
+        yield events_statement(self._dialect, now, told)
         if reserved:
             yield from self._spending.reserve(reserved.values(), now)
 
-    def _rerouted(self, execution: Execution, head: _Head) -> Generator[Step, Rows, EventRow]:
+    def _rerouted(self, head: _Head) -> Generator[Step, Rows, EventRow]:
         account = account_of(":node", ":project", ":backend")
         rows = yield Statement(
             "SELECT k.failure, k.reason FROM parks k WHERE k.backend = :backend "
@@ -320,7 +322,7 @@ class Claim:
         )
         reason = ": ".join(rows[0]) if rows else ""
         facts = {"from": head.was, "to": head.backend, "reason": f"{head.was} takes no work: {reason}"}
-        return event(EventType.REROUTED, execution.id, execution.project_id, **facts)
+        return event(EventType.REROUTED, head.id, head.project_id, **facts)
 
 
 @lru_cache(maxsize=8)

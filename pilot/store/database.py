@@ -1,8 +1,8 @@
 """What an engine does for the SQL above it, and the few fragments in which engines differ.
 
-An operation is a generator: it yields statements and is sent their rows, so that the same text serves an
-engine that runs each as it comes (SQLite) and one that sends in one go all that gives no rows (PostgreSQL). An
-operation takes *all* items that wait at the moment: concurrent callers share its statements and one commit.
+An operation is a generator: it yields statements and is sent their rows, so that the same text serves an engine that
+runs each as it comes (SQLite) and one that sends in one go all whose rows nobody waits for (PostgreSQL). An operation
+takes *all* items that wait at the moment: concurrent callers share its statements and one commit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,20 @@ class Notify:
     tokens: Iterable[str]
 
 
-Step = Statement | Notify
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A statement whose rows are wanted later. What it gives is a list that may be read from the next `HEARD` on."""
+
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The rows of all that was sent `Ahead` are there; what was sent behind it may be under way still."""
+
+
+HEARD = Heard()
+Step = Statement | Ahead | Heard | Notify
 Operation = Callable[[Sequence[Item]], Generator[Step, Rows, Sequence[Result | Exception]]]
 """Results in the order of the items; an exception as a result is raised for that item alone."""
 

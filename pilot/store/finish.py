@@ -15,7 +15,7 @@ from pilot.domain.ports import Finish
 from pilot.domain.text import clean, tail
 from pilot.store.artifacts import Artifacts, check_artifacts
 from pilot.store.claim import Claim
-from pilot.store.database import Dialect, Notify, Rows, Statement, Step
+from pilot.store.database import HEARD, Ahead, Dialect, Notify, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.going_on import GoingOn
 from pilot.store.instant import Results
@@ -154,22 +154,28 @@ class FinishClaims:
         for n, finish in enumerate(finishes):
             claims.setdefault((finish.execution.id, finish.execution.fence), n)
         ends = _ENDS.rows(_end_row(finishes[n], lost) for n in claims.values())
-        rows = yield Statement(self._end, {"now": now, "items": ends})
+        rows = yield Ahead(Statement(self._end, {"now": now, "items": ends}))
+        # Made ready while the claims are ended, which hardly ever are none.
+        attempts = {n: _attempt_row(finishes[n]) for n in claims.values()}
+        told = {n: tuple(_events(finishes[n], lost)) for n in claims.values()}
+        yield HEARD
         ended = {claims[id, fence]: bool(has_dependents) for id, fence, has_dependents in rows}
         done = [finishes[n] for n in sorted(ended)]
         if not done:
             return set()
         yield from self._let_go(finishes[n] for n in ended if n not in handed)
-        facts = yield Statement(self._attempts, {"now": now, "items": _ATTEMPTS.rows(map(_attempt_row, done))})
+        items = _ATTEMPTS.rows(attempts[n] for n in sorted(ended))
+        facts = yield Ahead(Statement(self._attempts, {"now": now, "items": items}))
         yield from self._artifacts.keep(done, now)
         # Before the events: of what they make people be told, the pull request is to be a part.
         published = yield from owe(done, now)
-        yield events_statement(self._dialect, now, [row for finish in done for row in _events(finish, lost)])
+        yield events_statement(self._dialect, now, [row for n in sorted(ended) for row in told[n]])
         if published or any(_is_told(finish) for finish in done):
             yield OWED
         asked = [f for f in done if f.settlement.question is not None]
         if asked:
             yield Statement(self._ask, {"now": now, "items": _ASKED.rows(map(_question_row, asked))})
+        yield HEARD
         accounts: dict[int, str] = {id: account for id, account, *_ in facts}
         yield from self._parks.settle(done, accounts, {id for id, _, probe, *_ in facts if probe}, now)
         yield from self._spending.settle((begun, reserved, cost) for _, _, _, begun, reserved, cost in facts)

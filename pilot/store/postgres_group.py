@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from pilot.domain.errors import Outdated, StoreError
-from pilot.store.database import Notify, Operation, Rows, Statement, Step
+from pilot.store.database import Ahead, Heard, Notify, Operation, Rows, Statement, Step
 from pilot.store.group import Work
 from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, blames_item, passes
@@ -137,11 +137,11 @@ class Transaction:
             wire = self._connected()
             tokens: set[str] = set()
             try:
-                eager = self._is_open if sum(len(items) for _, items in work) >= CROWD else _never
+                part = self._part if sum(len(items) for _, items in work) >= CROWD else None
                 steps = map(_steps, work)
                 first = next(steps)  # made ready before anybody has to wait for the lock
                 self._begin(wire)
-                results = [_drive(wire, each, tokens, eager=eager) for each in chain((first,), steps)]
+                results = [_drive(wire, each, tokens, part) for each in chain((first,), steps)]
                 self._end(wire, (results, tokens))
             except Exception as error:
                 if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
@@ -186,12 +186,13 @@ class Transaction:
         wire.send(self._lock)
         fixed = None if self._fixed is None else self._fixed()
         wire.send(Statement(_LOOK, {"fixed": fixed}), self._saw, PATIENCE + SILENCE)
-        wire.sync()
-        wire.send(_INSIDE)
+        self._part(wire)
 
-    def _is_open(self) -> bool:
-        """Whether the transaction is known to have begun: then what is sent by parts is of it, whatever fails."""
-        return self._looked
+    def _part(self, wire: Wire) -> None:
+        """Have the server begin with what is queued. What comes next is of the transaction, or fails."""
+        wire.sync()
+        if not self._looked:  # nobody knows yet whether it has begun
+            wire.send(_INSIDE)
 
     def _saw(self, rows: Rows) -> None:
         ((now, schema, _),) = rows
@@ -296,26 +297,26 @@ def _steps(work: tuple[Operation[Any, Any], list[Any]]) -> _Steps:
     return _Steps(operation(items))
 
 
-def _never() -> bool:
-    return False
-
-
 def _drive(
-    wire: Wire, steps: _Steps, tokens: set[str], *, piped: bool = True, eager: Callable[[], bool] = _never
+    wire: Wire, steps: _Steps, tokens: set[str], part: Callable[[Wire], None] | None = None, *, piped: bool = True
 ) -> Sequence[Any]:
-    """`piped`: what gives no rows is only queued, and fails somewhat later; `eager`: whether that is begun with now."""
+    """`piped`: what nobody waits for is only queued, and fails somewhat later; `part`: has the server begin with it."""
     while (step := steps.step) is not None:
         rows: Rows = []
-        if isinstance(step, Notify):
-            tokens.update(step.tokens)
-        elif piped and (step.many is not None or silent(step.sql)):
-            wire.send(step)
-            if eager():
-                wire.sync()
+        later = isinstance(step, Ahead)
+        statement = step.statement if isinstance(step, Ahead) else step
+        if isinstance(statement, Notify):
+            tokens.update(statement.tokens)
+        elif isinstance(statement, Heard):
+            wire.hear()
+        elif piped and (later or statement.many is not None or silent(statement.sql)):
+            wire.send(statement, rows.extend if later else None)
+            if part is not None:
+                part(wire)
             elif wire.overflows():
                 wire.rows()  # what the server has a part of it does not watch
         else:
-            rows = wire.rows(step)
+            rows = wire.rows(statement)
         steps.go_on(rows)
     return steps.result
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import count
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import psycopg
@@ -128,7 +129,7 @@ class Wire:
         self.timed = False
         """Whether its transactions say what time it is."""
         self._bytes, self._planned, self._ended = 0, 1 << 16, 0
-        self._sent: list[_Sent] = []
+        self._sent: deque[_Sent] = deque()
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
@@ -211,7 +212,7 @@ class Wire:
             self._sent.append(_Sent(key, heard=heard))
         if seconds is not None:  # and what stands before it is answered first
             by = time.monotonic() + seconds
-            self._sent = [one._replace(by=min(one.by, by)) for one in self._sent]
+            self._sent = deque(one._replace(by=min(one.by, by)) for one in self._sent)
 
     def sync(self) -> None:
         """Have the server begin with what is queued, while more is made ready; waits for nothing.
@@ -238,14 +239,19 @@ class Wire:
         """Send these, with all that is queued; the rows of each of them."""
         for statement in statements:
             self.send(statement)
-        sent, self._sent, self._ended = self._sent, [], self._bytes
-        try:
-            self._pg.pipeline_sync()
-            results = self._receive(sent, time.monotonic() + (self._longest if seconds is None else seconds))
-        except psycopg.Error as error:
-            raise Lost("", self._place.said(str(error))) from None
+        self.sync()
+        results = self._receive(len(self._sent), self._longest if seconds is None else seconds)
         self.tag = (results[-1].command_status or b"") if results else b""
         return [self._load(result) for result in results[len(results) - len(statements) :]] if statements else []
+
+    def hear(self) -> None:
+        """Wait until whoever wants rows has them; what was sent behind them goes on meanwhile."""
+        wanted = max((n for n, one in enumerate(self._sent, 1) if one.heard is not None), default=0)
+        if wanted == 0:
+            return
+        if not any(one.key is None for one in islice(self._sent, wanted, None)):
+            self.sync()
+        self._receive(wanted, self._longest)
 
     def again(self, statements: Sequence[Statement]) -> list[Rows]:
         """`all_rows`, of what only reads: once more where a NULL's type had to be found out first."""
@@ -262,10 +268,13 @@ class Wire:
         self._loaded.set_pgresult(result)
         return self._loaded.load_rows(0, result.ntuples, tuple)
 
-    def _receive(self, sent: Sequence[_Sent], deadline: float) -> list[pq.abc.PGresult]:
+    def _receive(self, wanted: int, seconds: float) -> list[pq.abc.PGresult]:
+        """The results of the first so many of what was sent, behind which there is a Sync."""
+        deadline = time.monotonic() + seconds
         results: list[pq.abc.PGresult] = []
         failure: Failed | None = None
-        for key, prepared, heard, by in sent:
+        for _ in range(wanted):
+            key, prepared, heard, by = self._sent.popleft()
             result = self._result(min(deadline, by))
             assert result is not None  # noqa: S101  libpq answers each
             if key is None:
@@ -277,46 +286,49 @@ class Wire:
                 if prepared:
                     del self._known[key]
                 if failure is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
-                    failure = self._failure(result)
-                    failure.add_note(key[0].decode())
-                    if failure.code in UNTYPED:
-                        untyped.add(key[0])
-                    if isinstance(failure, Lost):
-                        raise failure
+                    failure = self._failure(result, key[0])
             elif not prepared:
                 results.append(result)
                 if heard is not None:
                     heard(self._load(result))
-        end = self._result(deadline)
         if failure is not None:
             raise failure
-        self._synced(end)
         return results
 
-    def _synced(self, end: pq.abc.PGresult | None) -> None:
-        if end is None or end.status != pq.ExecStatus.PIPELINE_SYNC:
+    def _synced(self, end: pq.abc.PGresult) -> None:
+        if end.status != pq.ExecStatus.PIPELINE_SYNC:
             raise Lost("", "the server's answers do not fit what it was asked")
 
     def _result(self, deadline: float) -> pq.abc.PGresult | None:
         pg = self._pg
-        while True:
-            waits = pg.flush()
-            if not waits and not pg.is_busy():
-                return pg.get_result()
-            self._poll.modify(pg.socket, select.POLLIN | (select.POLLOUT if waits else 0))
-            left = deadline - time.monotonic()
-            if left <= 0 or not (events := self._poll.poll(left * 1000)):
-                raise Lost("", "the server does not answer")
-            if any(event & ~select.POLLOUT for _, event in events):
-                pg.consume_input()
+        try:
+            while True:
+                waits = pg.flush()
+                if not waits and not pg.is_busy():
+                    return pg.get_result()
+                self._poll.modify(pg.socket, select.POLLIN | (select.POLLOUT if waits else 0))
+                left = deadline - time.monotonic()
+                if left <= 0 or not (events := self._poll.poll(left * 1000)):
+                    raise Lost("", "the server does not answer")
+                if any(event & ~select.POLLOUT for _, event in events):
+                    pg.consume_input()
+        except psycopg.Error as error:
+            raise Lost("", self._place.said(str(error))) from None
 
-    def _failure(self, result: pq.abc.PGresult) -> Failed:
+    def _failure(self, result: pq.abc.PGresult, statement: bytes = b"") -> Failed:
+        """Raises `Lost`."""
         field = result.error_field
         code = (field(pq.DiagnosticField.SQLSTATE) or b"").decode()
         primary = field(pq.DiagnosticField.MESSAGE_PRIMARY)
         text = primary.decode("utf-8", "replace") if primary else result.get_error_message()
         gone = code in _FATAL or self._pg.status != pq.ConnStatus.OK or (not code and not primary)
-        return (Lost if gone else Failed)(code, self._place.said(text))
+        failure = (Lost if gone else Failed)(code, self._place.said(text))
+        failure.add_note(statement.decode())
+        if code in UNTYPED:
+            untyped.add(statement)
+        if gone:
+            raise failure
+        return failure
 
     def close(self) -> None:
         """Let go of it."""

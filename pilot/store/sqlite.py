@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from pilot.domain.errors import Outdated, StoreError, UsageError
-from pilot.store.database import Dialect, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
+from pilot.store.database import Ahead, Dialect, Heard, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
 from pilot.store.group import Group, Groups, Work, answer, refuse
 from pilot.store.migrate import migrate, newest
 from pilot.store.signals import FifoSignals
@@ -172,8 +172,12 @@ def _drive(connection: sqlite3.Connection, steps: Generator[Step, Rows, T], toke
         while True:
             step = steps.send(rows)
             rows = []
+            if isinstance(step, Ahead):
+                step = step.statement
             if isinstance(step, Notify):
                 tokens.update(step.tokens)
+            elif isinstance(step, Heard):
+                continue
             elif step.many is not None:
                 connection.executemany(step.sql, step.many)
             else:

@@ -363,8 +363,18 @@ class Queueing(RuleBasedStateMachine):
             claim = self.queue.claim
             return await asyncio.gather(*(claim(name, lease=LEASE, projects=(id,)) for name, id in asked))
 
-        for some, (name, id) in zip(self.run(all_at_once()), asked, strict=True):
-            self._same(some[0] if some else None, self.model.claim(id, name, LEASE, own=False))
+        found = self.run(all_at_once())
+        waiting = dict(zip(asked, found, strict=True))
+        probing = True
+        while probing:  # it closes a park, by which what stood in the way of another may be passed over
+            probing = False
+            for (name, id), some in tuple(waiting.items()):
+                expected = self.model.claim(id, name, LEASE, own=False)
+                if expected is not None:
+                    self._same(some[0] if some else None, expected)
+                    del waiting[name, id]
+                    probing |= self.model.is_probe(expected)
+        assert not any(waiting.values())
 
     @property
     def held(self) -> list[Execution]:

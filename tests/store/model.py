@@ -257,6 +257,9 @@ class Model:
         for park in self._of(chosen, head.account):
             park.probe = head.id, head.fence
 
+    def is_probe(self, row: Row) -> bool:
+        return any(park.probe == (row.id, row.fence) for park in self.parks.values())
+
     def holds(self, execution: Execution) -> bool:
         row = self.rows.get(execution.id)
         return row is not None and row.status is Status.RUNNING and row.fence == execution.fence

@@ -16,13 +16,15 @@ from pilot.domain.errors import Busy, StoreError, StoreRefused, UsageError
 from pilot.store import open_store
 from pilot.store import postgres_group as groups
 from pilot.store import postgres_wire as wires
-from pilot.store.database import Notify, Rows, Statement, Step
+from pilot.store.database import Ahead, Notify, Rows, Statement, Step
 from pilot.store.postgres import PostgresDatabase
 from pilot.store.postgres_dialect import Failed, Lost, bound, translate, translated
 from pilot.store.postgres_upkeep import check, no_backup, quick_look
 from pilot.store.postgres_wire import Place, Wire
 from tests.postgres import Cluster, name_of
 from tests.store.bed import Bed, Clock, done, task
+
+PATH = "UPDATE projects SET path = path || '!'"
 
 
 def engine(bed: Bed) -> PostgresDatabase:
@@ -179,10 +181,12 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
         assert len(tries) == 2
 
 
-@pytest.mark.parametrize("returning", ["", " RETURNING id"])
+@pytest.mark.parametrize(
+    "first", [Statement(PATH), Statement(f"{PATH} RETURNING id"), Ahead(Statement(f"{PATH} RETURNING id"))]
+)
 @pytest.mark.parametrize("many", [1, 20])
 async def test_where_a_transaction_could_not_begin_nothing_is_written(
-    postgres_url: str, many: int, returning: str
+    postgres_url: str, many: int, first: Statement | Ahead
 ) -> None:
     """What is sent behind a BEGIN before it was answered must not be a transaction of its own each."""
     async with open_store(postgres_url, clock=Clock()) as store:
@@ -193,8 +197,8 @@ async def test_where_a_transaction_could_not_begin_nothing_is_written(
         wire.script("DEALLOCATE ALL")  # the server knows neither BEGIN nor the lock any more
 
         def new(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
-            yield Statement(f"UPDATE projects SET path = path || '!'{returning}")
-            yield Statement("UPDATE projects SET path = path || '?'")
+            yield first
+            yield Statement(PATH)
             return [None] * len(items)
 
         writes = (store.database.write(new, None) for _ in range(many))
