@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Collection, Generator, Iterable, Sequence
+from dataclasses import replace
 
-from pilot.domain.budget import Budget, day_of
+from pilot.domain.budget import Budget
 from pilot.domain.errors import StoreError
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
 from pilot.store.database import HEARD, Ahead, Dialect, Rows, Statement, Step
-from pilot.store.holding import EXEMPT, HELD
-from pilot.store.parks import Parks, account_of, standing
-from pilot.store.places import Places, elsewhere
-from pilot.store.records import OWED, EventRow, Table, dumps, event, events_statement
+from pilot.store.heads import ClaimRequest, Head, Heads
+from pilot.store.parks import Parks, account_of
+from pilot.store.places import Places
+from pilot.store.records import OWED, EventRow, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
-from pilot.store.spending import BOOKED, Spending, fits
+from pilot.store.spending import Spending, fits
 
-_REQUESTS = Table(
-    project_id="bigint", node="text", own="bigint", external="bigint", lanes="text", kinds="text", head="bigint",
-    handed="bigint",
-)  # fmt: skip
 _CLAIMS = Table(
     id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
     place="text", handed="bigint",
@@ -35,158 +28,6 @@ _STARTED = Table(
 )  # fmt: skip
 
 _PROMOTE = "UPDATE executions SET due = 1 WHERE status = 'queued' AND due = 0 AND available_at <= :now"
-_WORKERS = "/* left to workers */"
-"""Around what a claim for nodes alone leaves out: each part of a statement has to be made ready, used or not."""
-PAUSED = "EXISTS (SELECT 1 FROM pauses z WHERE z.project_id IN (0, {project}))"
-
-
-def due_projects(*, external: bool) -> str:
-    """`walk`: the distinct projects of the claim index. Its cost is theirs, whatever the backlog."""
-    due = f"FROM executions WHERE status = 'queued' AND due = 1{'' if external else ' AND external = 0'}"
-    return f"""
-    WITH RECURSIVE walk(project_id) AS (
-      SELECT (SELECT min(project_id) {due})
-      UNION ALL
-      SELECT (SELECT min(project_id) {due} AND project_id > walk.project_id)
-      FROM walk WHERE walk.project_id IS NOT NULL)"""
-
-
-def among(values: Iterable[object]) -> str | None:
-    """What a worker takes of one sort, as `head` reads it; None: any."""
-    words = ",".join(map(str, values))
-    return f",{words}," if words else None
-
-
-def head(dialect: Dialect, node: str, *, external: bool, lanes: str = "NULL", kinds: str = "NULL") -> str:
-    """A sub-select: the id of the first row of project `p` that a node may run. `n`: the node's row, if it has one.
-
-    `external`: also what is left to remote workers; without it an index of its own passes those by.
-    `lanes`, `kinds`: what it takes, by `among`. The claim index has both, so that the others are passed by quickly.
-    Passed over, so that they hold up nobody: rows whose backend is parked, and everyone's in its stead, too; that are
-    left to remote workers; that have used up what one may cost; that are new, where pull requests hold up the project.
-    """
-    runnable = f"""
-          e.status = 'queued' AND e.due = 1{"" if external else " AND e.external = 0"}
-          {_one_of(lanes, "e.lane")}{_one_of(kinds, "e.kind")}
-          AND (NOT {_closed(node, "p.id", "e.backend")}
-            OR EXISTS (SELECT 1 FROM {dialect.elements("e.fallback", "f")}
-              WHERE NOT {_closed(node, "p.id", "f.value")}))
-          AND (n.per_execution_usd IS NULL OR coalesce(e.cost_usd, 0) - e.forgiven_usd < n.per_execution_usd)
-        ORDER BY e.priority, e.id LIMIT 1"""
-    # Of a project that starts nothing new only what may go on is looked at, not all that stands before it.
-    return f"""
-        CASE WHEN NOT {HELD} THEN (SELECT e.id FROM executions e WHERE e.project_id = p.id AND {runnable})
-          ELSE (SELECT e.id FROM executions e WHERE e.id IN ({EXEMPT}) AND +e.project_id = p.id AND {runnable}) END"""
-
-
-def _one_of(wanted: str, column: str) -> str:
-    return "" if wanted == "NULL" else f" AND ({wanted} IS NULL OR {wanted} LIKE '%,' || {column} || ',%')"
-
-
-def _closed(node: str, project: str, backend: str) -> str:
-    return standing(backend, account_of(node, project, backend), closed=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimRequest:
-    """One project's next execution for one node; `lease` in ms.
-
-    `own`: only if it is reserved for the node, as a direct run's is. `external`: also what is left to remote workers.
-    `lanes`, `kinds`: only these, by `among`. `head`: the first of those (id), when this transaction has seen it.
-    `handed`: in the slot of one that has just ended, which its project still counts as running.
-    """
-
-    project_id: int
-    node: str
-    lease: int
-    own: bool = False
-    external: bool = False
-    lanes: str | None = None
-    kinds: str | None = None
-    head: int | None = None
-    handed: bool = False
-
-    @property
-    def who(self) -> tuple[object, ...]:
-        """What decides the answer: equal requests get equal ones."""
-        return self.project_id, self.node, self.own, self.external, self.lanes, self.kinds, self.handed
-
-
-class _Head(NamedTuple):
-    """What a project would give. `was`: the backend it had; `booked`: what the day has no longer.
-
-    `place`: the node's; `home`: where the work lies so far.
-    """
-
-    project_id: int
-    fence: int
-    slot: int
-    node: str
-    id: int
-    was: str
-    fallback: str
-    backend: str
-    account: str
-    probes: int
-    cost_usd: float | None
-    forgiven_usd: float
-    per_execution_usd: float | None
-    per_day_usd: float | None
-    booked: int
-    place: str
-    home: str | None
-    attempt: int
-    model: str | None
-
-    @property
-    def chain(self) -> str:
-        """Who is left to do it in its stead, once it is rerouted: whoever had it goes to the end."""
-        return dumps([name for name in json.loads(self.fallback) if name != self.backend] + [self.was])
-
-
-def _heads(dialect: Dialect) -> str:
-    lanes, kinds = "r.lanes", "r.kinds"
-    every = head(dialect, "r.node", external=True, lanes=lanes, kinds=kinds)
-    local = head(dialect, "r.node", external=False, lanes=lanes, kinds=kinds)
-    # A head that another node reserved is not passed over: a person waits for it, and it goes first. Nor is one
-    # that is to go on elsewhere: those behind it would be at its work.
-    found = f"""
-        SELECT p.id AS project_id, p.fence + 1 AS fence, r.node AS node, r.own AS own,
-          n.per_execution_usd AS per_execution_usd, n.per_day_usd AS per_day_usd, coalesce(n.place, '') AS place,
-          CASE WHEN r.head IS NOT NULL THEN r.head
-            {_WORKERS} WHEN r.external = 1 THEN ({every}) {_WORKERS} ELSE ({local}) END AS id,
-          CASE WHEN p.running = r.handed THEN 0 ELSE
-            (SELECT min(c.slot) FROM (
-               SELECT 0 AS slot UNION ALL
-               SELECT x.slot + 1 FROM executions x
-               WHERE x.project_id = p.id AND x.status = 'running' AND x.slot >= 0) c
-             WHERE NOT EXISTS (SELECT 1 FROM executions y
-               WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
-        FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
-          LEFT JOIN nodes n ON n.id = r.node
-        WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")}
-        {dialect.lock_projects}"""
-    first_open = f"""
-        CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
-          ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
-            WHERE NOT {_closed("h.node", "h.project_id", "f.value")} ORDER BY f.n LIMIT 1) END"""
-    # Step by step: what is used twice would be worked out twice.
-    return f"""
-        WITH h AS MATERIALIZED ({found}),
-        g AS MATERIALIZED (
-          SELECT h.project_id, h.fence, h.slot, h.node, h.place, h.per_execution_usd, h.per_day_usd, e.id AS id,
-            CASE WHEN e.external = 0 THEN e.place END AS home, e.attempt, e.model, e.backend AS was,
-            e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
-          FROM h JOIN executions e ON e.id = h.id
-            AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
-              AND NOT {elsewhere("h.place", "e")}))),
-        a AS MATERIALIZED (
-          SELECT g.*, coalesce({account_of("g.node", "g.project_id", "g.backend")}, '') AS account FROM g)
-        SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
-          g.account, {standing("g.backend", "g.account", closed=False)},
-          g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
-          g.place, g.home, g.attempt, g.model
-        FROM a AS g"""
 
 
 class Claim:
@@ -197,7 +38,7 @@ class Claim:
         self._parks = parks
         self._spending = spending
         self._places = Places(dialect)
-        self._heads = _heads(dialect)
+        self._heads = Heads(dialect)
         # Another agent has no use for a session or a model of the first.
         self._reroute = f"""
             UPDATE executions SET backend = t.backend, fallback = t.fallback, model = NULL, session_id = NULL
@@ -257,13 +98,8 @@ class Claim:
     ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
         """What was taken, by project; and the projects to look at again, once this is written."""
         asked = {request.project_id: request for request in requests}
-        wanted = _REQUESTS.rows(
-            (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head, int(r.handed))
-            for r in requests
-        )
-        heads = self._heads if any(r.external for r in requests) else _of_nodes(self._heads)
-        rows = yield Statement(heads, {"now": now, "day": day_of(now), "items": wanted})
-        chosen, reserved, later = _admitted(map(_Head._make, rows))
+        heads = yield from self._heads.of(requests, now)
+        chosen, reserved, later = _admitted(heads)
         if not chosen:
             return {}, later
         if any(head.probes for head in chosen.values()):
@@ -294,7 +130,7 @@ class Claim:
             yield from self._parks.probe(probes, now)
         return {e.project_id: e for e in executions}, later
 
-    def _begin(self, heads: Collection[_Head], reserved: dict[int, int], now: int) -> Generator[Step, Rows, None]:
+    def _begin(self, heads: Collection[Head], reserved: dict[int, int], now: int) -> Generator[Step, Rows, None]:
         started = _STARTED.rows(
             (h.id, h.attempt + 1, h.fence, h.node, h.backend, h.model if h.backend == h.was else None, h.account,
              reserved.get(h.id), h.probes)
@@ -313,7 +149,7 @@ class Claim:
         if reserved:
             yield from self._spending.reserve(reserved.values(), now)
 
-    def _rerouted(self, head: _Head) -> Generator[Step, Rows, EventRow]:
+    def _rerouted(self, head: Head) -> Generator[Step, Rows, EventRow]:
         account = account_of(":node", ":project", ":backend")
         rows = yield Statement(
             "SELECT k.failure, k.reason FROM parks k WHERE k.backend = :backend "
@@ -325,15 +161,9 @@ class Claim:
         return event(EventType.REROUTED, head.id, head.project_id, **facts)
 
 
-@lru_cache(maxsize=8)
-def _of_nodes(heads: str) -> str:
-    before, _, rest = heads.partition(_WORKERS)
-    return before + rest.partition(_WORKERS)[2]
-
-
-def _admitted(heads: Iterator[_Head]) -> tuple[dict[int, _Head], dict[int, int], set[int]]:
+def _admitted(heads: Iterable[Head]) -> tuple[dict[int, Head], dict[int, int], set[int]]:
     """By execution id, what may be taken together, and what it sets aside; the projects to look at afterwards."""
-    chosen: dict[int, _Head] = {}
+    chosen: dict[int, Head] = {}
     reserved: dict[int, int] = {}
     later: set[int] = set()
     tried: set[str] = set()

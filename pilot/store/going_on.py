@@ -6,8 +6,9 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 
 from pilot.domain.execution import Execution
 from pilot.domain.ports import Finish
-from pilot.store.claim import PAUSED, Claim, ClaimRequest, head
+from pilot.store.claim import Claim
 from pilot.store.database import Dialect, Rows, Statement, Step
+from pilot.store.heads import PAUSED, ClaimRequest, head
 from pilot.store.places import elsewhere
 from pilot.store.records import ids, ids_of
 

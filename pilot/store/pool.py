@@ -13,8 +13,9 @@ from pilot.domain.budget import Budget
 from pilot.domain.execution import Execution
 from pilot.domain.work import Claim as Claimed
 from pilot.domain.work import Made, Wanted
-from pilot.store.claim import PAUSED, Claim, ClaimRequest, among, due_projects, head
+from pilot.store.claim import Claim
 from pilot.store.database import Dialect, Row, Rows, Statement, Step
+from pilot.store.heads import PAUSED, ClaimRequest, among, due_projects, head
 from pilot.store.made import made_of, to_made
 from pilot.store.nodes import EXPIRED, Nodes, Worker
 from pilot.store.places import elsewhere

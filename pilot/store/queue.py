@@ -13,11 +13,12 @@ from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
 from pilot.domain.task import Project, Task
 from pilot.store.admin import Admin, Pause, Registration
-from pilot.store.claim import PAUSED, Claim, ClaimRequest, due_projects, head
+from pilot.store.claim import Claim
 from pilot.store.database import Database, Dialect, Listener, Rows, Statement, Step
 from pilot.store.dependents import Dependents
 from pilot.store.enqueue import Enqueue, check
 from pilot.store.finish import FinishClaims
+from pilot.store.heads import PAUSED, ClaimRequest, due_projects, head
 from pilot.store.holding import GRACE_ENDS
 from pilot.store.nodes import LEASE_END, NAMES, Beat, Loss, Nodes, Serving
 from pilot.store.parks import Parks, Unpark

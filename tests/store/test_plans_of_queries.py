@@ -293,7 +293,10 @@ def test_no_statement_walks_a_table_that_grows(executed: tuple[list[str], Path])
 @pytest.mark.parametrize(
     ("what", "index"),
     [
-        (r"WITH h AS.*left to workers", "executions_ready (project_id=?)"),
+        (r"WITH q AS", "executions_local (project_id=?)"),
+        (r"WITH q AS", "SEARCH p USING INTEGER PRIMARY KEY (rowid=?)"),
+        (r"WITH q AS", "SEARCH e USING INTEGER PRIMARY KEY (rowid=?)"),
+        (r"WITH h AS", "executions_ready (project_id=?)"),
         (r"WITH h AS", "executions_slot (project_id=? AND slot=?)"),
         (r"WITH h AS", "executions_local (project_id=?)"),
         (r"WITH RECURSIVE walk.*external = 0", "executions_local (project_id>?)"),

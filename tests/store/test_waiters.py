@@ -187,16 +187,27 @@ async def test_who_leaves_while_it_waits_has_taken_nothing(store: Bed, work: Sql
 @pytest.mark.parametrize("wait", [0.0, LONG])
 async def test_who_leaves_while_it_claims_gives_it_back(store: Bed, work: SqlWorkQueue, wait: float) -> None:
     api = await store.project()
+    take, begun, go = work._waiters.take, asyncio.Event(), asyncio.Event()
+
+    async def slowly(asks: Sequence[Ask]) -> list[list[Claim]]:
+        found = await take(asks)
+        begun.set()
+        await go.wait()
+        return found
+
     id = 0 if wait else await store.put(api)
+    if wait:
+        work._waiters.take = slowly
     asking = asyncio.create_task(work.claim("w", wait=wait))
     if wait:
         await until(lambda: waiting(work) == 1)
         id = await store.put(api)
-        await until(lambda: any(waiter.asking for waiter in work._waiters._waiting) or asking.done())
+        await begun.wait()
     else:
         await asyncio.sleep(0)  # its claim is on its way
     asking.cancel()
     await asyncio.wait([asking])
+    go.set()
 
     async with asyncio.timeout(LONG):
         while (await store.queue.get(id)).attempt == 0 or (await store.queue.get(id)).status is Status.RUNNING:
