@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shlex
 import subprocess
 from collections.abc import Callable, Collection, Sequence
@@ -24,7 +25,8 @@ from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
 
-STORE = "0123456789ab"
+STORE = secrets.token_hex(6)
+"""Of this test process alone: by it agents and git are found, and ended, on the whole machine."""
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8", "SECRET": "not for agents"}
 _USER = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
 
