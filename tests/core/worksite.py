@@ -25,7 +25,7 @@ from pilot.runner.publication import publication_of
 from pilot.runner.runner import AttemptRunner
 from pilot.runner.workspace import Workspaces
 
-STORE = os.environ.setdefault("PILOT_TEST_STORE", secrets.token_hex(6))
+STORE = os.environ.setdefault("STORE_OF_TESTS", secrets.token_hex(6))
 """Of this test process and its children: by it agents and git are found, and ended, on the whole machine."""
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8", "SECRET": "not for agents"}
 _USER = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
