@@ -26,7 +26,7 @@ from pilot.dispatch.deliveries import Deliveries
 from pilot.dispatch.dispatcher import Dispatcher, Limits
 from pilot.domain.agent import OutputKind
 from pilot.domain.delivery import Effect, EffectKind
-from pilot.domain.errors import Busy, LeaseLost, StoreError
+from pilot.domain.errors import Busy, LeaseLost, StoreError, UsageError
 from pilot.domain.execution import Execution
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, failed
 from pilot.domain.policy import RULES, Rule
@@ -184,7 +184,12 @@ class Producer:
             number += 1
             key = f"{self.settings.name}.{number}"
             task = self._task(self.dice.choice(self.places), key, parent)
-            answer = await insist(lambda t=task: self.store.queue.enqueue(t), self.diary)  # type: ignore[misc]
+            try:
+                answer = await insist(lambda t=task: self.store.queue.enqueue(t), self.diary)  # type: ignore[misc]
+            except UsageError as error:  # what it was to follow has failed meanwhile
+                self.diary.write("refused", error=str(error))
+                parent = 0
+                continue
             self.diary.write("queued", id=answer.id, key=key, duplicate=answer.duplicate)
             parent = answer.id
             await asyncio.sleep(self.dice.expovariate(self.settings.tasks))
