@@ -137,11 +137,11 @@ class Transaction:
             wire = self._connected()
             tokens: set[str] = set()
             try:
-                part = self._part if sum(len(items) for _, items in work) >= CROWD else None
+                eager = sum(len(items) for _, items in work) >= CROWD
                 steps = map(_steps, work)
                 first = next(steps)  # made ready before anybody has to wait for the lock
                 self._begin(wire)
-                results = [_drive(wire, each, tokens, part) for each in chain((first,), steps)]
+                results = [_drive(wire, each, tokens, self._part, eager=eager) for each in chain((first,), steps)]
                 self._end(wire, (results, tokens))
             except Exception as error:
                 if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
@@ -259,7 +259,7 @@ def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens:
     wire.send(_SAVE)
     told: set[str] = set()
     try:
-        result = _drive(wire, _Steps(operation(items)), told, piped=False)
+        result = _drive(wire, _Steps(operation(items)), told)
         wire.rows(_RELEASE)
     except Exception as error:
         if not blames_item(error):
@@ -298,9 +298,9 @@ def _steps(work: tuple[Operation[Any, Any], list[Any]]) -> _Steps:
 
 
 def _drive(
-    wire: Wire, steps: _Steps, tokens: set[str], part: Callable[[Wire], None] | None = None, *, piped: bool = True
+    wire: Wire, steps: _Steps, tokens: set[str], part: Callable[[Wire], None] | None = None, *, eager: bool = False
 ) -> Sequence[Any]:
-    """`piped`: what nobody waits for is only queued, and fails somewhat later; `part`: has the server begin with it."""
+    """`part`: has the server begin with what is queued; None: each is waited for. `eager`: with each at once."""
     while (step := steps.step) is not None:
         rows: Rows = []
         later = isinstance(step, Ahead)
@@ -309,12 +309,10 @@ def _drive(
             tokens.update(statement.tokens)
         elif isinstance(statement, Heard):
             wire.hear()
-        elif piped and (later or statement.many is not None or silent(statement.sql)):
-            wire.send(statement, rows.extend if later else None)
-            if part is not None:
+        elif part is not None and (later or statement.many is not None or silent(statement.sql)):
+            wire.send(statement, rows.extend if later else None)  # and fails somewhat later
+            if eager or wire.overflows():  # what the server has a part of it does not watch
                 part(wire)
-            elif wire.overflows():
-                wire.rows()  # what the server has a part of it does not watch
         else:
             rows = wire.rows(statement)
         steps.go_on(rows)

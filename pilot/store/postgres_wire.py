@@ -11,7 +11,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import count, islice
+from itertools import count
 from typing import Any, NamedTuple
 
 import psycopg
@@ -90,8 +90,8 @@ class Place:
 
 
 _ROLLBACK = Statement("ROLLBACK")
-_KEPT = 1 << 15
-"""Bytes of values that libpq keeps, with all that is around them, until it is told to send them."""
+_KEPT = 8000
+"""Bytes that libpq keeps until it is told to send them: of 8192 it sends by itself what makes whole blocks."""
 _Key = tuple[bytes, tuple[int, ...]]
 
 
@@ -128,7 +128,7 @@ class Wire:
         self.tag = b""
         self.timed = False
         """Whether its transactions say what time it is."""
-        self._bytes, self._planned, self._ended = 0, 1 << 16, 0
+        self._bytes, self._planned, self._queued = 0, 1 << 16, 0
         self._sent: deque[_Sent] = deque()
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
@@ -198,12 +198,15 @@ class Wire:
         text, names = translated(statement.sql, timed=self.timed)
         for params in (statement.params,) if statement.many is None else statement.many:
             values, types, formats = bound(text, names, params)
-            self._bytes += sum(map(len, filter(None, values)))
+            said = sum(map(len, filter(None, values)))
+            self._bytes += said
+            self._queued += said + 64 + 16 * len(values)  # with all that the protocol has around them
             key = (text, tuple(types))
             try:
                 name = self._known.get(key)
                 if name is None:
                     name = self._known[key] = b"p%d" % next(self._numbers)
+                    self._queued += len(text)
                     self._pg.send_prepare(name, text, types)
                     self._sent.append(_Sent(key, prepared=True))
                 self._pg.send_query_prepared(name, values, formats)
@@ -215,20 +218,23 @@ class Wire:
             self._sent = deque(one._replace(by=min(one.by, by)) for one in self._sent)
 
     def sync(self) -> None:
-        """Have the server begin with what is queued, while more is made ready; waits for nothing.
+        """Have the server begin with what is queued, while more is made ready; waits until all of it is sent.
 
         By a Sync: only after one the server watches that somebody goes on with the transaction, and its lock.
         """
+        deadline = time.monotonic() + self._longest
         try:
             self._pg.pipeline_sync()
+            while self._pg.flush():
+                self._wait(deadline, sends=True)
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
         self._sent.append(_Sent(None))
-        self._ended = self._bytes
+        self._queued = 0
 
     def overflows(self) -> bool:
         """Whether so much was queued since the last Sync that libpq has sent of it by itself."""
-        return self._bytes - self._ended > _KEPT
+        return self._queued > _KEPT
 
     def rows(self, statement: Statement | None = None) -> Rows:
         """Send it with all that is queued; its rows."""
@@ -249,7 +255,7 @@ class Wire:
         wanted = max((n for n, one in enumerate(self._sent, 1) if one.heard is not None), default=0)
         if wanted == 0:
             return
-        if not any(one.key is None for one in islice(self._sent, wanted, None)):
+        if self._sent[-1].key is not None:  # waiting sends all of it, and what has no Sync behind it nobody watches
             self.sync()
         self._receive(wanted, self._longest)
 
@@ -303,17 +309,21 @@ class Wire:
         pg = self._pg
         try:
             while True:
-                waits = pg.flush()
-                if not waits and not pg.is_busy():
+                sends = bool(pg.flush())
+                if not sends and not pg.is_busy():
                     return pg.get_result()
-                self._poll.modify(pg.socket, select.POLLIN | (select.POLLOUT if waits else 0))
-                left = deadline - time.monotonic()
-                if left <= 0 or not (events := self._poll.poll(left * 1000)):
-                    raise Lost("", "the server does not answer")
-                if any(event & ~select.POLLOUT for _, event in events):
-                    pg.consume_input()
+                self._wait(deadline, sends=sends)
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
+
+    def _wait(self, deadline: float, *, sends: bool) -> None:
+        """Until there is something to read, which is read, or room for what is to be sent."""
+        self._poll.modify(self._pg.socket, select.POLLIN | (select.POLLOUT if sends else 0))
+        left = deadline - time.monotonic()
+        if left <= 0 or not (events := self._poll.poll(left * 1000)):
+            raise Lost("", "the server does not answer")
+        if any(event & ~select.POLLOUT for _, event in events):
+            self._pg.consume_input()
 
     def _failure(self, result: pq.abc.PGresult, statement: bytes = b"") -> Failed:
         """Raises `Lost`."""

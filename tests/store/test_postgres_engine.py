@@ -16,7 +16,7 @@ from pilot.domain.errors import Busy, StoreError, StoreRefused, UsageError
 from pilot.store import open_store
 from pilot.store import postgres_group as groups
 from pilot.store import postgres_wire as wires
-from pilot.store.database import Ahead, Notify, Rows, Statement, Step
+from pilot.store.database import HEARD, Ahead, Notify, Rows, Statement, Step
 from pilot.store.postgres import PostgresDatabase
 from pilot.store.postgres_dialect import Failed, Lost, bound, translate, translated
 from pilot.store.postgres_upkeep import check, no_backup, quick_look
@@ -143,7 +143,13 @@ async def test_readers_that_want_the_last_idle_connection_at_once_each_have_one(
         assert await store.database.read("SELECT 1") == [(1,)]
 
 
-@pytest.mark.parametrize("where", ["between two answers", "before any answer", "in a crowd", "behind much"])
+STANDING = (
+    "between two answers", "before any answer", "in a crowd", "ahead", "ahead in a crowd",
+    "behind much", "behind more", "behind more in a crowd",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("where", STANDING)
 async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -155,10 +161,13 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
         loop = asyncio.get_running_loop()
 
         def standing(items: Sequence[None]) -> Generator[Step, Rows, list[int]]:
-            much = "x" * (300_000 if where == "behind much" else 1)
+            much = "x" * (300_000 if "more" in where else 9_000 if "much" in where else 1)
             yield Statement("UPDATE projects SET path = path || '!' WHERE :much <> ''", {"much": much})
             if where == "between two answers":
                 yield Statement("SELECT 1")  # it is written by now
+            if where.startswith("ahead"):
+                yield Ahead(Statement("SELECT 1"))
+                yield HEARD
             tries.append(1)
             if len(tries) == 1:
                 loop.call_soon_threadsafe(inside.set)
@@ -166,7 +175,7 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
             rows = yield Statement("SELECT path FROM projects")
             return [len(rows[0][0])] * len(items)
 
-        many = 20 if where == "in a crowd" else 1
+        many = 20 if where.endswith("in a crowd") else 1
         stopped = asyncio.gather(*(store.database.write(standing, None) for _ in range(many)))
         await inside.wait()
         held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
