@@ -11,6 +11,7 @@ import pytest
 
 from pilot.domain.errors import Outdated
 from pilot.store import open_store, sqlite_path
+from pilot.store import postgres_wire as wires
 from pilot.store.database import Rows, Statement, Step
 from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import Lost
@@ -89,6 +90,7 @@ async def test_who_hears_of_it_while_he_looks_what_became_of_a_commit_keeps_no_l
     own_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = Wire.rows
+    monkeypatch.setitem(wires._LIMITED, "idle_in_transaction_session_timeout", 60_000)  # it is not the server's doing
 
     def losing(self: Wire, statement: Statement | None = None) -> Rows:
         if statement is None or statement.sql != "COMMIT":
@@ -104,7 +106,7 @@ async def test_who_hears_of_it_while_he_looks_what_became_of_a_commit_keeps_no_l
 
         with psycopg.connect(own_url) as server:
             held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
-            deadline = time.monotonic() + 2  # the server has to see that the connection has ended
+            deadline = time.monotonic() + 10  # the server has to see that the connection has ended
             while server.execute(held).fetchone() != (0,):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
