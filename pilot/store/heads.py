@@ -218,9 +218,8 @@ class Heads:
         if difficult:
             others = [request for request in requests if request.project_id in difficult]
             found += map(Head._make, (yield from self._asked(self._any, others, now)))
-            order = {request.project_id: n for n, request in enumerate(requests)}
-            found.sort(key=lambda head: order[head.project_id])
-        return found
+        order = {request.project_id: n for n, request in enumerate(requests)}
+        return sorted(found, key=lambda head: order[head.project_id])
 
     def _asked(self, sql: str, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, Rows]:
         wanted = _REQUESTS.rows(

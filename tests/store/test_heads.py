@@ -142,6 +142,22 @@ async def test_the_small_statement_is_certain_of_what_is_ordinary(store: Bed) ->
     assert await store.queue.claim("n", lease=1000, projects=(api.id,)) == []
 
 
+async def test_they_come_in_the_order_of_the_requests(store: Bed) -> None:
+    """Who is asked for first has the first of the day's money, whatever the planner makes of it."""
+    projects = [await store.project(name) for name in ("api", "web")]
+    for project in projects:
+        await store.put(project)
+    requests = [ClaimRequest(project.id, "n", 1000) for project in reversed(projects)]
+
+    def operation(items: Sequence[None]) -> Generator[Step, Rows, list[list[Head]]]:
+        yield Statement("ANALYZE")
+        return [(yield from store.queue.claiming._heads.of(requests, NOW))] * len(items)
+
+    heads = await store.database.write(operation, None)
+
+    assert [head.project_id for head in heads] == [request.project_id for request in requests]
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
