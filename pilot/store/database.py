@@ -71,11 +71,6 @@ class Dialect(Protocol):
         """A FROM item: the JSON array of texts in a column of the query around it, as `n` (ascending) and `value`."""
         ...
 
-    @property
-    def lock_projects(self) -> str:
-        """Suffix that locks the rows of `p` (projects) and skips those another claim holds; empty with one writer."""
-        ...
-
 
 class Database(Protocol):
     """One store. Raises `StoreError`, or `Busy` when another process holds the lock for too long."""

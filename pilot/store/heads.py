@@ -150,8 +150,7 @@ def _any(dialect: Dialect) -> str:
                WHERE y.project_id = p.id AND y.status = 'running' AND y.slot = c.slot)) END AS slot
         FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id
           LEFT JOIN nodes n ON n.id = r.node
-        WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")}
-        {dialect.lock_projects}"""
+        WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")}"""
     first_open = f"""
         CASE WHEN e.fallback = '[]' OR NOT {_closed("h.node", "h.project_id", "e.backend")} THEN e.backend
           ELSE (SELECT f.value FROM {dialect.elements("e.fallback", "f")}
@@ -185,8 +184,7 @@ def _plain(dialect: Dialect) -> str:
               AND (r.head IS NOT NULL OR (r.external = 0 AND r.lanes IS NULL AND r.kinds IS NULL))
               AND NOT EXISTS (SELECT 1 FROM parks) THEN 1 ELSE 0 END AS plain
           FROM {_REQUESTS.of(dialect, "r")} JOIN projects p ON p.id = r.project_id LEFT JOIN nodes n ON n.id = r.node
-          WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")}
-          {dialect.lock_projects})
+          WHERE p.running - r.handed < p.max_running AND NOT {PAUSED.format(project="p.id")})
         SELECT q.project_id, q.fence, 0, q.node,
           CASE WHEN e.reserved_for IS NULL AND (e.external = 1 OR e.place IS NULL OR e.place = q.place)
             AND (q.per_execution_usd IS NULL OR coalesce(e.cost_usd, 0) - e.forgiven_usd < q.per_execution_usd)

@@ -22,8 +22,6 @@ _INT, _TEXT, _FLOAT, _BYTES, _UNKNOWN = 20, 25, 701, 17, 0
 class PostgresDialect:
     """See `Dialect`."""
 
-    lock_projects = ""  # whoever writes has the store's lock
-
     def records(self, name: str, alias: str, columns: Mapping[str, str]) -> str:
         """Rows come as JSON arrays."""
         picked = ", ".join(

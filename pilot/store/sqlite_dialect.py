@@ -21,8 +21,6 @@ _OF_ITEM = ("ERROR", "CONSTRAINT", "MISMATCH", "TOOBIG", "RANGE", "MISUSE")
 class SqliteDialect:
     """What is SQLite's own in the shared SQL."""
 
-    lock_projects = ""  # BEGIN IMMEDIATE lets one writer in
-
     def records(self, name: str, alias: str, columns: Mapping[str, str]) -> str:
         """Rows come as JSON arrays: a third cheaper than objects, measured."""
         picked = ", ".join(f"value ->> '$[{i}]' AS {column}" for i, column in enumerate(columns))
