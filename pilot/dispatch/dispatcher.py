@@ -77,7 +77,7 @@ class Dispatcher:
         self._lease = int(self._limits.lease * 1000)
         self._attempts = Attempts(queue, runner, clock, jitter, rules)
         self._turns = Turns(self._limits.max_running)
-        self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs)
+        self._leases = Leases(queue, node.id, self._lease, clock, self._attempts.runs, lambda: self._watch.tell({"*"}))
         lease = self._limits.lease
         self._recovery = Recovery(
             queue, node, clock, alive, end_processes, self._known, every=min(5.0, lease / 4), silence=lease / 2
@@ -274,7 +274,7 @@ class Dispatcher:
             worker.wake(seen=seen)
             return
         project = self.projects.get(project_id)
-        if project is None or self._draining.is_set() or project_id in self._resting:
+        if project is None or not self._admits(project_id) or project_id in self._resting:
             return
         worker = self._workers[project_id] = ProjectWorker(
             project,
@@ -284,7 +284,7 @@ class Dispatcher:
             node=self._node.id,
             lease=self._lease,
             own=self._node.kind is NodeKind.RUN,
-            admitting=lambda: not self._draining.is_set() and project_id in self.projects,
+            admitting=lambda: self._admits(project_id),
             came=self._courtesy.came,
             linger=self._limits.linger,
         )
@@ -292,6 +292,9 @@ class Dispatcher:
         task = asyncio.create_task(worker.run(), name=f"project {project.name}")
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._retired(project_id, task))
+
+    def _admits(self, project_id: int) -> bool:
+        return project_id in self.projects and not (self._draining.is_set() or self._leases.fenced)
 
     def _retired(self, project_id: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

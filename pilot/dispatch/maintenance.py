@@ -34,7 +34,8 @@ class Leases:
     """Renews every lease of the node in one statement, and ends the runs whose lease is gone.
 
     A node that can't reach its store ends its agents before its leases end (self-fence): another node may take the
-    work from then on, and two must never work on one repository.
+    work from then on, and two must never work on one repository. Until it has renewed them it begins nothing: of what
+    is claimed meanwhile nobody knows when its lease began. `renewed` is called when that is over.
     """
 
     queue: DispatchQueue
@@ -42,6 +43,8 @@ class Leases:
     lease: int
     clock: Clock
     runs: Mapping[int, Run]
+    renewed: Callable[[], None] = lambda: None
+    fenced: bool = False
     _unheld: frozenset[tuple[int, int]] = field(default_factory=frozenset)
 
     async def run(self) -> None:
@@ -63,16 +66,20 @@ class Leases:
                 except (PilotError, TimeoutError) as error:
                     log.error("heartbeat.failed", error=str(error) or "no answer")
                     pause = period / 4
-                    if fence.when() <= loop.time():  # for what was claimed since it fell
-                        fence = loop.call_later(limit, self._fence)
                 else:
                     # From before the statement: the lease may have begun then.
                     fence.cancel()
                     pause, fence = period, loop.call_at(asked + limit, self._fence)
+                    if self.fenced:
+                        self.fenced = False
+                        self.renewed()
         finally:
             fence.cancel()
 
     def _fence(self) -> None:
+        if not self.fenced:
+            self.fenced = True
+            log.warning("node.fenced", reason="its lease could not be renewed; it begins nothing until it is")
         for run in tuple(self.runs.values()):
             run.stop(Stop.LOST, "the lease could not be renewed")
 

@@ -71,14 +71,14 @@ class Attempts:
     async def carry_out(self, execution: Execution, following: Following, *, begin: bool = True) -> Execution | None:
         """One attempt, from claimed to settled; the next claim if `following()` asks for it then.
 
-        `begin` off: give the claim back as it came, for a node that was told to stop while it claimed.
+        `begin` off: give the claim back as it came, for a node that was told to stop, or lost its leases, meanwhile.
         """
         facts = log.bind(execution=execution.id, project=execution.project, task=execution.task_id)
         facts.info("attempt.started", attempt=execution.attempt, fence=execution.fence, backend=execution.backend)
         task = asyncio.create_task(self._run(execution))
         run = self.runs[execution.id] = Run(execution, task, begin)
         if not begin:
-            run.stop(Stop.SHUTDOWN)
+            run.stop(Stop.SHUTDOWN, "given back as it came")
         try:
             outcome = await self._outcome(run)
             if outcome is None:
@@ -110,7 +110,7 @@ class Attempts:
                         run.stop(Stop.SHUTDOWN)
             outcome = run.task.result()
         except asyncio.CancelledError:
-            outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown", unspent=not run.begun)
+            outcome = Outcome(ending=Ending.INTERRUPTED, detail=run.reason or "shutdown", unspent=not run.begun)
             if run.stopped is None:  # nobody asked for it: a bug, which must count, or it would run for ever
                 outcome = failed(FailureClass.UNKNOWN, "the attempt cancelled itself")
         except LeaseLost:

@@ -274,7 +274,8 @@ async def test_a_claim_on_its_way_is_not_taken_for_one_that_nobody_runs(stage: S
     assert row.attempt == 1
 
 
-async def test_who_can_not_renew_ends_what_it_claimed_later_too(stage: Stage) -> None:
+async def test_who_can_not_renew_begins_nothing_until_it_can(stage: Stage) -> None:
+    """When the lease of what it would claim has begun, only the store knows."""
     api, web = await stage.project("api"), await stage.project("web")
     first, second = Work(), Work()
     stage.script.acts.update({"T-0": first, "T-1": second})
@@ -284,8 +285,62 @@ async def test_who_can_not_renew_ends_what_it_claimed_later_too(stage: Stage) ->
 
     async with stage.dispatcher(queue=queue, limits=SHORT):
         await until(lambda: first.cancels)
-        await stage.task(web, "T-1")
-        await second.begun.wait()
-        await until(lambda: second.cancels)
+        first.go.set()
+        claims = queue.calls["claim"]
+        id = await stage.task(web, "T-1")
+        left = queue.fails
+        await until(lambda: queue.fails < left - 5)
+        assert queue.calls["claim"] == claims
+        assert not second.begun.is_set()
 
-    assert queue.good == []
+        queue.sick = ""
+        second.go.set()
+        await stage.reach(Status.COMPLETED, id)
+
+    assert queue.good
+
+
+@pytest.mark.parametrize("how", ["claim", "finish"])
+async def test_a_claim_that_comes_when_the_leases_are_lost_is_given_back(stage: Stage, how: str) -> None:
+    api = await stage.project("api")
+    first = Work()
+    stage.script.acts["T-0"] = first
+    ids = [await stage.task(api, "T-0"), await stage.task(api, "T-1")]
+    queue = LateClaim(stage, how)
+
+    async with stage.dispatcher(queue=queue, limits=SHORT):
+        first.go.set()
+        await queue.claimed.wait()
+        queue.sick = "fails"
+        await asyncio.sleep(LEASE)  # they are lost by now
+        queue.answer.set()
+        begun, left = len(stage.script.order), queue.fails
+        await until(lambda: queue.fails < left - 3)
+        assert len(stage.script.order) == begun
+        queue.sick = ""
+        rows = await stage.reach(Status.COMPLETED, *ids)
+
+    assert (rows[0].failures, rows[1].failures) == (0, 0)
+    assert [row.attempt for row in rows] == ([2, 1] if how == "claim" else [1, 2])
+
+
+class LateClaim(Heart):
+    """The answer to a claim comes when nobody has renewed for long."""
+
+    def __init__(self, stage: Stage, how: str) -> None:
+        super().__init__(stage)
+        self.how, self.claimed, self.answer = how, asyncio.Event(), asyncio.Event()
+
+    async def claim(self, node: str, **how: Any) -> list[Execution]:
+        found = await super().claim(node, **how)
+        if found and self.how == "claim":
+            self.claimed.set()
+            await self.answer.wait()
+        return found
+
+    async def finish(self, finish: Finish) -> Execution | None:
+        found = await super().finish(finish)
+        if found is not None and self.how == "finish":
+            self.claimed.set()
+            await self.answer.wait()
+        return found
