@@ -184,9 +184,8 @@ async def test_who_leaves_while_it_waits_has_taken_nothing(store: Bed, work: Sql
     assert [claim.execution.id for claim in await work.claim("other")] == [id]
 
 
-@pytest.mark.parametrize("wait", [0.0, LONG])
-async def test_who_leaves_while_it_claims_gives_it_back(store: Bed, work: SqlWorkQueue, wait: float) -> None:
-    api = await store.project()
+def slowed(work: SqlWorkQueue) -> tuple[asyncio.Event, asyncio.Event]:
+    """From now on what it has claimed comes only after the second; the first: it is claimed."""
     take, begun, go = work._waiters.take, asyncio.Event(), asyncio.Event()
 
     async def slowly(asks: Sequence[Ask]) -> list[list[Claim]]:
@@ -195,9 +194,15 @@ async def test_who_leaves_while_it_claims_gives_it_back(store: Bed, work: SqlWor
         await go.wait()
         return found
 
+    work._waiters.take = slowly
+    return begun, go
+
+
+@pytest.mark.parametrize("wait", [0.0, LONG])
+async def test_who_leaves_while_it_claims_gives_it_back(store: Bed, work: SqlWorkQueue, wait: float) -> None:
+    api = await store.project()
     id = 0 if wait else await store.put(api)
-    if wait:
-        work._waiters.take = slowly
+    begun, go = slowed(work) if wait else (asyncio.Event(), asyncio.Event())
     asking = asyncio.create_task(work.claim("w", wait=wait))
     if wait:
         await until(lambda: waiting(work) == 1)
@@ -219,15 +224,7 @@ async def test_who_leaves_while_it_claims_gives_it_back(store: Bed, work: SqlWor
 
 async def test_a_claim_that_is_on_its_way_when_its_time_is_over_is_not_lost(store: Bed, work: SqlWorkQueue) -> None:
     api = await store.project()
-    take, begun, go = work._waiters.take, asyncio.Event(), asyncio.Event()
-
-    async def slowly(asks: Sequence[Ask]) -> list[list[Claim]]:
-        found = await take(asks)
-        begun.set()
-        await go.wait()
-        return found
-
-    work._waiters.take = slowly
+    begun, go = slowed(work)
     asking = asyncio.create_task(work.claim("w", wait=0.3))
     await until(lambda: waiting(work) == 1)
     id = await store.put(api)
