@@ -25,8 +25,8 @@ class Sizes:
     """How much is done. Times in seconds; what is not over by then counts as far as it came."""
 
     jobs: int = 10_000
-    rounds: int = 3
-    enough: float = 12
+    rounds: int = 5
+    enough: float = 25
     limit: float = 25
     latencies: int = 100
     claims: int = 100
