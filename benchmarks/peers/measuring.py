@@ -68,7 +68,8 @@ def _in_turns(entrants: Sequence[Entrant], sizes: Sizes, results: Results) -> No
         for work in ("enqueue", "drain"):
             rates = [found[work]["rate"] for found in good]
             odd = {k: v for found in good for k, v in found[work].items() if k not in ("rate", "done", "of", "shares")}
-            results[name][work] = odd | {"rate": statistics.median(rates), "rounds": rates}
+            each = [None if "failed" in found else found[work]["rate"] for found in rounds]
+            results[name][work] = odd | {"rate": statistics.median(rates), "rounds": each}
 
 
 def _fill_and_drain(entrant: Entrant, sizes: Sizes) -> dict[str, Any]:

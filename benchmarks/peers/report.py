@@ -9,7 +9,6 @@ import sqlite3
 import statistics
 import subprocess
 from collections.abc import Iterable, Sequence
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +128,19 @@ def _best(results: Results, engine: str, work: str) -> tuple[str, float, float] 
     """
     own = results[f"pilot/{engine}"][work]["rounds"]
     peers = [
-        (name.partition("/")[0], statistics.median(map(truediv, own, results[name][work]["rounds"])), rate)
+        (name.partition("/")[0], times, rate)
         for name in results
         if name.endswith(engine) and not name.startswith("pilot/") and name not in FORGETFUL
         if (rate := _value(results, name, work)) is not None
+        and (times := _round_by_round(own, results[name][work]["rounds"])) is not None
     ]
     return min(peers, key=lambda peer: peer[1]) if peers else None
+
+
+def _round_by_round(own: Sequence[float | None], other: Sequence[float | None]) -> float | None:
+    """The median of the ratios, if there is any. None among the rates: that round failed."""
+    ratios = [mine / theirs for mine, theirs in zip(own, other, strict=False) if mine and theirs]
+    return statistics.median(ratios) if ratios else None
 
 
 def text(found: dict[str, Any]) -> str:

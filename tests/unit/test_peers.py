@@ -110,7 +110,7 @@ def results(**rates: float) -> dict[str, Any]:
         name = name.replace("__", "/")
         found[name] = {
             "about": {"settings": "s", "version": "1.0", "after a kill -9": "c"},
-            "drain": {"rate": rate}, "enqueue": {"rate": rate},
+            "drain": {"rate": rate, "rounds": [rate]}, "enqueue": {"rate": rate, "rounds": [rate]},
         }  # fmt: skip
     return found
 
@@ -122,6 +122,17 @@ def test_ratios_are_to_the_best_peer_that_keeps_history() -> None:
 
     assert (drain.value, drain.reach, drain.reached) == (2.0, 1.5, True)
     assert "persist_queue" in drain.note
+
+
+def test_peers_are_compared_within_each_round() -> None:
+    """The first round was of a quick minute, the third of a slow one, in which the peer sat out."""
+    found = results(pilot__postgres=3000.0, pgqueuer__postgres=3000.0)
+    found["pilot/postgres"]["drain"]["rounds"] = [6000.0, 3000.0, 1000.0, 9000.0]
+    found["pgqueuer/postgres"]["drain"]["rounds"] = [3000.0, 2000.0, None]
+
+    figures = {figure.name: figure for figure in report.figures(found)}
+
+    assert figures["PostgreSQL: drain 10,000 over 100 projects, serialized, times the best peer"].value == 1.75
 
 
 def test_a_peer_that_failed_is_no_measure_and_a_missed_figure_is_said() -> None:
