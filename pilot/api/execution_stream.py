@@ -91,8 +91,11 @@ async def until_its_end(
     while not tail.ended:
         # The state first: what is written before an end is then still read after it.
         execution = await history.execution(tail.execution)
-        events = await _news(tail, log)
+        events: deque[Event] = deque()
+        await _news(tail, log, events)
         while pieces := await history.output(tail.execution, after=tail.place[1:], limit=PIECES):
+            # Again: an attempt that began meanwhile comes before what it says.
+            await _news(tail, log, events)
             told = []
             for piece in pieces:
                 while events and _is_before(events[0], piece):
@@ -109,14 +112,11 @@ async def until_its_end(
             yield BEAT
 
 
-async def _news(tail: Tail, log: EventLog) -> deque[Event]:
+async def _news(tail: Tail, log: EventLog, events: deque[Event]) -> None:
+    """Add to the events that are not sent yet what has come since."""
     wanted = Wanted(execution=tail.execution)
-    found: deque[Event] = deque()
-    last = tail.event
-    while page := await log.between(last, 1 << 62, wanted, EVENTS):
-        found += page
-        last = page[-1].id
-    return found
+    while page := await log.between(events[-1].id if events else tail.event, 1 << 62, wanted, EVENTS):
+        events += page
 
 
 def _event(tail: Tail, event: Event, document: Callable[[Event], dict[str, object]]) -> bytes:

@@ -412,6 +412,29 @@ class TestExecution:
             "execution.queued", "execution.started", "output", "execution.completed", "end",
         ]  # fmt: skip
 
+    async def test_an_attempt_that_begins_between_two_looks_comes_before_what_it_says(
+        self, rig: Guarded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        api = await rig.bed.project()
+        id = await rig.bed.put(api)
+        read = rig.store.history.output
+        begun = False
+
+        async def output(*args: Any, **more: Any) -> Any:
+            nonlocal begun
+            if not begun:  # right behind the look at the events
+                begun = True
+                execution = await rig.bed.take(api)
+                await rig.bed.journal.write(execution, [(OutputKind.TEXT, b"the first words")])
+            return await read(*args, **more)
+
+        monkeypatch.setattr(History, "output", lambda _self, *args, **more: output(*args, **more))
+        async with rig.stream(self.path(id)) as opened:
+            found = await opened.take(3)
+        assert [each.name or each.data["type"] for each in found] == [
+            "execution.queued", "execution.started", "output",
+        ]  # fmt: skip
+
     async def test_no_execution_and_no_place(self, rig: Guarded) -> None:
         id = await rig.bed.put(await rig.bed.project())
         assert (await rig.ask(self.path(99))).status == 404
