@@ -63,15 +63,32 @@ class Watch:
         self._due: int | None = None
         self._swept = -SWEEP
         self._hasty: set[int] = set()
-        self._later: float | None = None
+        self._later = False
+        self._running = False
 
     def tell(self, tokens: Collection[str]) -> None:
-        """What `Notify` says, by whomever."""
-        self._tokens |= set(tokens)
-        self._signal.set()
+        """What `Notify` says, by whomever. A node with room claims new work at once; the look can wait for that."""
+        fresh = self._courtesy.unseen(tokens) if self._running and not self._turns.contended else set[int]()
+        self._tokens.update(token for token in tokens if not (fresh and token.startswith("+")))
+        if not fresh:
+            self._signal.set()
+            return
+        for id in fresh:
+            self._wake(id, seen=True)
+        self._hasty |= fresh
+        if not self._later:
+            self._later = True
+            asyncio.get_running_loop().call_later(LATER, self._signal.set)
 
     async def run(self) -> None:
         """Until cancelled."""
+        self._running = True
+        try:
+            await self._watch()
+        finally:
+            self._running = False
+
+    async def _watch(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause()):
@@ -80,7 +97,7 @@ class Watch:
             await asyncio.sleep(FULL if self._turns.contended else 0)
             self._signal.clear()
             tokens, self._tokens = self._tokens, set()
-            if not self._spared(tokens) and not await self._news(tokens):
+            if not await self._news(tokens):
                 await asyncio.sleep(REST)  # whoever writes a lot that is none of this node's is not looked at each time
 
     def _pause(self) -> float:
@@ -88,27 +105,10 @@ class Watch:
             return self._poll_interval
         return min(self._poll_interval, max(0.0, (self._due - self._clock()) / 1000) + 0.001)
 
-    def _spared(self, tokens: set[str]) -> bool:
-        """Have new work claimed at once by a node with room; whether the look can wait until that is done."""
-        fresh = set[int]() if self._turns.contended else self._courtesy.unseen(tokens)
-        if not fresh:
-            return False
-        for id in fresh:
-            self._wake(id, seen=True)
-        self._hasty |= fresh
-        loop = asyncio.get_running_loop()
-        if self._later is None:
-            self._later = loop.time() + LATER
-            loop.call_at(self._later, self._signal.set)
-        if loop.time() >= self._later:
-            return False
-        self._tokens |= {token for token in tokens if not token.startswith("+")}
-        return True
-
     async def _news(self, tokens: set[str]) -> bool:
         """Look, if there is a reason, and wake who has something; whether anybody had."""
         loop = asyncio.get_running_loop()
-        hasty, self._hasty, self._later, ready = self._hasty, set(), None, list[int]()
+        hasty, self._hasty, self._later, ready = self._hasty, set(), False, list[int]()
         # What waits for its turn here is no news. Looked at is what has something, or, if nobody can tell, told.
         named = projects(tokens)
         told = sorted(named.difference(self._turns.waiting))

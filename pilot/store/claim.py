@@ -9,9 +9,9 @@ from pilot.domain.budget import Budget
 from pilot.domain.errors import StoreError
 from pilot.domain.events import EventType
 from pilot.domain.execution import Execution
-from pilot.store.database import HEARD, Ahead, Dialect, Rows, Statement, Step
+from pilot.store.database import HEARD, LAST, Ahead, Dialect, Rows, Statement, Step
 from pilot.store.heads import ClaimRequest, Head, Heads
-from pilot.store.parks import Parks, account_of
+from pilot.store.parks import Parks, Probe, account_of
 from pilot.store.places import Places
 from pilot.store.records import OWED, EventRow, Table, event, events_statement
 from pilot.store.rows import EXECUTION_SELECT, to_execution
@@ -51,6 +51,9 @@ class Claim:
             -- by its id alone: an index of what is queued would be read from end to end
             WHERE executions.id = c.id AND executions.status || '' = 'queued'
             RETURNING {EXECUTION_SELECT}"""
+        self._taken = f"""
+            SELECT {EXECUTION_SELECT} FROM executions JOIN {_CLAIMS.of(dialect, "c")} ON executions.id = c.id
+            WHERE executions.fence = c.fence"""
         self._hold = f"""
             UPDATE projects SET running = running + 1 - c.handed, fence = c.fence
             FROM {_CLAIMS.of(dialect, "c")} WHERE projects.id = c.project_id"""
@@ -63,11 +66,14 @@ class Claim:
     def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
         """Answers in the order of the requests."""
         yield Statement(_PROMOTE, {"now": now})
-        return (yield from self.take(requests, now))
+        return (yield from self.take(requests, now, last=True))
 
-    def take(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
-        """The same, of what is known to be due."""
-        answers: dict[int, Execution] = {}
+    def take(
+        self, requests: Sequence[ClaimRequest], now: int, *, last: bool = False
+    ) -> Generator[Step, Rows, list[Execution | None]]:
+        """The same, of what is known to be due. `last`: nothing is written behind it."""
+        answers: dict[int, int] = {}
+        rows: list[Rows] = []
         requests = list(requests)
         waiting = list(range(len(requests)))
         refused: set[tuple[object, ...]] = set()
@@ -76,7 +82,7 @@ class Claim:
             first: dict[int, int] = {}
             for n in waiting:
                 first.setdefault(requests[n].project_id, n)
-            taken, later = yield from self._pass([requests[n] for n in first.values()], now)
+            taken, later = yield from self._pass([requests[n] for n in first.values()], rows, now)
             for project, n in first.items():
                 if project in taken:
                     answers[n] = taken[project]
@@ -86,7 +92,12 @@ class Claim:
                     requests[n] = replace(requests[n], head=None)
             looked_at = {n for project, n in first.items() if project not in later}
             waiting = [n for n in waiting if n not in looked_at and requests[n].who not in refused]
-        return [answers.get(n) for n in range(len(requests))]
+        if answers:
+            yield LAST if last else HEARD
+        found = {execution.id: execution for some in rows for execution in map(to_execution, some)}
+        if len(found) != len(answers):
+            raise StoreError("what was to be claimed is no longer queued")
+        return [found[answers[n]] if n in answers else None for n in range(len(requests))]
 
     def promote(self, items: Sequence[None], now: int) -> Generator[Step, Rows, list[None]]:
         """Put into the claim index whatever has become due."""
@@ -94,9 +105,9 @@ class Claim:
         return [None] * len(items)
 
     def _pass(
-        self, requests: Sequence[ClaimRequest], now: int
-    ) -> Generator[Step, Rows, tuple[dict[int, Execution], set[int]]]:
-        """What was taken, by project; and the projects to look at again, once this is written."""
+        self, requests: Sequence[ClaimRequest], taken: list[Rows], now: int
+    ) -> Generator[Step, Rows, tuple[dict[int, int], set[int]]]:
+        """What is taken, by project, with its row to come in `taken`; the projects to look at again, once it is."""
         asked = {request.project_id: request for request in requests}
         heads = yield from self._heads.of(requests, now)
         chosen, reserved, later = _admitted(heads)
@@ -115,20 +126,17 @@ class Claim:
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
         yield from self._places.moved(moved)
         # They are made into executions while the rest is written: whatever is a head now can be taken.
-        rows = yield Ahead(Statement(self._take, {"now": now, "items": claims}))
+        parameters = {"now": now, "items": claims}
+        taken.append((yield Ahead(Statement(self._take, parameters), Statement(self._taken, parameters))))
         yield Statement(self._hold, {"items": claims})
         yield from self._begin(chosen.values(), reserved, now)
-        yield HEARD
-        executions = [to_execution(row) for row in rows]
-        if len(executions) != len(chosen):
-            raise StoreError("what was to be claimed is no longer queued; nothing was written")
-        yield from self._places.together({e.id: e.place for e in executions if e.plan is not None and e.place})
-        if any(e.origin is not None for e in executions):
+        yield from self._places.together({h.id: h.place for h in chosen.values() if h.planned and h.place})
+        if any(h.followed for h in chosen.values()):
             yield OWED
-        probes = [(e, chosen[e.id].account) for e in executions if chosen[e.id].probes]
+        probes = [Probe(h.backend, h.account, h.id, h.fence, h.project_id) for h in chosen.values() if h.probes]
         if probes:
             yield from self._parks.probe(probes, now)
-        return {e.project_id: e for e in executions}, later
+        return {head.project_id: head.id for head in chosen.values()}, later
 
     def _begin(self, heads: Collection[Head], reserved: dict[int, int], now: int) -> Generator[Step, Rows, None]:
         started = _STARTED.rows(

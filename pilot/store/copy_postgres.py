@@ -19,7 +19,7 @@ from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, refused, translate
 from pilot.store.postgres_group import LOCK
 from pilot.store.postgres_migrate import prepare
-from pilot.store.postgres_wire import Place
+from pilot.store.postgres_place import Place
 
 AT_ONCE, FEW = 2_000, 50
 """Rows that are fetched in one go; few of those that may be a megabyte each."""

@@ -39,9 +39,13 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A statement whose rows are wanted later. What it gives is a list that may be read from the next `HEARD` on."""
+    """A statement whose rows are wanted later. What it gives is a list that may be read from the next `HEARD` on.
+
+    `again`: what gives the same rows once the first is committed; for those that are wanted behind `LAST`.
+    """
 
     statement: Statement
+    again: Statement | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +53,14 @@ class Heard:
     """The rows of all that was sent `Ahead` are there; what was sent behind it may be under way still."""
 
 
-HEARD = Heard()
-Step = Statement | Ahead | Heard | Notify
+@dataclass(frozen=True, slots=True)
+class Last:
+    """Nothing is written from here on. `HEARD`, perhaps when all is committed already: what follows makes results."""
+
+
+HEARD, LAST = Heard(), Last()
+BEHIND_LAST = "an operation went on behind LAST"
+Step = Statement | Ahead | Heard | Last | Notify
 Operation = Callable[[Sequence[Item]], Generator[Step, Rows, Sequence[Result | Exception]]]
 """Results in the order of the items; an exception as a result is raised for that item alone."""
 

@@ -101,7 +101,7 @@ class ClaimRequest:
 class Head(NamedTuple):
     """What a project would give. `was`: the backend it had; `booked`: what the day has no longer.
 
-    `place`: the node's; `home`: where the work lies so far.
+    `place`: the node's; `home`: where the work lies so far. `planned`: a step of a plan; `followed`: by a ticket.
     """
 
     project_id: int
@@ -123,11 +123,18 @@ class Head(NamedTuple):
     home: str | None
     attempt: int
     model: str | None
+    planned: int
+    followed: int
 
     @property
     def chain(self) -> str:
         """Who is left to do it in its stead, once it is rerouted: whoever had it goes to the end."""
         return dumps([name for name in json.loads(self.fallback) if name != self.backend] + [self.was])
+
+
+_MORE = """
+            CASE WHEN e.plan IS NULL THEN 0 ELSE 1 END AS planned,
+            CASE WHEN e.origin IS NULL THEN 0 ELSE 1 END AS followed"""
 
 
 def _any(dialect: Dialect) -> str:
@@ -160,7 +167,7 @@ def _any(dialect: Dialect) -> str:
         WITH h AS MATERIALIZED ({found}),
         g AS MATERIALIZED (
           SELECT h.project_id, h.fence, h.slot, h.node, h.place, h.per_execution_usd, h.per_day_usd, e.id AS id,
-            CASE WHEN e.external = 0 THEN e.place END AS home, e.attempt, e.model, e.backend AS was,
+            CASE WHEN e.external = 0 THEN e.place END AS home, e.attempt, e.model, e.backend AS was, {_MORE},
             e.fallback AS fallback, e.cost_usd AS cost_usd, e.forgiven_usd AS forgiven_usd, {first_open} AS backend
           FROM h JOIN executions e ON e.id = h.id
             AND (e.reserved_for = h.node OR (e.reserved_for IS NULL AND h.own = 0
@@ -170,7 +177,7 @@ def _any(dialect: Dialect) -> str:
         SELECT g.project_id, g.fence, g.slot, g.node, g.id, g.was, g.fallback, g.backend,
           g.account, {standing("g.backend", "g.account", closed=False)},
           g.cost_usd, g.forgiven_usd, g.per_execution_usd, g.per_day_usd, {BOOKED},
-          g.place, g.home, g.attempt, g.model
+          g.place, g.home, g.attempt, g.model, g.planned, g.followed
         FROM a AS g"""
 
 
@@ -191,7 +198,7 @@ def _plain(dialect: Dialect) -> str:
             THEN e.id END,
           e.backend, e.fallback, e.backend, coalesce({account_of("q.node", "q.project_id", "e.backend")}, ''), 0,
           e.cost_usd, e.forgiven_usd, q.per_execution_usd, q.per_day_usd, {BOOKED},
-          q.place, CASE WHEN e.external = 0 THEN e.place END, e.attempt, e.model
+          q.place, CASE WHEN e.external = 0 THEN e.place END, e.attempt, e.model, {_MORE}
         FROM q LEFT JOIN executions e ON q.plain = 1 AND e.id = coalesce(q.head,
           (SELECT e.id FROM executions e WHERE e.project_id = q.project_id AND e.status = 'queued' AND e.due = 1
             AND e.external = 0 ORDER BY e.priority, e.id LIMIT 1))

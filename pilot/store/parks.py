@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pilot.domain.errors import NotFound
 from pilot.domain.events import EventType
@@ -57,6 +58,16 @@ def standing(backend: str, account: str, *, closed: bool) -> str:
     return f"EXISTS (SELECT 1 FROM parks k WHERE {which}{f' AND {CLOSED}' if closed else ''})"
 
 
+class Probe(NamedTuple):
+    """A claim that is to be one."""
+
+    backend: str
+    account: str
+    id: int
+    fence: int
+    project_id: int
+
+
 @dataclass(frozen=True, slots=True)
 class Unpark:
     """What a person opens; `account` None: whatever the account."""
@@ -89,13 +100,10 @@ class Parks:
               WHERE c.id = parks.probe_id AND c.fence = parks.probe_fence)
             RETURNING parks.backend, parks.account, parks.probe_id"""
 
-    def probe(self, claims: Sequence[tuple[Execution, str]], now: int) -> Generator[Step, Rows, None]:
-        """Make each claim, of this account, the probe of what is half-open for it."""
-        rows = [(e.backend, account, e.id, e.fence) for e, account in claims]
-        yield Statement(self._probe, {"items": _PROBES.rows(rows)})
-        told = [
-            event(EventType.PROBED, e.id, e.project_id, backend=e.backend, account=account) for e, account in claims
-        ]
+    def probe(self, claims: Sequence[Probe], now: int) -> Generator[Step, Rows, None]:
+        """Make each claim the probe of what is half-open for its account."""
+        yield Statement(self._probe, {"items": _PROBES.rows(claim[:-1] for claim in claims)})
+        told = [event(EventType.PROBED, e.id, e.project_id, backend=e.backend, account=e.account) for e in claims]
         yield events_statement(self._dialect, now, told)
 
     def answered(self, claims: Iterable[tuple[int, int]], now: int) -> Generator[Step, Rows, None]:

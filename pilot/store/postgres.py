@@ -15,13 +15,16 @@ from contextlib import suppress
 from typing import Any
 
 from pilot.domain.errors import PilotError
+from pilot.domain.ports import PlanSteps
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
-from pilot.store.group import Group, Groups, answer, refuse
+from pilot.store.group import Group, Groups, Work, answer, refuse
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
-from pilot.store.postgres_group import NOW, Transaction
+from pilot.store.postgres_group import CROWD, NOW, Results, Transaction
 from pilot.store.postgres_migrate import prepare
+from pilot.store.postgres_place import Place
 from pilot.store.postgres_signals import PostgresSignals
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_steps import Waiting, through
+from pilot.store.postgres_wire import Wire
 
 READERS = 3
 """Connections that read, at most."""
@@ -141,9 +144,8 @@ class PostgresDatabase:
     async def _commit(self, group: Group) -> None:
         work = [(operation, [item for item, _ in waiting]) for operation, waiting in group.items()]
         try:
-            results, tokens = await asyncio.get_running_loop().run_in_executor(
-                self._writing, self._transaction.commit, work
-            )
+            # For a few a thread takes longer to wake up than for what it would do.
+            results, tokens = await self._through(self._transaction.commit(work), here=_many(work) < CROWD)
         except Exception as error:  # noqa: BLE001  every waiting caller gets it
             refuse(group, translate(error, self.place.name) if isinstance(error, Failed) else error)
             return
@@ -151,6 +153,47 @@ class PostgresDatabase:
         self._count()
         if tokens:
             self._signals.tell(tokens)
+
+    async def _through(self, going: Waiting[Results], *, here: bool) -> Results:
+        """`here`: in this loop, which has little to do for it; the thread goes on with what may wait."""
+        found = _step(going) if here else None
+        while isinstance(found, Wire):
+            await _readable(found)
+            found = _step(going)
+        if found is not None:
+            return found
+        return await asyncio.get_running_loop().run_in_executor(self._writing, through, going)
+
+
+def _step(going: Waiting[Results]) -> Wire | Results | None:
+    try:
+        return next(going)
+    except StopIteration as stop:
+        results: Results = stop.value
+        return results
+
+
+async def _readable(wire: Wire) -> None:
+    """Until there is something to read, or the server's time is up."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def done() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    socket = wire.socket
+    loop.add_reader(socket, done)
+    late = loop.call_later(wire.patience + 0.001, done)
+    try:
+        await future
+    finally:
+        late.cancel()
+        loop.remove_reader(socket)
+
+
+def _many(work: Work) -> int:
+    return sum(len(item.tasks) if isinstance(item, PlanSteps) else 1 for _, items in work for item in items)
 
 
 async def open_postgres(url: str, clock: Callable[[], int] | None, *, create: bool = True) -> PostgresDatabase:

@@ -12,7 +12,8 @@ from pilot.store.history import History
 from pilot.store.postgres_dialect import Failed, PostgresDialect, translate
 from pilot.store.postgres_group import NOW
 from pilot.store.postgres_migrate import prepare
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_wire import Wire
 
 
 class PostgresGlance:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from itertools import chain
 from typing import Any
 
 from pilot.domain.errors import Outdated, StoreError
-from pilot.store.database import Ahead, Heard, Notify, Operation, Rows, Statement, Step
+from pilot.store.database import Rows, Statement
 from pilot.store.group import Work
 from pilot.store.migrate import newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, blames_item, passes
-from pilot.store.postgres_wire import SILENCE, Place, Wire
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_session import SILENCE
+from pilot.store.postgres_steps import Steps, Waiting, answer, apart, drive, heard, make_up, sent, through
+from pilot.store.postgres_wire import Wire
 
 LOCK = 0x50494C54
 """Class of the advisory lock that whoever writes holds; its object is the schema."""
@@ -34,17 +36,14 @@ _LOOK = f"""
       set_config('pilot.now', coalesce(:fixed::bigint, t.now)::text, true) FROM ({NOW.sql} AS now) t"""
 # Refused outside a transaction: where BEGIN failed, nothing behind the next Sync is written by itself.
 _INSIDE = Statement("LOCK TABLE pilot_schema IN ACCESS SHARE MODE")
-_SAVE, _BACK = Statement("SAVEPOINT operation"), Statement("ROLLBACK TO operation")
-_RELEASE = Statement("RELEASE operation")
 # Only where something was written: a look in vain costs the disk nothing.
 _MARK = """
     INSERT INTO writers (id, n, since) SELECT :id, :n, :now WHERE pg_current_xact_id_if_assigned() IS NOT NULL
     ON CONFLICT (id) DO UPDATE SET n = excluded.n, since = excluded.since"""
 _STALE = 86_400_000
 """ms after its last group when a store that was never closed is forgotten: whoever may still ask is long done."""
-_WRITES = ("INSERT", "UPDATE", "DELETE")
-
 Results = tuple[list[Any], set[str]]
+"""Of each operation, in their order; and what to tell."""
 
 
 def lock(schema: int) -> Statement:
@@ -65,12 +64,14 @@ class _Skewed(Exception):
 class _Unknown(Exception):
     """The connection was lost while it committed."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, late: Sequence[Steps], results: Callable[[], Results]) -> None:
+        """`late`: those that still want rows."""
+        self.late = late
         self.results = results
 
 
 class Transaction:
-    """The writing connection of a process. For one thread."""
+    """The writing connection of a process. One group at a time, and never two threads."""
 
     def __init__(
         self, place: Place, schema: int, wire: Wire | None = None, clock: Callable[[], int] | None = None
@@ -103,21 +104,23 @@ class Transaction:
         """The tables are not what they were when the statements were planned."""
         self._stale = True
 
-    def commit(self, work: Work) -> Results:
-        """Run all of it; durable on return. Raises `Failed` and `StoreError`: nothing was written."""
+    def commit(self, work: Work) -> Waiting[Results]:
+        """Run all of it; durable at the end. Raises `Failed` and `StoreError`: nothing was written."""
         deadline, pause = time.monotonic() + PATIENCE, 0.02
         while True:
             try:
-                return self._once(work)
+                return (yield from self._once(work))
             except _Unknown as lost:
-                if self._committed():
-                    return lost.results
+                yield None
+                if self._committed(lost.late):
+                    return lost.results()
                 deadline = max(deadline, time.monotonic() + 1)
             except _Skewed:
                 continue
             except Failed as error:
                 if not passes(error) or time.monotonic() + pause > deadline:
                     raise
+            yield None
             time.sleep(pause)
             pause = min(pause * 2, 0.5)
 
@@ -132,30 +135,48 @@ class Transaction:
                 wire.rows(Statement("DELETE FROM writers WHERE id = :id", {"id": self.id}))
         wire.close()
 
-    def _once(self, work: Work) -> Results:
+    def _once(self, work: Work) -> Waiting[Results]:
         try:
+            if self._wire is None:
+                yield None
             wire = self._connected()
-            tokens: set[str] = set()
             try:
-                eager = sum(len(items) for _, items in work) >= CROWD
-                steps = map(_steps, work)
-                first = next(steps)  # made ready before anybody has to wait for the lock
-                self._begin(wire)
-                results = [_drive(wire, each, tokens, self._part, eager=eager) for each in chain((first,), steps)]
-                self._end(wire, (results, tokens))
+                return (yield from self._together(wire, work))
             except Exception as error:
                 if isinstance(error, _Unknown | _Skewed | Outdated) or not blames_item(error):
                     raise
+                yield None
                 # Who is at fault is found in a second go, so that the first needs no savepoints.
                 wire.drop()
-                self._begin(wire)
-                tokens = set()
-                results = [_apart(wire, operation, items, tokens) for operation, items in work]
-                self._end(wire, (results, tokens))
-        except BaseException as error:
+                yield from self._begin(wire, eager=True)
+                tokens = set[str]()
+                results = [apart(wire, operation, items, tokens) for operation, items in work]
+                yield from self._end(wire, (), lambda: (results, tokens), tokens)
+                return results, tokens
+        except Exception as error:
+            yield None
             self._tidy(error)
             raise
-        return results, tokens
+        except BaseException:  # nobody goes on with it
+            self._give_up()
+            raise
+
+    def _together(self, wire: Wire, work: Work) -> Waiting[Results]:
+        eager = sum(len(items) for _, items in work) >= CROWD
+        tokens = set[str]()
+        steps = (Steps(operation, items) for operation, items in work)
+        first = next(steps)  # made ready before anybody has to wait for the lock
+        yield from self._begin(wire, eager=eager)
+        driven: list[Steps] = []
+        for each in chain((first,), steps):
+            yield from drive(wire, each, tokens, self._part, eager=eager)
+            driven.append(each)
+
+        def results() -> Results:
+            return [each.result for each in driven], tokens
+
+        yield from self._end(wire, [each for each in driven if each.step is not None], results, tokens)
+        return results()
 
     def _tidy(self, error: BaseException) -> None:
         wire = self._wire
@@ -166,8 +187,12 @@ class Transaction:
             with suppress(Failed):
                 wire.drop()
                 return
-        self._wire = None
-        wire.close()
+        self._give_up()
+
+    def _give_up(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
 
     def _connected(self) -> Wire:
         if self._wire is None:
@@ -175,8 +200,8 @@ class Transaction:
         self._wire.timed = True
         return self._wire
 
-    def _begin(self, wire: Wire) -> None:
-        """Take the lock. Nobody waits for it here: what is written next is sent behind it."""
+    def _begin(self, wire: Wire, *, eager: bool) -> Waiting[None]:
+        """Take the lock. Nobody waits for it here: what is written next is sent behind it, or, if `eager`, after it."""
         if wire.outgrown() or self._stale:
             self._stale = False
             wire.send(_DISCARD)
@@ -186,11 +211,13 @@ class Transaction:
         wire.send(self._lock)
         fixed = None if self._fixed is None else self._fixed()
         wire.send(Statement(_LOOK, {"fixed": fixed}), self._saw, PATIENCE + SILENCE)
-        self._part(wire)
+        if eager:
+            yield from self._part(wire)
 
-    def _part(self, wire: Wire) -> None:
+    def _part(self, wire: Wire) -> Waiting[None]:
         """Have the server begin with what is queued. What comes next is of the transaction, or fails."""
-        wire.sync()
+        wire.push()
+        yield from sent(wire)
         if not self._looked:  # nobody knows yet whether it has begun
             wire.send(_INSIDE)
 
@@ -203,9 +230,13 @@ class Transaction:
         ahead = min(max(self._ahead, least), most)
         self._looked, self._skewed, self._ahead = True, abs(ahead - self._ahead) > _SKEW, ahead
 
-    def _end(self, wire: Wire, results: Results) -> None:
+    def _end(
+        self, wire: Wire, late: Sequence[Steps], results: Callable[[], Results], tokens: set[str]
+    ) -> Waiting[None]:
+        """`late`: those that go on once what they do is under way to the disk, and then only make their results."""
         if not self._looked:
-            wire.rows()
+            wire.push()
+            yield from answer(wire)
         if self._skewed:
             raise _Skewed
         now = self.clock()
@@ -213,26 +244,34 @@ class Transaction:
         if not self._marked:
             wire.send(Statement("DELETE FROM writers WHERE since < :old", {"old": now - _STALE}))
         wire.send(Statement(_MARK, {"id": self.id, "n": self._n, "now": now}))
-        if results[1]:
-            message = " ".join((self.id, *sorted(results[1])))
+        if tokens:
+            message = " ".join((self.id, *sorted(tokens)))
             message = message if len(message) <= MOST else f"{self.id} *"  # say only that there is much
             wire.send(Statement("SELECT pg_notify(:channel, :message)", {"channel": self.channel, "message": message}))
         try:
-            wire.rows(_COMMIT)
+            wire.ask(_COMMIT)
+            if late:
+                yield from heard(wire)
+                for each in late:
+                    each.end()
+            yield from answer(wire)
         except Lost:
-            raise _Unknown(results) from None
+            raise _Unknown(late, results) from None
         if wire.tag != b"COMMIT":
             raise Failed("", "the server did not commit, and did not say why")
         self._marked = True
 
-    def _committed(self) -> bool:
+    def _committed(self, late: Sequence[Steps]) -> bool:
         """Whether the last group is in the store, which is certain once its lock is ours."""
         deadline, pause = time.monotonic() + 2 * PATIENCE, 0.05
         while True:
             try:
                 wire = self._connected()
-                self._begin(wire)
-                rows = wire.rows(Statement("SELECT n FROM writers WHERE id = :id", {"id": self.id}))
+                through(self._begin(wire, eager=False))
+                found = wire.rows(Statement("SELECT n FROM writers WHERE id = :id", {"id": self.id}))
+                committed = found == [(self._n,)]
+                if committed:
+                    make_up(wire, late)
                 wire.drop()
             except Outdated as error:
                 self._tidy(error)  # or it keeps the lock
@@ -247,79 +286,8 @@ class Transaction:
                 time.sleep(pause)
                 pause = min(pause * 2, 0.5)
             else:
-                return rows == [(self._n,)]
+                return committed
 
 
 def _monotonic() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens: set[str]) -> Sequence[Any]:
-    """All items at once; when one of them is bad, each by itself, so that it fails alone."""
-    wire.send(_SAVE)
-    told: set[str] = set()
-    try:
-        result = _drive(wire, _Steps(operation(items)), told)
-        wire.rows(_RELEASE)
-    except Exception as error:
-        if not blames_item(error):
-            raise
-        with suppress(Failed):
-            wire.rows()
-        wire.send(_BACK)
-        wire.rows(_RELEASE)
-        if len(items) == 1:
-            return [StoreError(f"the store refused: {error}") if isinstance(error, Failed) else error]
-        return [_apart(wire, operation, [item], tokens)[0] for item in items]
-    tokens |= told
-    return result
-
-
-class _Steps:
-    """The steps of an operation; the first is made ready at once. `step` None: it has ended, with `result`."""
-
-    def __init__(self, steps: Generator[Step, Rows, Sequence[Any]]) -> None:
-        self._steps = steps
-        self.result: Sequence[Any] = ()
-        self.step: Step | None = None
-        self.go_on(None)
-
-    def go_on(self, rows: Any) -> None:
-        """`rows`: of the last step; None begins."""
-        try:
-            self.step = self._steps.send(rows)
-        except StopIteration as stop:
-            self.step, self.result = None, stop.value
-
-
-def _steps(work: tuple[Operation[Any, Any], list[Any]]) -> _Steps:
-    operation, items = work
-    return _Steps(operation(items))
-
-
-def _drive(
-    wire: Wire, steps: _Steps, tokens: set[str], part: Callable[[Wire], None] | None = None, *, eager: bool = False
-) -> Sequence[Any]:
-    """`part`: has the server begin with what is queued; None: each is waited for. `eager`: with each at once."""
-    while (step := steps.step) is not None:
-        rows: Rows = []
-        later = isinstance(step, Ahead)
-        statement = step.statement if isinstance(step, Ahead) else step
-        if isinstance(statement, Notify):
-            tokens.update(statement.tokens)
-        elif isinstance(statement, Heard):
-            wire.hear()
-        elif part is not None and (later or statement.many is not None or silent(statement.sql)):
-            wire.send(statement, rows.extend if later else None)  # and fails somewhat later
-            if eager or wire.overflows():  # what the server has a part of it does not watch
-                part(wire)
-        else:
-            rows = wire.rows(statement)
-        steps.go_on(rows)
-    return steps.result
-
-
-@lru_cache(maxsize=2048)
-def silent(sql: str) -> bool:
-    """Whether it gives no rows, so that nobody has to wait for them."""
-    return sql.split(maxsplit=1)[0].upper() in _WRITES and "RETURNING" not in sql.upper()

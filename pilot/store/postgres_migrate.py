@@ -11,7 +11,9 @@ from pilot.store.database import Statement
 from pilot.store.migrate import UNFINISHED, migrations, newest
 from pilot.store.postgres_dialect import PATIENCE, Failed, translate
 from pilot.store.postgres_group import NOW, lock
-from pilot.store.postgres_wire import SILENCE, Place, Wire
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_session import SILENCE
+from pilot.store.postgres_wire import Wire
 
 OLDEST = 15
 """The first version of PostgreSQL that is served."""

@@ -9,7 +9,7 @@ from contextlib import suppress
 import psycopg
 
 from pilot.store.database import Listener
-from pilot.store.postgres_wire import Place
+from pilot.store.postgres_place import Place
 
 EVERYTHING = ("*", "cancel", "outbox")
 """What a listener is told that may have missed something."""

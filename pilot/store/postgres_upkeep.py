@@ -11,7 +11,8 @@ from pilot.store.database import Statement
 from pilot.store.migrate import migrations
 from pilot.store.postgres_dialect import Failed, translate
 from pilot.store.postgres_migrate import look, prepare, schema_of
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_wire import Wire
 from pilot.store.upkeep import AUDITS, SHOWN, Finding
 
 # One statement of each that reads JSON has to be said otherwise.

@@ -12,81 +12,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from psycopg import pq
-from psycopg.adapt import Loader, Transformer
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.adapt import Transformer
 
-from pilot.domain.errors import UsageError
 from pilot.store.database import Rows, Statement
-from pilot.store.postgres_dialect import PATIENCE, UNTYPED, Failed, Lost, bound, refused, translated, untyped
+from pilot.store.postgres_dialect import UNTYPED, Failed, Lost, bound, refused, translated, untyped
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_session import LONGEST, SILENCE, load, settings
 
-LOCKED = round(PATIENCE * 1000)  # ms that a statement waits for a lock
-LONGEST = 15_000
-"""ms that a statement may take."""
-SILENCE = 2.0
-"""Seconds that the server may leave unanswered what it was sent; a statement's own time is on top."""
-IDLE = 2_000
-"""ms that somebody who stopped in the middle of a transaction keeps the others from writing."""
-
-# The plans that the statements were written for: as on SQLite, by index and row by row. What the planner knows of a
-# table that was empty a minute ago is nothing, and a plan is kept for as long as the connection.
-_PLANS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "enable_material")
-_LIMITED: dict[str, object] = {
-    **dict.fromkeys(_PLANS, "off"), "plan_cache_mode": "force_generic_plan", "random_page_cost": 1.1,
-    "statement_timeout": LONGEST, "idle_in_transaction_session_timeout": IDLE,
-    "default_transaction_isolation": "'read committed'",
-}  # fmt: skip
-_UNLIMITED: dict[str, object] = {"statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
 _DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
+_SILENT = "the server does not answer"
 _FATAL = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
-
-
-class _Int(Loader):
-    def load(self, data: Any) -> int:
-        return int(data == b"t")
-
-
-class _Number(Loader):
-    def load(self, data: Any) -> int | float:
-        text = bytes(data)
-        return float(text) if b"." in text or not text.lstrip(b"-").isdigit() else int(text)
-
-
-class Place:
-    """Where a store is. `name` is what may be shown."""
-
-    def __init__(self, url: str) -> None:
-        try:
-            given = conninfo_to_dict(url)
-            ports = str(given.get("port") or "1").split(",")
-            if not all(port.isdecimal() for port in ports if port) or any(
-                "@" in str(given.get(word) or "") for word in ("host", "dbname")
-            ):
-                raise psycopg.ProgrammingError  # what stands there may be meant as a password
-        except psycopg.Error:
-            # not with what libpq says: it quotes what it did not understand, which may be part of a password
-            raise UsageError(
-                "the store's URL is no postgresql:// URL as PostgreSQL understands it: in a user or a password, write "
-                "%40 for @, %3A for :, %2F for / and %25 for %; behind a ? are only libpq's own parameters"
-            ) from None
-        user, host = given.get("user"), given.get("host") or given.get("hostaddr") or ""
-        port, name = given.get("port"), given.get("dbname") or ""
-        self.name = f"postgresql://{f'{user}@' if user else ''}{host}{f':{port}' if port else ''}/{name}"
-        self._secrets = [str(given[word]) for word in ("password", "sslpassword", "passfile") if given.get(word)]
-        own: dict[str, str | int] = {
-            "application_name": "pilot", "connect_timeout": 5, "keepalives": 1, "keepalives_idle": 5,
-            "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 6000, "client_encoding": "utf8",
-        }  # fmt: skip
-        self.conninfo = make_conninfo(url, **{key: value for key, value in own.items() if key not in given})
-
-    def said(self, text: str) -> str:
-        """A message without anything secret."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        return text
 
 
 _ROLLBACK = Statement("ROLLBACK")
@@ -107,8 +46,8 @@ class _Sent(NamedTuple):
 class Wire:
     """One connection. Not for two threads at once.
 
-    `send` only queues; `rows` sends all that is queued and waits for its end. What fails raises `Failed`, what ends
-    the connection `Lost`, after which only `close` is of use.
+    `send` only queues and `push` sends what is queued: neither waits. `rows` waits until all of it is answered. What
+    fails raises `Failed`, what ends the connection `Lost`, after which only `close` is of use.
     """
 
     def __init__(self, place: Place, *, read_only: bool = False, patient: bool = False) -> None:
@@ -120,8 +59,7 @@ class Wire:
         except psycopg.Error as error:
             raise refused(place.said(str(error))) from None
         self._pg = self._connection.pgconn
-        self._connection.adapters.register_loader("bool", _Int)
-        self._connection.adapters.register_loader("numeric", _Number)
+        load(self._connection)
         self._loaded = Transformer(self._connection)
         self._known: dict[_Key, bytes] = {}
         self._numbers = count()
@@ -130,28 +68,22 @@ class Wire:
         """Whether its transactions say what time it is."""
         self._bytes, self._planned, self._queued = 0, 1 << 16, 0
         self._sent: deque[_Sent] = deque()
+        self._got: pq.abc.PGresult | None = None
+        self._results: list[pq.abc.PGresult] = []
+        self._failed: Failed | None = None
+        self._until = math.inf
+        self.unsent = False
         self._poll = select.poll()
         self._poll.register(self._pg.socket, select.POLLIN)
         self.version = self._pg.server_version
         self.encoding = (self._pg.parameter_status(b"server_encoding") or b"").decode()
         try:
             self._pg.nonblocking = 1
-            self._set_up(read_only, patient)
+            self.script(settings(read_only=read_only, patient=patient))
             self._pg.enter_pipeline_mode()
         except BaseException:
             self.close()
             raise
-
-    def _set_up(self, read_only: bool, patient: bool) -> None:
-        settings: dict[str, object] = {"client_min_messages": "error", "extra_float_digits": 1, "jit": "off"}
-        settings |= {"lock_timeout": LOCKED, "default_transaction_read_only": int(read_only)}
-        settings |= _UNLIMITED if patient else _LIMITED
-        self.script(
-            ";".join(f"SET {name} = {value}" for name, value in settings.items())
-            # a commit that was acknowledged survives the loss of power
-            + ";SELECT set_config('synchronous_commit', 'on', false)"
-            " WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-        )
 
     def drop(self) -> None:
         """Forget what is queued, and end the transaction with nothing written."""
@@ -174,7 +106,7 @@ class Wire:
         try:  # not with what waits for ever for a server that stands still
             self._pg.send_query(sql.encode())
             found: list[pq.abc.PGresult] = []
-            while (result := self._result(deadline)) is not None:
+            while self._is_there(deadline) and (result := self._pg.get_result()) is not None:
                 found.append(result)
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
@@ -217,47 +149,95 @@ class Wire:
             by = time.monotonic() + seconds
             self._sent = deque(one._replace(by=min(one.by, by)) for one in self._sent)
 
-    def sync(self) -> None:
-        """Have the server begin with what is queued, while more is made ready; waits until all of it is sent.
+    def push(self) -> None:
+        """Have the server begin with what is queued, while more is made ready; `unsent`: not with all of it yet.
 
         By a Sync: only after one the server watches that somebody goes on with the transaction, and its lock.
         """
-        deadline = time.monotonic() + self._longest
         try:
             self._pg.pipeline_sync()
-            while self._pg.flush():
-                self._wait(deadline, sends=True)
+            self.unsent = bool(self._pg.flush())
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
         self._sent.append(_Sent(None))
         self._queued = 0
+        self._until = time.monotonic() + self._longest
+
+    def sent(self) -> None:
+        """Wait until all that was pushed is sent."""
+        try:
+            while self.unsent and self._pg.flush():
+                self._wait(self._until, sends=True)
+        except psycopg.Error as error:
+            raise Lost("", self._place.said(str(error))) from None
+        self.unsent = False
 
     def overflows(self) -> bool:
         """Whether so much was queued since the last Sync that libpq has sent of it by itself."""
         return self._queued > _KEPT
 
+    def ask(self, statement: Statement) -> None:
+        """Send it with all that is queued: `rows` gives its rows."""
+        self.send(statement)
+        self.push()
+
     def rows(self, statement: Statement | None = None) -> Rows:
-        """Send it with all that is queued; its rows."""
-        found = self.all_rows([] if statement is None else [statement])
-        return found[-1] if found else []
+        """Send it with all that is queued; the rows of the last that was sent."""
+        if statement is not None:
+            self.send(statement)
+        results = self._all(self._longest)
+        return self._load(results[-1]) if results else []
 
     def all_rows(self, statements: Sequence[Statement], seconds: float | None = None) -> list[Rows]:
         """Send these, with all that is queued; the rows of each of them."""
         for statement in statements:
             self.send(statement)
-        self.sync()
-        results = self._receive(len(self._sent), self._longest if seconds is None else seconds)
-        self.tag = (results[-1].command_status or b"") if results else b""
+        results = self._all(self._longest if seconds is None else seconds)
         return [self._load(result) for result in results[len(results) - len(statements) :]] if statements else []
 
-    def hear(self) -> None:
-        """Wait until whoever wants rows has them; what was sent behind them goes on meanwhile."""
+    def answer(self) -> Rows | None:
+        """What `rows` gives, without waiting for it: None while not all is answered that was pushed."""
+        if not self._is_answered(len(self._sent)):
+            return None
+        results = self._settle()
+        return self._load(results[-1]) if results else []
+
+    def heard(self) -> bool:
+        """Whether whoever wants rows has them, without waiting for it; what was pushed behind them may be under way."""
         wanted = max((n for n, one in enumerate(self._sent, 1) if one.heard is not None), default=0)
-        if wanted == 0:
-            return
-        if self._sent[-1].key is not None:  # waiting sends all of it, and what has no Sync behind it nobody watches
-            self.sync()
-        self._receive(wanted, self._longest)
+        if not self._is_answered(wanted):
+            return False
+        self._settle()
+        return True
+
+    def _is_answered(self, wanted: int) -> bool:
+        for _ in range(wanted):
+            if not self._answer(None):
+                if not self.patience:
+                    raise Lost("", _SILENT)
+                return False
+        return True
+
+    def wait(self) -> None:
+        """Until there is something to read, or the server's time is up."""
+        self._poll.modify(self._pg.socket, select.POLLIN)
+        self._poll.poll(1000 * self.patience + 1)
+
+    @property
+    def socket(self) -> int:
+        """The descriptor that becomes readable when more is answered."""
+        return self._pg.socket
+
+    @property
+    def patience(self) -> float:
+        """Seconds left to the server for its next answer."""
+        by = min(self._until, self._sent[0].by) if self._sent else self._until
+        return max(0.0, by - time.monotonic())
+
+    @property
+    def pushed(self) -> bool:
+        """Whether all that was queued is behind a Sync."""
+        return not self._sent or self._sent[-1].key is None
 
     def again(self, statements: Sequence[Statement]) -> list[Rows]:
         """`all_rows`, of what only reads: once more where a NULL's type had to be found out first."""
@@ -274,54 +254,76 @@ class Wire:
         self._loaded.set_pgresult(result)
         return self._loaded.load_rows(0, result.ntuples, tuple)
 
+    def _all(self, seconds: float) -> list[pq.abc.PGresult]:
+        if not self.pushed or not self._sent:
+            self.push()
+        return self._receive(len(self._sent), seconds)
+
     def _receive(self, wanted: int, seconds: float) -> list[pq.abc.PGresult]:
         """The results of the first so many of what was sent, behind which there is a Sync."""
         deadline = time.monotonic() + seconds
-        results: list[pq.abc.PGresult] = []
-        failure: Failed | None = None
         for _ in range(wanted):
-            key, prepared, heard, by = self._sent.popleft()
-            result = self._result(min(deadline, by))
-            assert result is not None  # noqa: S101  libpq answers each
-            if key is None:
-                self._synced(result)
-                continue
-            while (following := self._result(deadline)) is not None:
-                result = following
-            if result.status not in _DONE:
-                if prepared:
-                    del self._known[key]
-                if failure is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
-                    failure = self._failure(result, key[0])
-            elif not prepared:
-                results.append(result)
-                if heard is not None:
-                    heard(self._load(result))
-        if failure is not None:
-            raise failure
+            self._answer(deadline)
+        return self._settle()
+
+    def _settle(self) -> list[pq.abc.PGresult]:
+        results, failed = self._results, self._failed
+        self._results, self._failed = [], None
+        if failed is not None:
+            raise failed
+        self.tag = (results[-1].command_status or b"") if results else b""
         return results
 
-    def _synced(self, end: pq.abc.PGresult) -> None:
-        if end.status != pq.ExecStatus.PIPELINE_SYNC:
-            raise Lost("", "the server's answers do not fit what it was asked")
+    def _answer(self, deadline: float | None) -> bool:
+        """Take the answer to the first of what was sent; False: it is not there yet, and there is no deadline."""
+        one = self._sent[0]
+        while self._is_there(deadline if deadline is None else min(deadline, one.by)):
+            result = self._pg.get_result()
+            if one.key is None or result is None:
+                self._sent.popleft()
+                result, self._got = (result if one.key is None else self._got), None
+                assert result is not None  # noqa: S101  libpq answers each
+                self._note(one, result)
+                return True
+            self._got = result  # behind the last there is nothing
+        return False
 
-    def _result(self, deadline: float) -> pq.abc.PGresult | None:
-        pg = self._pg
+    def _note(self, one: _Sent, result: pq.abc.PGresult) -> None:
+        if one.key is None:
+            if result.status != pq.ExecStatus.PIPELINE_SYNC:
+                raise Lost("", "the server's answers do not fit what it was asked")
+        elif result.status not in _DONE:
+            if one.prepared:
+                del self._known[one.key]
+            if self._failed is None and result.status != pq.ExecStatus.PIPELINE_ABORTED:
+                self._failed = self._failure(result, one.key[0])
+        elif not one.prepared:
+            self._results.append(result)
+            if one.heard is not None:
+                one.heard(self._load(result))
+
+    def _is_there(self, deadline: float | None) -> bool:
+        """Whether libpq has the next result. Waited for until the deadline; without one, looked for."""
+        pg, looked = self._pg, False
         try:
-            while True:
-                sends = bool(pg.flush())
-                if not sends and not pg.is_busy():
-                    return pg.get_result()
-                self._wait(deadline, sends=sends)
+            while (unsent := bool(pg.flush())) or pg.is_busy():
+                if deadline is not None:
+                    self._wait(deadline, sends=unsent)
+                elif looked:
+                    return False
+                else:
+                    pg.consume_input()
+                looked = True
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
+        return True
 
     def _wait(self, deadline: float, *, sends: bool) -> None:
         """Until there is something to read, which is read, or room for what is to be sent."""
         self._poll.modify(self._pg.socket, select.POLLIN | (select.POLLOUT if sends else 0))
         left = deadline - time.monotonic()
         if left <= 0 or not (events := self._poll.poll(left * 1000)):
-            raise Lost("", "the server does not answer")
+            raise Lost("", _SILENT)
         if any(event & ~select.POLLOUT for _, event in events):
             self._pg.consume_input()
 

@@ -13,7 +13,21 @@ from typing import Any, TypeVar
 import aiosqlite
 
 from pilot.domain.errors import Outdated, StoreError, UsageError
-from pilot.store.database import Ahead, Dialect, Heard, Item, Listener, Notify, Operation, Result, Rows, Statement, Step
+from pilot.store.database import (
+    BEHIND_LAST,
+    Ahead,
+    Dialect,
+    Heard,
+    Item,
+    Last,
+    Listener,
+    Notify,
+    Operation,
+    Result,
+    Rows,
+    Statement,
+    Step,
+)
 from pilot.store.group import Group, Groups, Work, answer, refuse
 from pilot.store.migrate import migrate, newest
 from pilot.store.signals import FifoSignals
@@ -168,16 +182,19 @@ def _refusal(error: Exception) -> Exception:
 
 def _drive(connection: sqlite3.Connection, steps: Generator[Step, Rows, T], tokens: set[str]) -> T:
     rows: Any = None  # what a generator is started with
+    last = False
     try:
         while True:
             step = steps.send(rows)
             rows = []
+            if last:
+                raise RuntimeError(BEHIND_LAST)
             if isinstance(step, Ahead):
                 step = step.statement
             if isinstance(step, Notify):
                 tokens.update(step.tokens)
-            elif isinstance(step, Heard):
-                continue
+            elif isinstance(step, Heard | Last):
+                last = isinstance(step, Last)
             elif step.many is not None:
                 connection.executemany(step.sql, step.many)
             else:

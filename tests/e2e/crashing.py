@@ -67,8 +67,8 @@ class Trap:
 
         trap, claim, finish, commit = self, Claim.take, FinishClaims.__call__, sqlite._commit_group
 
-        def claiming(self: Claim, requests: Any, now: int) -> Generator[Any, Any, Any]:
-            answers = yield from claim(self, requests, now)
+        def claiming(self: Claim, requests: Any, now: int, *, last: bool = False) -> Generator[Any, Any, Any]:
+            answers = yield from claim(self, requests, now, last=last)
             if any(answer is not None and answer.task_id == trap.task for answer in answers):
                 trap.in_commit.append("claim")
             return answers

@@ -72,7 +72,7 @@ def nobody_waits_for_the_lock(store: Store) -> None:
 
 def a_lost_answer_is_taken_for_a_failure(store: Store) -> None:
     """What was committed and not heard of is done again."""
-    _transaction(store)._committed = lambda: False  # type: ignore[method-assign]
+    _transaction(store)._committed = lambda late: False  # type: ignore[method-assign]
 
 
 def _transaction(store: Store) -> Transaction:

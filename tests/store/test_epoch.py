@@ -11,12 +11,12 @@ import pytest
 
 from pilot.domain.errors import Outdated
 from pilot.store import open_store, sqlite_path
-from pilot.store import postgres_wire as wires
+from pilot.store import postgres_session as session
 from pilot.store.database import Rows, Statement, Step
 from pilot.store.migrate import newest
-from pilot.store.postgres_dialect import Lost
 from pilot.store.postgres_wire import Wire
 from tests.store.bed import MINUTE, Bed, Clock, done
+from tests.store.lost import lose
 
 
 def upgrade(url: str) -> None:
@@ -89,18 +89,14 @@ async def test_nor_does_he_by_statements_that_nobody_waits_for(own_url: str) -> 
 async def test_who_hears_of_it_while_he_looks_what_became_of_a_commit_keeps_no_lock(
     own_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = Wire.rows
-    monkeypatch.setitem(wires._LIMITED, "idle_in_transaction_session_timeout", 60_000)  # it is not the server's doing
+    monkeypatch.setitem(session.LIMITED, "idle_in_transaction_session_timeout", 60_000)  # it is not the server's doing
 
-    def losing(self: Wire, statement: Statement | None = None) -> Rows:
-        if statement is None or statement.sql != "COMMIT":
-            return rows(self, statement)
-        self.close()
+    def upgraded(wire: Wire, _commit: Statement) -> None:
+        wire.close()
         upgrade(own_url)
-        raise Lost("", "gone")
 
     async with open_store(own_url, clock=Clock()) as store:
-        monkeypatch.setattr(Wire, "rows", losing)
+        lose(monkeypatch, upgraded, every=True)
         with pytest.raises(Outdated):
             await store.queue.register([("k", "p", "/p", 1)])
 

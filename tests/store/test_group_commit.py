@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import pytest
 
@@ -24,14 +25,14 @@ async def commits(store: Bed, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     await store.project()  # opens the writer
     seen: list[str] = []
     if isinstance(store.database, PostgresDatabase):
-        rows = Wire.rows
+        send = Wire.send
 
-        def noted(wire: Wire, statement: Statement | None = None) -> Rows:
-            if statement is not None and statement.sql in ("COMMIT", "ROLLBACK"):
+        def noted(wire: Wire, statement: Statement, *more: Any) -> None:
+            if statement.sql in ("COMMIT", "ROLLBACK"):
                 seen.append(statement.sql)
-            return rows(wire, statement)
+            send(wire, statement, *more)
 
-        monkeypatch.setattr(Wire, "rows", noted)
+        monkeypatch.setattr(Wire, "send", noted)
         return seen
 
     def listen(connection: sqlite3.Connection) -> None:

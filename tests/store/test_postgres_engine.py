@@ -6,23 +6,28 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from pilot.domain.errors import Busy, StoreError, StoreRefused, UsageError
+from pilot.domain.execution import Status
 from pilot.store import open_store
 from pilot.store import postgres_group as groups
+from pilot.store import postgres_session as session
 from pilot.store import postgres_wire as wires
 from pilot.store.database import HEARD, Ahead, Notify, Rows, Statement, Step
 from pilot.store.postgres import PostgresDatabase
 from pilot.store.postgres_dialect import Failed, Lost, bound, translate, translated
+from pilot.store.postgres_place import Place
 from pilot.store.postgres_upkeep import check, no_backup, quick_look
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_wire import Wire
 from tests.postgres import Cluster, name_of
 from tests.store.bed import Bed, Clock, done, task
+from tests.store.lost import heard, lose, nothing, unheard
 
 PATH = "UPDATE projects SET path = path || '!'"
 
@@ -44,33 +49,26 @@ async def test_a_connection_that_was_ended_is_made_anew(postgres: Cluster, postg
         await bed.check()
 
 
-@pytest.mark.parametrize("written", [True, False])
+@pytest.mark.parametrize("become", [nothing, heard, unheard])
 async def test_a_commit_without_an_answer_is_found_out(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, written: bool
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, become: Callable[[Wire, Statement], None]
 ) -> None:
     """Whether it was written or not, each task is there once, and its caller has its id."""
-    lost: list[Wire] = []
-    rows = Wire.rows
-
-    def losing(self: Wire, statement: Statement | None = None) -> Rows:
-        if statement is not None and statement.sql == "COMMIT" and not lost:
-            lost.append(self)
-            if written:
-                rows(self, statement)
-            self.close()
-            raise Lost("", "gone")
-        return rows(self, statement)
-
     async with open_store(postgres_url, clock=Clock()) as store:
         bed = Bed(store, Clock())
         api = await bed.project()
         await bed.node()
         await bed.put(api)
         execution = await bed.take(api)
-        monkeypatch.setattr(Wire, "rows", losing)
+        web = await bed.project("web")
+        waiting = await bed.put(web)
+        lost = lose(monkeypatch, become)
 
-        finished, enqueued = await asyncio.gather(
-            store.queue.finish(done(execution)), store.queue.enqueue(task(api, "T")), return_exceptions=True
+        finished, enqueued, claimed = await asyncio.gather(
+            store.queue.finish(done(execution)),
+            store.queue.enqueue(task(api, "T")),
+            store.queue.claim(execution.node or "", projects=(web.id,)),
+            return_exceptions=True,
         )
 
         assert lost
@@ -79,28 +77,25 @@ async def test_a_commit_without_an_answer_is_found_out(
         assert not enqueued.duplicate
         assert await bed.rows("SELECT count(*), max(id) FROM executions WHERE task_id = 'T'") == [(1, enqueued.id)]
         assert await bed.events(execution.id) == ["queued", "started", "completed"]
+        assert not isinstance(claimed, BaseException)
+        assert [(one.id, one.title, one.status) for one in claimed] == [(waiting, "do T-2", Status.RUNNING)]
+        assert await bed.events(waiting) == ["queued", "started"]
 
 
 async def test_the_mark_of_a_store_that_is_at_work_for_days_is_not_swept(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a commit without an answer would be done again, had anybody else begun to write meanwhile."""
-    rows = Wire.rows
     async with open_store(postgres_url) as store:
         await store.queue.register([("k", "p", "/p", 1)])
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute("UPDATE writers SET since = since - 2 * 86400000")
         await store.queue.register([("k", "p", "/q", 1)])
-        lost: list[Wire] = []
 
-        def losing(self: Wire, statement: Statement | None = None) -> Rows:
-            if statement is None or statement.sql != "COMMIT" or lost:
-                return rows(self, statement)
-            lost.append(self)
-            rows(self, statement)
-            self.close()
-            asyncio.run(another())
-            raise Lost("", "gone")
+        def overtaken(wire: Wire, commit: Statement) -> None:
+            heard(wire, commit)
+            with ThreadPoolExecutor(1) as aside:
+                aside.submit(lambda: asyncio.run(another())).result()
 
         async def another() -> None:
             async with open_store(postgres_url) as other:
@@ -111,7 +106,7 @@ async def test_the_mark_of_a_store_that_is_at_work_for_days_is_not_swept(
             ((path,),) = yield Statement("SELECT path FROM projects WHERE key = 'k'")
             return [path] * len(items)
 
-        monkeypatch.setattr(Wire, "rows", losing)
+        lost = lose(monkeypatch, overtaken)
         await store.database.write(once, None)
 
         assert lost
@@ -123,7 +118,7 @@ def test_a_server_that_stands_still_while_a_connection_is_made_is_not_waited_for
 ) -> None:
     monkeypatch.setattr(wires, "SILENCE", 0.3)
     monkeypatch.setattr(wires, "LONGEST", 0)
-    monkeypatch.setattr(wires, "_LIMITED", {"statement_timeout": "0;SELECT pg_sleep(20)"})
+    monkeypatch.setattr(session, "LIMITED", {"statement_timeout": "0;SELECT pg_sleep(20)"})
     began = time.monotonic()
     with pytest.raises(Lost, match="does not answer"):
         Wire(Place(postgres_url))
@@ -153,10 +148,10 @@ STANDING = (
 async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    assert wires._LIMITED["idle_in_transaction_session_timeout"] == 2000
-    monkeypatch.setitem(wires._LIMITED, "idle_in_transaction_session_timeout", 500)
-    async with open_store(postgres_url, clock=Clock()) as store, open_store(postgres_url, clock=Clock()) as other:
-        api = await Bed(store, Clock()).project()
+    assert session.LIMITED["idle_in_transaction_session_timeout"] == 2000
+    monkeypatch.setitem(session.LIMITED, "idle_in_transaction_session_timeout", 500)
+    async with open_store(postgres_url, clock=Clock()) as other:
+        api = await Bed(other, Clock()).project()
         inside, tries = asyncio.Event(), []
         loop = asyncio.get_running_loop()
 
@@ -176,18 +171,24 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
             return [len(rows[0][0])] * len(items)
 
         many = 20 if where.endswith("in a crowd") else 1
-        stopped = asyncio.gather(*(store.database.write(standing, None) for _ in range(many)))
+
+        async def stop() -> list[int]:
+            async with open_store(postgres_url, clock=Clock()) as store:
+                return await asyncio.gather(*(store.database.write(standing, None) for _ in range(many)))
+
+        stopped = asyncio.create_task(asyncio.to_thread(asyncio.run, stop()))
         await inside.wait()
+        asked = where != "before any answer"  # what nobody waits for is not even sent yet
         held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
-        while not await other.database.read(held):  # it was asked for, and nobody has waited for it
+        while asked and not await other.database.read(held):  # and nobody has waited for it
             await asyncio.sleep(0.002)
         began = time.monotonic()
         await other.queue.enqueue(task(api, "T"))
         waited = time.monotonic() - began
 
-        assert 0.2 < waited < 2.4  # the server ended the first, which has not even moved
+        assert (0.2 if asked else 0) < waited < 2.4  # the server ended the first, which has not even moved
         assert await stopped == [len(api.path) + 1] * many  # what it had written is gone; it did it again
-        assert len(tries) == 2
+        assert len(tries) == 1 + asked
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ async def test_where_a_transaction_could_not_begin_nothing_is_written(
 
 
 async def test_who_waits_too_long_for_the_lock_is_told(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(wires._LIMITED, "lock_timeout", 200)
+    monkeypatch.setitem(session.LIMITED, "lock_timeout", 200)
     async with open_store(postgres_url, clock=Clock()) as store:
         bed = Bed(store, Clock())
         api = await bed.project()
@@ -324,7 +325,7 @@ async def test_a_server_that_leaves_the_lock_unanswered_is_given_up(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, many: int
 ) -> None:
     """However long the statements behind it may take."""
-    monkeypatch.setitem(wires._LIMITED, "lock_timeout", 0)
+    monkeypatch.setitem(session.LIMITED, "lock_timeout", 0)
     monkeypatch.setattr(groups, "PATIENCE", 0.3)
     monkeypatch.setattr(groups, "SILENCE", 0.2)
     async with open_store(postgres_url, clock=Clock()) as store:
@@ -491,8 +492,8 @@ def test_what_no_column_holds_is_refused(value: object) -> None:
 
 async def test_what_waited_for_the_lock_is_of_the_time_at_which_it_got_it(postgres_url: str) -> None:
     """Or an event would be older than the one before it, and a task begun before it came."""
-    async with open_store(postgres_url) as store, open_store(postgres_url) as other:
-        bed = Bed(store, Clock())
+    async with open_store(postgres_url) as other:
+        bed = Bed(other, Clock())
         api = await bed.project()
         inside, asked = asyncio.Event(), threading.Event()
         loop = asyncio.get_running_loop()
@@ -507,15 +508,19 @@ async def test_what_waited_for_the_lock_is_of_the_time_at_which_it_got_it(postgr
             )
             return [id]
 
-        first = asyncio.create_task(store.database.write(slow, None))
+        async def first() -> int:
+            async with open_store(postgres_url) as store:
+                return await store.database.write(slow, None)
+
+        slowly = asyncio.create_task(asyncio.to_thread(asyncio.run, first()))
         await inside.wait()
         second = asyncio.create_task(other.queue.enqueue(task(api, "T")))
         await asyncio.sleep(0.05)
         began = other.database.clock()
         asked.set()
-        await asyncio.gather(first, second)
-        ((created,),) = await store.database.read("SELECT created_at FROM executions")
-        times = await store.database.read("SELECT at FROM events ORDER BY id")
+        await asyncio.gather(slowly, second)
+        ((created,),) = await other.database.read("SELECT created_at FROM executions")
+        times = await other.database.read("SELECT at FROM events ORDER BY id")
 
     assert created >= began + 250, "it waited that long"
     assert times == sorted(times)

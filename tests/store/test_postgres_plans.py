@@ -22,7 +22,8 @@ from pilot.domain.outcome import Ending, Outcome
 from pilot.store import open_store
 from pilot.store.database import Statement
 from pilot.store.postgres_dialect import translated
-from pilot.store.postgres_wire import Place, Wire
+from pilot.store.postgres_place import Place
+from pilot.store.postgres_wire import Wire
 from tests.postgres import Cluster, name_of
 from tests.store.bed import HOUR, MINUTE, START, Bed, Clock, again, broken, done, task
 from tests.store.test_plans_of_queries import LARGE, SMALL, life, outside, planned, pool
