@@ -64,6 +64,32 @@ class Node:
             await asyncio.wait([running])
 
 
+async def test_it_claims_in_the_moment_it_is_told_and_looks_later() -> None:
+    node = Node(ready=[1])
+
+    async with node.watching() as watch:
+        watch.tell(NEW)
+        assert node.wakes == [(1, True)]
+        assert node.looks == 1
+        await until(lambda: node.looks == 2)
+
+    watch.tell(NEW)
+    assert node.wakes[1:] == [(1, False)], "it watches no more, and nothing but the look woke anybody"
+
+
+async def test_nothing_is_claimed_before_it_watches() -> None:
+    """A dead node's agents may still be in the repository."""
+    node = Node()
+    watch = Watch(
+        node.look, node.changed, node.heed, node.wake, turns=node.turns, courtesy=node.courtesy,
+        clock=lambda: 0, poll_interval=60.0,
+    )  # fmt: skip
+
+    watch.tell(NEW)
+
+    assert node.wakes == []
+
+
 async def test_more_that_comes_before_the_look_is_not_missed() -> None:
     node = Node(ready=[1])
 

@@ -52,13 +52,13 @@ async def overtake(one: Store, mine: Told, other: Store, places: Sequence[Projec
     """One has written into the log, and takes its time to commit; the other has begun after it, and is quicker."""
     for n in range(2):
         await other.queue.enqueue(task(places[0], f"slow {n}"))
+        (execution,) = await one.queue.claim("one", lease=HOUR, projects=(places[0].id,))
         proxy.delay = 0.15  # more than whoever follows the log waits between two looks
-        slow = asyncio.create_task(one.queue.claim("one", lease=HOUR, projects=(places[0].id,)))
+        slow = asyncio.create_task(mine.finish(done(execution)))
         await asyncio.sleep(proxy.delay)
         await other.queue.enqueue(task(places[1], f"quick {n}"))
-        (execution,) = await slow
+        await slow
         proxy.delay = 0.0
-        await mine.finish(done(execution))
 
 
 async def late(one: Store, mine: Told, other: Store, theirs: Told, place: Project) -> None:

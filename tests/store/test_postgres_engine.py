@@ -234,6 +234,36 @@ async def test_who_waits_too_long_for_the_lock_is_told(postgres_url: str, monkey
         assert await bed.put(api)
 
 
+async def test_the_loop_goes_on_while_somebody_waits_for_the_lock(postgres_url: str) -> None:
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        api = await bed.project()
+        lock = engine(bed)._transaction._lock
+        gaps: list[float] = []
+
+        async def tick() -> None:
+            last = time.monotonic()
+            while True:
+                await asyncio.sleep(0.01)
+                gaps.append(time.monotonic() - last)
+                last = time.monotonic()
+
+        with psycopg.connect(postgres_url, autocommit=True) as blocker:
+            values = (lock.params["class"], lock.params["object"])
+            blocker.execute("SELECT pg_advisory_lock(%s::int, %s::int)", values)
+            ticking = asyncio.create_task(tick())
+            writing = asyncio.create_task(store.queue.enqueue(task(api, "T")))
+            more = asyncio.create_task(store.queue.enqueue(task(api, "U", body="x" * 10_000_000)))
+            await asyncio.sleep(1.5)
+            assert not writing.done()
+            blocker.execute("SELECT pg_advisory_unlock(%s::int, %s::int)", values)
+            assert (await writing).id < (await more).id
+            ticking.cancel()
+
+        assert len(gaps) > 60
+        assert max(gaps) < 0.7
+
+
 async def test_what_another_node_commits_is_heard(postgres_url: str) -> None:
     async with open_store(postgres_url, clock=Clock()) as store, open_store(postgres_url, clock=Clock()) as other:
         api = await Bed(store, Clock()).project()
