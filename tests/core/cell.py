@@ -17,7 +17,10 @@ from pilot.runner.process import Process, running
 from pilot.runner.sandbox import Bubblewrap, make_sandbox
 from pilot.runner.sandbox_machine import Bwrap, probe
 from pilot.runner.workspace import Workspace
-from tests.core.worksite import Site, execution, site
+from tests.core.worksite import STORE, Site, execution, site
+
+MARKER = f"cell{STORE}/1"
+"""Of what runs in a cell of this test process."""
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -56,7 +59,7 @@ class Cell:
     @asynccontextmanager
     async def running(self, *argv: str, **more: Any) -> AsyncIterator[Process]:
         async with running(
-            argv, cwd=str(self.path), env=self.env, marker="cell/1", sandbox=self.sandbox, places=self.places, **more
+            argv, cwd=str(self.path), env=self.env, marker=MARKER, sandbox=self.sandbox, places=self.places, **more
         ) as process:
             yield process
 

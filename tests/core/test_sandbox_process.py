@@ -20,7 +20,7 @@ import pytest
 from pilot.runner.cpu import cpu_seconds
 from pilot.runner.process import Process, end_marked
 from pilot.runner.proctree import PROC, marker_of
-from tests.core.cell import Cell, cell
+from tests.core.cell import MARKER, Cell, cell
 
 PATIENCE = 30.0
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ async def up(process: Process) -> int:
     """Wait for its word; the pid name space that is the sandbox's."""
     lines = process.lines()
     assert (await anext(lines)).data == b"up"
-    (there,) = {inside(pid) for pid in living("cell/1/")} - {inside(os.getpid())}
+    (there,) = {inside(pid) for pid in living(f"{MARKER}/")} - {inside(os.getpid())}
     return there
 
 
@@ -105,7 +105,7 @@ async def test_nobody_is_left_of_one_that_will_not_go(c: Cell) -> None:
         assert len(crowd(there)) > 3
         await process.end()
         assert crowd(there) == []
-    assert living("cell/1/") == []
+    assert living(f"{MARKER}/") == []
 
 
 async def test_nobody_is_left_behind_a_success(c: Cell) -> None:
@@ -113,7 +113,7 @@ async def test_nobody_is_left_behind_a_success(c: Cell) -> None:
         lines = process.lines()
         assert (await anext(lines)).data == b"up"
         assert await process.wait() == 0
-    assert living("cell/1/") == []
+    assert living(f"{MARKER}/") == []
 
 
 async def test_a_cancel_waits_for_the_end_of_all(c: Cell) -> None:
@@ -136,8 +136,8 @@ async def test_those_inside_are_found_by_their_marker_and_counted(c: Cell) -> No
     spin = "import os, time\nprint('up', flush=True)\nwhile True: pass"
     async with c.running("python3", "-c", spin) as process:
         there = await up(process)
-        await until(lambda: cpu_seconds("cell/1") > 0.2, "no processor time was seen")
-        found = await end_marked("cell/1/")
+        await until(lambda: cpu_seconds(MARKER) > 0.2, "no processor time was seen")
+        found = await end_marked(f"{MARKER}/")
         assert process.pid in found
         assert crowd(there) == []
 
@@ -172,7 +172,7 @@ async def test_kill_9_of_pilot_leaves_nobody(tmp_path: Path, loop: str) -> None:
     with subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=ROOT) as pilot:
         assert pilot.stdout is not None
         assert await asyncio.to_thread(pilot.stdout.readline) == b"up\n"
-        (there,) = {inside(pid) for pid in living("cell/1/")} - {inside(os.getpid())}
+        (there,) = {inside(pid) for pid in living(f"{MARKER}/")} - {inside(os.getpid())}
         assert len(crowd(there)) > 3
         pilot.kill()
     await until(lambda: not crowd(there), "they outlived pilot")

@@ -14,7 +14,7 @@ from typing import Any
 from pilot.domain.agent import Places
 from pilot.runner.cpu import cpu_seconds
 from pilot.runner.process import end_marked
-from tests.core.cell import cell
+from tests.core.cell import MARKER, cell
 from tests.core.test_sandbox_process import STUBBORN, TRAPPING, crowd, up
 
 USER = 54321
@@ -41,10 +41,10 @@ async def main(root: Path) -> None:
         seen["trapped"] = process.returncode
     async with c.running("python3", "-c", "print('up', flush=True)\nwhile True: pass") as process:
         there = await up(process)
-        while cpu_seconds("cell/1") < 0.1:
+        while cpu_seconds(MARKER) < 0.1:
             await asyncio.sleep(0.05)
         seen["cpu"] = True
-        seen["found"] = process.pid in await end_marked("cell/1/")
+        seen["found"] = process.pid in await end_marked(f"{MARKER}/")
         seen["left"] = len(crowd(there))
     async with c.running("/bin/sh", "-c", STUBBORN) as process:
         there = await up(process)
