@@ -63,15 +63,31 @@ class Claim:
             SELECT s.execution_id, s.number, s.fence, s.node, s.backend, s.model, :now, s.account, s.reserved, s.probe
             FROM {_STARTED.of(dialect, "s")}"""
 
-    def __call__(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
-        """Answers in the order of the requests."""
+    def __call__(
+        self, requests: Sequence[ClaimRequest], now: int
+    ) -> Generator[Step, Rows, list[Execution | Exception | None]]:
+        """Answers in the order of the requests. Nothing may be written behind it."""
         yield Statement(_PROMOTE, {"now": now})
-        return (yield from self.take(requests, now, last=True))
+        answers, rows = yield from self._all(requests, now)
+        if answers:
+            yield LAST
+        found = _executions(rows)
+        return [found.get(answers[n], _gone()) if n in answers else None for n in range(len(requests))]
 
-    def take(
-        self, requests: Sequence[ClaimRequest], now: int, *, last: bool = False
-    ) -> Generator[Step, Rows, list[Execution | None]]:
-        """The same, of what is known to be due. `last`: nothing is written behind it."""
+    def take(self, requests: Sequence[ClaimRequest], now: int) -> Generator[Step, Rows, list[Execution | None]]:
+        """The same, of what is known to be due, as a part of something larger."""
+        answers, rows = yield from self._all(requests, now)
+        if answers:
+            yield HEARD
+        found = _executions(rows)
+        if len(found) != len(answers):
+            raise _gone()
+        return [found[answers[n]] if n in answers else None for n in range(len(requests))]
+
+    def _all(
+        self, requests: Sequence[ClaimRequest], now: int
+    ) -> Generator[Step, Rows, tuple[dict[int, int], list[Rows]]]:
+        """The ids of what the requests get, by number; and the rows of all of them, to come."""
         answers: dict[int, int] = {}
         rows: list[Rows] = []
         requests = list(requests)
@@ -92,12 +108,7 @@ class Claim:
                     requests[n] = replace(requests[n], head=None)
             looked_at = {n for project, n in first.items() if project not in later}
             waiting = [n for n in waiting if n not in looked_at and requests[n].who not in refused]
-        if answers:
-            yield LAST if last else HEARD
-        found = {execution.id: execution for some in rows for execution in map(to_execution, some)}
-        if len(found) != len(answers):
-            raise StoreError("what was to be claimed is no longer queued")
-        return [found[answers[n]] if n in answers else None for n in range(len(requests))]
+        return answers, rows
 
     def promote(self, items: Sequence[None], now: int) -> Generator[Step, Rows, list[None]]:
         """Put into the claim index whatever has become due."""
@@ -167,6 +178,14 @@ class Claim:
         reason = ": ".join(rows[0]) if rows else ""
         facts = {"from": head.was, "to": head.backend, "reason": f"{head.was} takes no work: {reason}"}
         return event(EventType.REROUTED, head.id, head.project_id, **facts)
+
+
+def _executions(rows: Iterable[Rows]) -> dict[int, Execution]:
+    return {execution.id: execution for some in rows for execution in map(to_execution, some)}
+
+
+def _gone() -> StoreError:
+    return StoreError("what was to be claimed is no longer queued")
 
 
 def _admitted(heads: Iterable[Head]) -> tuple[dict[int, Head], dict[int, int], set[int]]:

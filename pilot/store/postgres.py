@@ -16,6 +16,7 @@ from typing import Any
 
 from pilot.domain.errors import PilotError
 from pilot.domain.ports import PlanSteps
+from pilot.domain.task import Task
 from pilot.store.database import Dialect, Item, Listener, Operation, Result, Rows, Statement
 from pilot.store.group import Group, Groups, Work, answer, refuse
 from pilot.store.postgres_dialect import PATIENCE, Failed, Lost, PostgresDialect, passes, translate
@@ -28,6 +29,8 @@ from pilot.store.postgres_wire import Wire
 
 READERS = 3
 """Connections that read, at most."""
+LONG = 20_000
+"""Characters of a task that are as much work as another one."""
 
 
 _TENDED = (50, 500, 5_000)
@@ -51,6 +54,7 @@ class PostgresDatabase:
         self._waiting = Groups(self._commit)
         self._writing = ThreadPoolExecutor(1, "pilot-writer")
         self._reading = ThreadPoolExecutor(READERS, "pilot-reader")
+        self._thread: asyncio.Future[Results] | None = None
         self._idle: deque[Wire] = deque()
         self._signals = PostgresSignals(place, transaction.channel, transaction.id)
         self._seen: Rows | None = None
@@ -156,13 +160,19 @@ class PostgresDatabase:
 
     async def _through(self, going: Waiting[Results], *, here: bool) -> Results:
         """`here`: in this loop, which has little to do for it; the thread goes on with what may wait."""
-        found = _step(going) if here else None
-        while isinstance(found, Wire):
-            await _readable(found)
+        if here and (self._thread is None or self._thread.done()):  # nobody may have waited for its end
             found = _step(going)
-        if found is not None:
-            return found
-        return await asyncio.get_running_loop().run_in_executor(self._writing, through, going)
+            while isinstance(found, Wire):
+                try:
+                    await _readable(found)
+                except BaseException:
+                    going.close()  # or the next group would be written behind a half of this one
+                    raise
+                found = _step(going)
+            if found is not None:
+                return found
+        self._thread = asyncio.get_running_loop().run_in_executor(self._writing, through, going)
+        return await asyncio.shield(self._thread)  # which goes on, whoever has gone
 
 
 def _step(going: Waiting[Results]) -> Wire | Results | None:
@@ -193,7 +203,13 @@ async def _readable(wire: Wire) -> None:
 
 
 def _many(work: Work) -> int:
-    return sum(len(item.tasks) if isinstance(item, PlanSteps) else 1 for _, items in work for item in items)
+    return sum(_weight(item) for _, items in work for item in items)
+
+
+def _weight(item: object) -> int:
+    if isinstance(item, Task):
+        return 1 + len(item.body) // LONG
+    return len(item.tasks) if isinstance(item, PlanSteps) else 1
 
 
 async def open_postgres(url: str, clock: Callable[[], int] | None, *, create: bool = True) -> PostgresDatabase:

@@ -162,10 +162,10 @@ class Transaction:
             raise
 
     def _together(self, wire: Wire, work: Work) -> Waiting[Results]:
-        eager = sum(len(items) for _, items in work) >= CROWD
         tokens = set[str]()
         steps = (Steps(operation, items) for operation, items in work)
         first = next(steps)  # made ready before anybody has to wait for the lock
+        eager = sum(len(items) for _, items in work) >= CROWD or first.is_large
         yield from self._begin(wire, eager=eager)
         driven: list[Steps] = []
         for each in chain((first,), steps):
@@ -210,7 +210,8 @@ class Transaction:
         wire.send(_BEGIN)
         wire.send(self._lock)
         fixed = None if self._fixed is None else self._fixed()
-        wire.send(Statement(_LOOK, {"fixed": fixed}), self._saw, PATIENCE + SILENCE)
+        # What is sent behind it in one go is answered with it, and has its own time.
+        wire.send(Statement(_LOOK, {"fixed": fixed}), self._saw, PATIENCE + SILENCE if eager else None)
         if eager:
             yield from self._part(wire)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pilot.domain.errors import StoreError
 from pilot.store.database import BEHIND_LAST, Ahead, Heard, Last, Notify, Operation, Rows, Statement, Step
 from pilot.store.postgres_dialect import Failed, blames_item
-from pilot.store.postgres_wire import Wire
+from pilot.store.postgres_wire import KEPT, Wire
 
 T = TypeVar("T")
 Waiting = Generator[Wire | None, None, T]
@@ -68,6 +68,13 @@ class Steps:
         self.step: Step | None = None
         self.ahead: list[tuple[Ahead, Rows]] = []
         self.go_on(None)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it takes a while to send what it wants now."""
+        step = self.step.statement if isinstance(self.step, Ahead) else self.step
+        texts = step.params.values() if isinstance(step, Statement) else ()
+        return sum(len(text) for text in texts if isinstance(text, str | bytes)) > KEPT
 
     def go_on(self, rows: Any) -> None:
         """`rows`: of the last step; None begins."""
@@ -126,9 +133,7 @@ def drive(
             wire.send(statement, rows.extend if later else None)  # and fails somewhat later
             if isinstance(step, Ahead):
                 steps.ahead.append((step, rows))
-            if wire.overflows():  # what the server has a part of it does not watch
-                yield None
-            if eager or wire.overflows():
+            if eager or wire.overflows():  # what the server has a part of it does not watch
                 yield from part(wire)
         else:
             wire.ask(statement)

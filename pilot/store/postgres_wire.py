@@ -21,7 +21,7 @@ from psycopg.adapt import Transformer
 from pilot.store.database import Rows, Statement
 from pilot.store.postgres_dialect import UNTYPED, Failed, Lost, bound, refused, translated, untyped
 from pilot.store.postgres_place import Place
-from pilot.store.postgres_session import LONGEST, SILENCE, load, settings
+from pilot.store.postgres_session import LOCKED, LONGEST, SILENCE, load, settings
 
 _DONE = (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY)
 _SILENT = "the server does not answer"
@@ -29,7 +29,7 @@ _FATAL = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
 
 _ROLLBACK = Statement("ROLLBACK")
-_KEPT = 8000
+KEPT = 8000
 """Bytes that libpq keeps until it is told to send them: of 8192 it sends by itself what makes whole blocks."""
 _Key = tuple[bytes, tuple[int, ...]]
 
@@ -53,7 +53,7 @@ class Wire:
     def __init__(self, place: Place, *, read_only: bool = False, patient: bool = False) -> None:
         """`patient`: for what reads or changes everything, and may take its time."""
         self._place = place
-        self._longest = 86_400.0 if patient else SILENCE + LONGEST / 1000
+        self._longest = 86_400.0 if patient else SILENCE + (LOCKED + LONGEST) / 1000
         try:
             self._connection = psycopg.Connection.connect(place.conninfo, autocommit=True)
         except psycopg.Error as error:
@@ -171,10 +171,11 @@ class Wire:
         except psycopg.Error as error:
             raise Lost("", self._place.said(str(error))) from None
         self.unsent = False
+        self._until = time.monotonic() + self._longest
 
     def overflows(self) -> bool:
         """Whether so much was queued since the last Sync that libpq has sent of it by itself."""
-        return self._queued > _KEPT
+        return self._queued > KEPT
 
     def ask(self, statement: Statement) -> None:
         """Send it with all that is queued: `rows` gives its rows."""
@@ -284,6 +285,7 @@ class Wire:
                 result, self._got = (result if one.key is None else self._got), None
                 assert result is not None  # noqa: S101  libpq answers each
                 self._note(one, result)
+                self._until = time.monotonic() + self._longest  # for what is next
                 return True
             self._got = result  # behind the last there is nothing
         return False

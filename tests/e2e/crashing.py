@@ -65,13 +65,16 @@ class Trap:
         from pilot.store.claim import Claim
         from pilot.store.finish import FinishClaims
 
-        trap, claim, finish, commit = self, Claim.take, FinishClaims.__call__, sqlite._commit_group
+        trap, finish, commit = self, FinishClaims.__call__, sqlite._commit_group
 
-        def claiming(self: Claim, requests: Any, now: int, *, last: bool = False) -> Generator[Any, Any, Any]:
-            answers = yield from claim(self, requests, now, last=last)
-            if any(answer is not None and answer.task_id == trap.task for answer in answers):
-                trap.in_commit.append("claim")
-            return answers
+        def claiming(claim: Any) -> Any:
+            def one(self: Claim, requests: Any, now: int) -> Generator[Any, Any, Any]:
+                answers = yield from claim(self, requests, now)
+                if any(answer is not None and answer.task_id == trap.task for answer in answers):
+                    trap.in_commit.append("claim")
+                return answers
+
+            return one
 
         def finishing(self: FinishClaims, finishes: Any, now: int) -> Generator[Any, Any, Any]:
             if any(each.execution.task_id == trap.task for each in finishes):
@@ -88,7 +91,8 @@ class Trap:
                 os.kill(os.getpid(), signal.SIGTERM)
             return done
 
-        Claim.take = claiming  # type: ignore[method-assign]
+        Claim.take = claiming(Claim.take)  # type: ignore[method-assign]
+        Claim.__call__ = claiming(Claim.__call__)  # type: ignore[method-assign]
         FinishClaims.__call__ = finishing  # type: ignore[method-assign]
         sqlite._commit_group = committing
 

@@ -361,7 +361,9 @@ async def test_a_server_that_leaves_the_lock_unanswered_is_given_up(
     async with open_store(postgres_url, clock=Clock()) as store:
         bed = Bed(store, Clock())
         api = await bed.project()
-        lock = engine(bed)._transaction._lock
+        lock, wire = engine(bed)._transaction._lock, engine(bed)._transaction._wire
+        assert wire is not None
+        wire._longest = 0.5 if many == 1 else 60  # what is sent with its statement is answered with that
         with psycopg.connect(postgres_url, autocommit=True) as blocker:
             values = (lock.params["class"], lock.params["object"])
             blocker.execute("SELECT pg_advisory_lock(%s::int, %s::int)", values)
@@ -373,6 +375,60 @@ async def test_a_server_that_leaves_the_lock_unanswered_is_given_up(
             assert time.monotonic() - began < 5
 
         assert await bed.put(api)
+
+
+@pytest.mark.parametrize("many", [1, 20])
+@pytest.mark.parametrize("size", [1, 100_000])
+async def test_a_server_that_has_much_to_do_is_not_given_up(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, many: int, size: int
+) -> None:
+    """The lock has to be given in time, and a statement has its own."""
+    monkeypatch.setattr(groups, "PATIENCE", 0.2)
+    monkeypatch.setattr(groups, "SILENCE", 0.1)
+    tries: list[int] = []
+
+    def slow(items: Sequence[None]) -> Generator[Step, Rows, list[int]]:
+        tries.append(1)
+        rows = yield Statement("SELECT pg_sleep(1) WHERE :size <> ''", {"size": "x" * size})
+        return [len(rows)] * len(items)
+
+    async with open_store(postgres_url, clock=Clock()) as store:
+        await Bed(store, Clock()).project()
+        assert await asyncio.gather(*(store.database.write(slow, None) for _ in range(many))) == [1] * many
+
+    assert len(tries) == 1
+
+
+@pytest.mark.parametrize("many", [1, 20])
+async def test_what_nobody_waits_for_any_more_is_not_written_by_half(postgres_url: str, many: int) -> None:
+    """A loop that ends cancels whatever goes on in it, and something may be written after that."""
+    async with open_store(postgres_url, clock=Clock()) as store:
+        bed = Bed(store, Clock())
+        await bed.project()
+        inside = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def half(items: Sequence[None]) -> Generator[Step, Rows, list[None]]:
+            yield Statement("UPDATE projects SET path = 'half'")
+            yield Statement("SELECT 1")
+            loop.call_soon_threadsafe(inside.set)
+            yield Statement("SELECT pg_sleep(0.5)")
+            yield Statement("UPDATE projects SET name = 'half'")
+            return [None] * len(items)
+
+        writes = [asyncio.create_task(store.database.write(half, None)) for _ in range(many)]
+        await inside.wait()
+        draining = engine(bed)._waiting._draining
+        assert draining is not None
+        draining.cancel()
+        await asyncio.wait([draining])
+        await bed.project("web")
+
+        assert await bed.value("SELECT count(*) FROM projects WHERE (name = 'half') <> (path = 'half')") == 0
+        for write in writes:
+            write.cancel()
+        # kept as it is: its frames must not be what ends the group
+        assert draining.cancelled()
 
 
 async def test_a_changed_store_is_seen_once(postgres_url: str) -> None:
