@@ -165,7 +165,7 @@ class Transaction:
         tokens = set[str]()
         steps = (Steps(operation, items) for operation, items in work)
         first = next(steps)  # made ready before anybody has to wait for the lock
-        eager = sum(len(items) for _, items in work) >= CROWD or first.is_large
+        eager = sum(len(items) for _, items in work) >= CROWD
         yield from self._begin(wire, eager=eager)
         driven: list[Steps] = []
         for each in chain((first,), steps):

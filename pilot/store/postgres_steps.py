@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pilot.domain.errors import StoreError
 from pilot.store.database import BEHIND_LAST, Ahead, Heard, Last, Notify, Operation, Rows, Statement, Step
 from pilot.store.postgres_dialect import Failed, blames_item
-from pilot.store.postgres_wire import KEPT, Wire
+from pilot.store.postgres_wire import Wire
 
 T = TypeVar("T")
 Waiting = Generator[Wire | None, None, T]
@@ -68,13 +68,6 @@ class Steps:
         self.step: Step | None = None
         self.ahead: list[tuple[Ahead, Rows]] = []
         self.go_on(None)
-
-    @property
-    def is_large(self) -> bool:
-        """Whether it takes a while to send what it wants now."""
-        step = self.step.statement if isinstance(self.step, Ahead) else self.step
-        texts = step.params.values() if isinstance(step, Statement) else ()
-        return sum(len(text) for text in texts if isinstance(text, str | bytes)) > KEPT
 
     def go_on(self, rows: Any) -> None:
         """`rows`: of the last step; None begins."""

@@ -29,7 +29,7 @@ _FATAL = ("57P01", "57P02", "57P03", "57P05", "25P03", "25P04")
 
 
 _ROLLBACK = Statement("ROLLBACK")
-KEPT = 8000
+_KEPT = 8000
 """Bytes that libpq keeps until it is told to send them: of 8192 it sends by itself what makes whole blocks."""
 _Key = tuple[bytes, tuple[int, ...]]
 
@@ -175,7 +175,7 @@ class Wire:
 
     def overflows(self) -> bool:
         """Whether so much was queued since the last Sync that libpq has sent of it by itself."""
-        return self._queued > KEPT
+        return self._queued > _KEPT
 
     def ask(self, statement: Statement) -> None:
         """Send it with all that is queued: `rows` gives its rows."""
