@@ -237,11 +237,11 @@ async def two_of_one_group_are_probes(store: Store) -> None:
     claim = steps(store)["claim"]
     really = claim._pass
 
-    def at_once(requests: Any, now: int) -> Generator[Step, Rows, Any]:
-        taken, later = yield from really(requests, now)
+    def at_once(requests: Any, rows: Any, now: int) -> Generator[Step, Rows, Any]:
+        taken, later = yield from really(requests, rows, now)
         while later:
             yield Statement("UPDATE parks SET probe_fence = -1")
-            more, later = yield from really([r for r in requests if r.project_id in later], now)
+            more, later = yield from really([r for r in requests if r.project_id in later], rows, now)
             taken.update(more)
         return taken, later
 
