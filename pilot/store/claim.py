@@ -118,7 +118,7 @@ class Claim:
     def _pass(
         self, requests: Sequence[ClaimRequest], taken: list[Rows], now: int
     ) -> Generator[Step, Rows, tuple[dict[int, int], set[int]]]:
-        """What is taken, by project, with its row to come in `taken`; the projects to look at again, once it is."""
+        """What is taken, by project, its row to come in `taken`; the projects to look at again once it is written."""
         asked = {request.project_id: request for request in requests}
         heads = yield from self._heads.of(requests, now)
         chosen, reserved, later = _admitted(heads)
@@ -136,7 +136,7 @@ class Claim:
         )
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}
         yield from self._places.moved(moved)
-        # They are made into executions while the rest is written: whatever is a head now can be taken.
+        # Their rows can be read while it is committed: whatever is a head now can be taken.
         parameters = {"now": now, "items": claims}
         taken.append((yield Ahead(Statement(self._take, parameters), Statement(self._taken, parameters))))
         yield Statement(self._hold, {"items": claims})

@@ -155,7 +155,7 @@ class FinishClaims:
             claims.setdefault((finish.execution.id, finish.execution.fence), n)
         ends = _ENDS.rows(_end_row(finishes[n], lost) for n in claims.values())
         rows = yield Ahead(Statement(self._end, {"now": now, "items": ends}))
-        # Made ready while the server ends them: hardly ever is one of them too late.
+        # In a crowd the server ends them while this is made ready: hardly ever is one of them too late.
         attempts = {n: _attempt_row(finishes[n]) for n in claims.values()}
         told = {n: tuple(_events(finishes[n], lost)) for n in claims.values()}
         yield HEARD

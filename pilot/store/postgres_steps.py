@@ -141,7 +141,7 @@ def silent(sql: str) -> bool:
 
 
 def apart(wire: Wire, operation: Operation[Any, Any], items: list[Any], tokens: set[str]) -> Sequence[Any]:
-    """All items at once; when one of them is bad, each by itself, so that it fails alone."""
+    """In a thread: all items at once; when one of them is bad, each by itself, so that it fails alone."""
     wire.send(_SAVE)
     told: set[str] = set()
     try:
