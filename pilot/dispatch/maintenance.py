@@ -108,7 +108,7 @@ class Leases:
             return
         log.warning("execution.unheld", execution=id, project=execution.project, fence=fence)
         outcome = Outcome(ending=Ending.INTERRUPTED, detail="its run ended without a result")
-        settlement = Settlement(to=Status.QUEUED, reason=outcome.detail, available_at=self.clock(), keep_session=True)
+        settlement = Settlement(to=Status.QUEUED, reason=outcome.detail, keep_session=True)
         with contextlib.suppress(LeaseLost):
             await self.queue.finish(Finish(execution=execution, outcome=outcome, settlement=settlement))
 

@@ -101,7 +101,8 @@ class Settlement:
     to: Status
     reason: str | None = None
     counted: bool = False
-    available_at: int = 0
+    available_at: int | None = None
+    """UTC ms; None: from the moment at which this is written."""
     keep_session: bool = False
     feedback: str | None = None
     question: Question | None = None
@@ -157,9 +158,7 @@ def settle(
         case Ending.CANCELLED:
             return Settlement(to=Status.CANCELLED, reason=outcome.detail or "cancelled", keep_session=True)
         case Ending.INTERRUPTED:
-            return Settlement(
-                to=Status.QUEUED, reason=outcome.detail or "shutdown", available_at=now, keep_session=True
-            )
+            return Settlement(to=Status.QUEUED, reason=outcome.detail or "shutdown", keep_session=True)
         case Ending.QUESTION:
             assert outcome.question is not None  # noqa: S101  Outcome checks it
             return Settlement(
@@ -216,7 +215,6 @@ def _settle_failure(
             return Settlement(
                 to=Status.QUEUED,
                 reason=reason,
-                available_at=now,
                 keep_session=True,
                 park=park,
                 streak=streak,
@@ -233,7 +231,7 @@ def _settle_failure(
     return replace(
         held,
         to=Status.QUEUED,
-        available_at=now + pause,
+        available_at=now + pause if pause else None,
         keep_session=rule.resume,
         feedback=outcome.excerpt or outcome.detail,
     )

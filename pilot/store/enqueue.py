@@ -213,11 +213,13 @@ def _news(queued: Sequence[Task], now: int) -> set[str]:
 
 
 def _insert(dialect: Dialect, new: Table) -> str:
-    columns = [column for column in new.columns if column not in ("n", "project_id")]
+    columns = [column for column in new.columns if column not in ("n", "project_id", "available_at")]
     return (
         # Where that lies which it follows: its branch, and the session to go on in.
-        f"INSERT INTO executions (project_id, project, project_path, created_at, place, {', '.join(columns)}) "
+        "INSERT INTO executions (project_id, project, project_path, created_at, place, available_at, "
+        f"{', '.join(columns)}) "
         "SELECT p.id, p.name, p.path, :now, (SELECT q.place FROM executions q WHERE q.id = n.parent), "
+        "coalesce(n.available_at, :now), "
         f"{', '.join(f'n.{column}' for column in columns)} "
         f"FROM {new.of(dialect, 'n')} JOIN projects p ON p.id = n.project_id ORDER BY n.n "
         "ON CONFLICT DO NOTHING RETURNING executions.id, executions.project_id, executions.task_id"
@@ -271,11 +273,11 @@ def check(task: Task) -> None:
 
 def _row(n: int, task: Task, left: int, now: int) -> list[object]:
     status = begins_as(task, left)
-    available_at = now if task.available_at is None else task.available_at
+    due = status is Status.QUEUED and (task.available_at is None or task.available_at <= now)
     return [
         n, task.project_id, clean(task.task_id), clean(task.title), clean(task.body), clean(task.source),
         task.kind, dumps([clean(label) for label in task.labels]), task.priority, task.lane,
-        status, int(status is Status.QUEUED and available_at <= now), available_at, left,
+        status, int(due), task.available_at, left,
         task.reserved_for, task.max_attempts, task.backend, dumps(list(task.fallback)), int(task.external), task.model,
         None if task.payload is None else _json("payload", task.payload), _json("options", dict(task.options)),
         task.plan, task.callback_url, task.parent, task.idempotency_key or None,

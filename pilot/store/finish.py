@@ -68,8 +68,9 @@ class FinishClaims:
             UPDATE executions SET
               status = f.status, reason = f.reason, slot = NULL, node = NULL, lease_until = NULL,
               cancel_requested = 0,
-              available_at = CASE WHEN f.status = 'queued' THEN f.available_at ELSE executions.available_at END,
-              due = CASE WHEN f.status = 'queued' AND f.available_at <= :now THEN 1 ELSE 0 END,
+              available_at = CASE WHEN f.status = 'queued' THEN coalesce(f.available_at, :now)
+                ELSE executions.available_at END,
+              due = CASE WHEN f.status = 'queued' AND coalesce(f.available_at, :now) <= :now THEN 1 ELSE 0 END,
               reserved_for = CASE WHEN f.status = 'queued' THEN executions.reserved_for END,
               failures = failures + f.counted,
               losses = CASE WHEN f.lost = 1 THEN losses + 1 ELSE 0 END,
@@ -157,7 +158,7 @@ class FinishClaims:
         rows = yield Ahead(Statement(self._end, {"now": now, "items": ends}))
         # In a crowd the server ends them while this is made ready: hardly ever is one of them too late.
         attempts = {n: _attempt_row(finishes[n]) for n in claims.values()}
-        told = {n: tuple(_events(finishes[n], lost)) for n in claims.values()}
+        told = {n: tuple(_events(finishes[n], lost, now)) for n in claims.values()}
         yield HEARD
         ended = {claims[id, fence]: bool(has_dependents) for id, fence, has_dependents in rows}
         done = [finishes[n] for n in sorted(ended)]
@@ -309,24 +310,24 @@ _EVENT_OF = {
 }
 
 
-def _events(finish: Finish, lost: bool) -> Iterable[EventRow]:
+def _events(finish: Finish, lost: bool, now: int) -> Iterable[EventRow]:
     execution, outcome, to = finish.execution, finish.outcome, finish.settlement
     if lost:
         yield event(EventType.LOST, execution.id, execution.project_id, node=execution.node, why=outcome.detail)
     yield event(
         _EVENT_OF[to.to], execution.id, execution.project_id, attempt=execution.attempt, fence=execution.fence,
-        **_facts(execution, outcome, to),
+        **_facts(execution, outcome, to, now),
     )  # fmt: skip
 
 
-def _facts(execution: Execution, outcome: Outcome, to: Settlement) -> dict[str, object]:
+def _facts(execution: Execution, outcome: Outcome, to: Settlement, now: int) -> dict[str, object]:
     facts: dict[str, object] = {"outcome": outcome.ending}
     if to.reason:
         facts["reason"] = short(to.reason)
     if failure := to.failure or outcome.failure:
         facts["failure_class"] = failure
     if to.to is Status.QUEUED:
-        facts |= {"available_at": to.available_at, "counted": to.counted}
+        facts |= {"available_at": now if to.available_at is None else to.available_at, "counted": to.counted}
     if outcome.branch:
         facts["branch"] = outcome.branch
     if execution.reserved_for is not None:  # a person watches it

@@ -239,7 +239,7 @@ class Nodes:
         rows = yield Statement(self._expired, {"now": now})
         if rows:
             lost = [to_execution(row) for row in rows]
-            yield from self._finish.end([_taken_back(e, Loss((), ""), now) for e in lost], now, lost=True)
+            yield from self._finish.end([_taken_back(e, Loss((), "")) for e in lost], now, lost=True)
             yield Notify({str(execution.project_id) for execution in lost})
 
     def recover(self, losses: Sequence[Loss], now: int) -> Generator[Step, Rows, list[list[Execution]]]:
@@ -258,7 +258,7 @@ class Nodes:
         dead = set(loss.nodes)
         if loss.left:  # what others lost is theirs to take back who have ended its processes
             lost = [execution for execution in lost if execution.node in dead]
-        finishes = [_taken_back(e, loss, now) for e in lost]
+        finishes = [_taken_back(e, loss) for e in lost]
         if finishes:
             yield from self._finish.end(finishes, now, lost=not loss.left)
             yield Notify({str(execution.project_id) for execution in lost})
@@ -289,7 +289,7 @@ class Nodes:
         return lost
 
 
-def _taken_back(execution: Execution, loss: Loss, now: int) -> Finish:
+def _taken_back(execution: Execution, loss: Loss) -> Finish:
     """Back to the queue, uncounted; unless somebody had asked for its end, or it may be what kills nodes."""
     why = loss.why if execution.node in loss.nodes else "its lease ended"
     detail = why if loss.left else LOST.format(node=execution.node) + why
@@ -305,10 +305,10 @@ def _taken_back(execution: Execution, loss: Loss, now: int) -> Finish:
             reason = f"infra: {detail}; that happened {execution.losses + 1} times in a row (max_attempts)"
             settlement = Settlement(to=Status.FAILED, reason=reason, keep_session=True)
         else:
-            settlement = Settlement(to=Status.QUEUED, reason=detail, available_at=now, keep_session=True)
+            settlement = Settlement(to=Status.QUEUED, reason=detail, keep_session=True)
     elif execution.losses + 1 >= MAX_LOSSES and not loss.left:
         reason = f"{detail}; that happened {MAX_LOSSES} times in a row with this task. Answer to try it again"
         settlement = Settlement(to=Status.NEEDS_HUMAN, reason=reason, keep_session=True, question=Question(reason))
     else:
-        settlement = Settlement(to=Status.QUEUED, reason=detail, available_at=now, keep_session=True)
+        settlement = Settlement(to=Status.QUEUED, reason=detail, keep_session=True)
     return Finish(execution=execution, outcome=outcome, settlement=settlement)

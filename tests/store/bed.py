@@ -171,7 +171,7 @@ def asked(execution: Execution, text: str = "what colour?", **more: Any) -> Fini
     return Finish(execution=execution, outcome=outcome, settlement=settlement)
 
 
-def interrupted(execution: Execution, at: int = 0) -> Finish:
+def interrupted(execution: Execution, at: int | None = None) -> Finish:
     """A shutdown in the middle."""
     outcome = Outcome(ending=Ending.INTERRUPTED, detail="shutdown")
     settlement = Settlement(to=Status.QUEUED, reason="shutdown", available_at=at, keep_session=True)

@@ -399,7 +399,7 @@ class Queueing(RuleBasedStateMachine):
             question = Question("?") if ending is Ending.QUESTION else None
             outcome = Outcome(ending=ending, question=question, usage=Usage(cost_usd=cost))
         settlement = settle(execution, outcome, now=self.clock(), jitter=0.5)
-        if settlement.available_at > self.clock():
+        if (settlement.available_at or 0) > self.clock():
             settlement = replace(settlement, available_at=self.clock() + 2000)  # within reach of a walk
         files = (Artifact("f", b"%d" % (execution.fence % 3)),) if ending is Ending.DONE and evidence else ()
         return Finish(

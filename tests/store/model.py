@@ -291,7 +291,8 @@ class Model:
         row.losses = row.losses + 1 if lost else 0
         row.status, row.node, row.lease_until, row.cancel = to, None, None, False
         if to is Status.QUEUED:
-            row.available_at = settlement.available_at
+            at = settlement.available_at
+            row.available_at = self.clock() if at is None else at
         else:
             row.reserved = None
 
@@ -412,7 +413,7 @@ class Model:
             return Settlement(to=Status.CANCELLED)
         if row.losses + 1 >= MAX_LOSSES and not left:
             return Settlement(to=Status.NEEDS_HUMAN)
-        return Settlement(to=Status.QUEUED, available_at=self.clock())
+        return Settlement(to=Status.QUEUED)
 
     def expire_parks(self) -> list[str]:
         past = self.clock() - WEEK

@@ -123,7 +123,7 @@ async def test_each_attempt_has_its_own_output(store: Bed) -> None:
 async def test_a_lost_claim_says_nothing_even_beside_the_right_one_in_one_commit(store: Bed) -> None:
     late = await claimed(store)
     api = await store.project()
-    await store.queue.finish(interrupted(late, at=store.clock.now))
+    await store.queue.finish(interrupted(late))
     right = await store.take(api)
 
     answers = await asyncio.gather(

@@ -53,7 +53,7 @@ async def test_what_an_attempt_noted_on_its_way_is_in_the_sum_once(store: Bed) -
 
     for tokens in (10, 5):
         await store.journal.note(execution, Usage(tokens, None, 0.5))
-        await store.queue.finish(interrupted(execution, at=store.clock.now))
+        await store.queue.finish(interrupted(execution))
         execution = await store.take(api)
 
     await store.queue.finish(used(execution, 1, 1, None))
