@@ -25,8 +25,8 @@ from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.text import one_line
+from pilot.runner.machine import oom_kills
 from pilot.runner.process import Process, running
-from pilot.runner.proctree import oom_kills
 
 GRACE = 5.0
 """Seconds for each way of asking it to end: the interrupt, SIGINT, SIGTERM."""

@@ -19,8 +19,8 @@ from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKi
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
 from pilot.domain.text import clean, for_terminal, one_line, tail
+from pilot.runner.machine import oom_kills
 from pilot.runner.process import Process, Stream, running
-from pilot.runner.proctree import oom_kills
 
 TEXT = 64 << 10
 """Bytes of the end of the transcript that are its text."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import uuid
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,10 @@ PROC = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _ENTRY = f"{MARKER}=".encode()
+_VSIZE, _ENV_END = 20, 48
+"""Places in a process's `stat`, from its state on (proc(5)): 0 where it has no memory, or no environment yet."""
+_BECOMING = 20
+"""ms at most that a process has no environment when it becomes another program; hardly ever is it 1."""
 _DEAD = frozenset("ZXx")
 
 
@@ -47,9 +50,13 @@ def look(pid: int) -> Seen | None:
         stat = _read(f"{PROC}/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
-    # the name may hold spaces and parentheses: what counts begins after the last one
-    fields = stat[stat.rfind(b")") + 2 :].split(b" ", 20)
+    fields = _fields(stat, 20)
     return Seen(pid, int(fields[1]), int(fields[3]), fields[0].decode("ascii", "replace"), int(fields[19]))
+
+
+def _fields(stat: bytes, most: int = -1) -> list[bytes]:
+    # the name may hold spaces and parentheses: what counts begins after the last one
+    return stat[stat.rfind(b")") + 2 :].split(b" ", most)
 
 
 def start_ticks(pid: int) -> int | None:
@@ -76,33 +83,6 @@ def has_proc() -> bool:
     return (PROC / "self" / "stat").exists()
 
 
-def boot_id() -> str:
-    """Names this boot of the machine; empty where the system has no such name."""
-    return _first_line(PROC / "sys" / "kernel" / "random" / "boot_id")
-
-
-def host_id() -> str:
-    """Names the set of processes that this one can see: host name, machine, pid namespace.
-
-    Nodes with the same id may judge and end each other's processes; a container is a host of its own.
-    """
-    machine = _first_line(Path("/etc/machine-id")) or f"{uuid.getnode():012x}"
-    try:
-        namespace = str((PROC / "self" / "ns" / "pid").stat().st_ino)
-    except OSError:
-        namespace = "0"
-    return f"{socket.gethostname()}/{machine}/{namespace}"
-
-
-def oom_kills() -> int:
-    """How many processes the kernel has killed for want of memory since boot; 0 where nobody counts."""
-    try:
-        counters = (PROC / "vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in counters if line.startswith("oom_kill ")), 0)
-
-
 def become_subreaper() -> bool:
     """Make this process the parent of every orphan that its children leave. False where the system can't.
 
@@ -121,10 +101,15 @@ def is_subreaper() -> bool:
 
 
 def marker_of(pid: int) -> str | None:
-    """The marker in the process's environment, "" without one; None when its environment can't be read."""
+    """The marker in the process's environment, "" without one; None when its environment can't be read.
+
+    Waits some ms for a process that is just becoming another program: until that is done it has no environment.
+    """
     try:
-        environ = _read(f"{PROC}/{pid}/environ")
+        environ = _environ(f"{PROC}/{pid}")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    if environ is None:
         return None
     for entry in environ.split(b"\0"):
         if entry.startswith(_ENTRY):
@@ -337,6 +322,21 @@ def _kill(pid: int, number: int) -> bool:
     return True
 
 
+def _environ(path: str) -> bytes | None:
+    ready = False
+    for _ in range(_BECOMING):
+        environ = _read(f"{path}/environ")
+        if environ or ready:
+            return environ
+        stat = _fields(_read(f"{path}/stat"))
+        ready = stat[_ENV_END] != b"0"  # since it was looked at, or it is empty
+        if stat[_VSIZE] == b"0":  # dead, or the kernel's own
+            return None
+        if not ready:
+            time.sleep(0.001)
+    return None
+
+
 def _read(path: str) -> bytes:
     """A file of /proc: several times cheaper than through a file object, and a scan reads hundreds."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -348,10 +348,3 @@ def _read(path: str) -> bytes:
         return data
     finally:
         os.close(handle)
-
-
-def _first_line(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""

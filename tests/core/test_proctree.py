@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from pilot.runner import proctree
+from pilot.runner.machine import boot_id, host_id
 from pilot.runner.proctree import (
     Family,
     Seen,
-    boot_id,
-    host_id,
     is_alive,
     is_subreaper,
     look,
@@ -53,6 +52,31 @@ def test_a_process_is_named_by_its_pid_and_start(child: subprocess.Popen[bytes])
     assert not is_alive(child.pid, ticks - 1)
     assert marker_of(child.pid) == "n/1"
     assert marker_of(os.getpid()) in ("", os.environ.get(proctree.MARKER))
+
+
+@pytest.mark.parametrize(("env", "marker"), [({proctree.MARKER: "n/1"}, "n/1"), ({"A": "b"}, ""), ({}, "")])
+def test_whoever_has_just_been_started_has_its_marker(env: dict[str, str], marker: str) -> None:
+    """Its parent hears of it before its environment is set up: every third had none yet at the first look."""
+    for _ in range(40):
+        with subprocess.Popen(["sleep", "60"], env=env) as process:
+            found = marker_of(process.pid)
+            process.kill()
+        assert found == marker
+
+
+def test_an_environment_that_stays_away_is_not_taken_for_an_empty_one(
+    child: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process is seen whose new program is on a slow disk."""
+    stat = Path(f"/proc/{child.pid}/stat").read_text().split(" ")
+    folder = tmp_path / str(child.pid)
+    folder.mkdir()
+    (folder / "environ").touch()
+    monkeypatch.setattr(proctree, "PROC", tmp_path)
+    for env_end, marker in [("0", None), (stat[50], "")]:
+        (folder / "stat").write_text(" ".join([*stat[:50], env_end, *stat[51:]]))
+        assert marker_of(child.pid) == marker
+    assert marker_of(os.getpid()) is None
 
 
 def test_a_zombie_is_not_alive_and_is_reaped_only_by_its_parent(child: subprocess.Popen[bytes]) -> None:
@@ -141,7 +165,7 @@ def test_boot_and_host_are_stable_and_a_pid_namespace_is_a_host_of_its_own(
     assert boot_id() == boot_id() != ""
     here = host_id()
     there = subprocess.run(
-        [sys.executable, "-c", "from pilot.runner.proctree import host_id; print(host_id())"],
+        [sys.executable, "-c", "from pilot.runner.machine import host_id; print(host_id())"],
         capture_output=True,
         text=True,
         check=True,
