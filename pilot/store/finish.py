@@ -179,7 +179,7 @@ class FinishClaims:
         yield HEARD
         accounts: dict[int, str] = {id: account for id, account, *_ in facts}
         yield from self._parks.settle(done, accounts, {id for id, _, probe, *_ in facts if probe}, now)
-        yield from self._spending.settle((begun, reserved, cost) for _, _, _, begun, reserved, cost in facts)
+        yield from self._spending.settle(((begun, reserved, cost) for _, _, _, begun, reserved, cost in facts), now)
         settled = yield from self._know(done, now)
         parents = {
             finishes[n].execution.id: finishes[n].settlement.to

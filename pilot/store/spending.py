@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 
-from pilot.domain.budget import Budget, day_of, millionths
+from pilot.domain.budget import DAY, Budget, day_of, millionths
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
@@ -15,23 +15,25 @@ _BOOKED = Table(day="bigint", spent="bigint", reserved="bigint")
 BOOKED = "coalesce((SELECT s.spent + s.reserved FROM spending s WHERE s.day = :day), 0)"
 """Millionths of a dollar that the day `:day` has no longer."""
 
+_DAY = f"coalesce(b.day, :now / {DAY})"  # as the attempt's beginning, whatever the node takes for now
+
 
 class Spending:
     """Its statements."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._begin = f"""
-            INSERT INTO spending (day) SELECT b.day FROM {_BOOKED.of(dialect, "b")} WHERE true
+            INSERT INTO spending (day) SELECT {_DAY} FROM {_BOOKED.of(dialect, "b")} WHERE true
             ON CONFLICT (day) DO NOTHING"""
         self._book = f"""
             UPDATE spending SET spent = spending.spent + b.spent, reserved = spending.reserved + b.reserved
-            FROM {_BOOKED.of(dialect, "b")} WHERE spending.day = b.day"""
+            FROM {_BOOKED.of(dialect, "b")} WHERE spending.day = {_DAY}"""
 
     def reserve(self, amounts: Iterable[int], now: int) -> Generator[Step, Rows, None]:
         """Set so much aside of today."""
-        yield from self._change([(day_of(now), 0, sum(amounts))])
+        yield from self._change([(None, 0, sum(amounts))], now)
 
-    def settle(self, attempts: Iterable[tuple[int, int | None, float | None]]) -> Generator[Step, Rows, None]:
+    def settle(self, attempts: Iterable[tuple[int, int | None, float | None]], now: int) -> Generator[Step, Rows, None]:
         """Attempts that ended: (begun at, set aside, cost). The day of their beginning bears it."""
         days: dict[int, tuple[int, int]] = {}
         for started_at, reserved, cost in attempts:
@@ -40,10 +42,11 @@ class Spending:
                 days[day_of(started_at)] = spent + millionths(cost), freed - (reserved or 0)
         changes = [(day, *amounts) for day, amounts in days.items() if amounts != (0, 0)]
         if changes:
-            yield from self._change(changes)
+            yield from self._change(changes, now)
 
-    def _change(self, rows: Sequence[tuple[int, int, int]]) -> Generator[Step, Rows, None]:
-        items = {"items": _BOOKED.rows(rows)}
+    def _change(self, rows: Sequence[tuple[int | None, int, int]], now: int) -> Generator[Step, Rows, None]:
+        """By day; None: today."""
+        items = {"now": now, "items": _BOOKED.rows(rows)}
         yield Statement(self._begin, items)
         yield Statement(self._book, items)
 
