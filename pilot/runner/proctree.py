@@ -21,8 +21,8 @@ PROC = Path("/proc")
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
 _ENTRY = f"{MARKER}=".encode()
-_VSIZE, _ENV_END = 20, 48
-"""Places in a process's `stat`, from its state on (proc(5)): 0 where it has no memory, or no environment yet."""
+_VSIZE, _ENV = 20, slice(47, 49)
+"""Places in a process's `stat`, from its state on (proc(5)): how much memory, and between which its environment."""
 _BECOMING = 20
 """ms at most that a process has no environment when it becomes another program; hardly ever is it 1."""
 _DEAD = frozenset("ZXx")
@@ -207,7 +207,7 @@ class Family:
 
         They left the session, cleared their environment, and were given to us as subreaper. While another run
         is older than such an orphan it may be that one's, and the run that ends last ends it. To be called on
-        the thread that starts children: one between fork and exec looks the same.
+        the thread that starts children: one between fork and exec looks the same. For how long, see `marker_of`.
         """
         if not self.suspects or not is_subreaper():
             return []
@@ -323,17 +323,18 @@ def _kill(pid: int, number: int) -> bool:
 
 
 def _environ(path: str) -> bytes | None:
-    ready = False
     for _ in range(_BECOMING):
         environ = _read(f"{path}/environ")
-        if environ or ready:
+        if environ:
             return environ
         stat = _fields(_read(f"{path}/stat"))
-        ready = stat[_ENV_END] != b"0"  # since it was looked at, or it is empty
         if stat[_VSIZE] == b"0":  # dead, or the kernel's own
             return None
-        if not ready:
+        start, end = stat[_ENV]
+        if end == b"0":
             time.sleep(0.001)
+        elif start == end:
+            return environ
     return None
 
 

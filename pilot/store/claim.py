@@ -18,7 +18,7 @@ from pilot.store.rows import EXECUTION_SELECT, to_execution
 from pilot.store.spending import Spending, fits
 
 _CLAIMS = Table(
-    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease_until="bigint",
+    id="bigint", project_id="bigint", fence="bigint", slot="bigint", node="text", lease="bigint",
     place="text", handed="bigint",
 )  # fmt: skip
 _REROUTED = Table(id="bigint", backend="text", fallback="text")
@@ -45,7 +45,7 @@ class Claim:
             FROM {_REROUTED.of(dialect, "t")} WHERE executions.id = t.id"""
         self._take = f"""
             UPDATE executions SET status = 'running', slot = c.slot, node = c.node, fence = c.fence,
-              lease_until = c.lease_until, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
+              lease_until = :now + c.lease, attempt = attempt + 1, cancel_requested = 0, reason = NULL,
               started_at = coalesce(started_at, :now), place = c.place
             FROM {_CLAIMS.of(dialect, "c")}
             -- by its id alone: an index of what is queued would be read from end to end
@@ -131,7 +131,7 @@ class Claim:
         if rerouted:
             yield Statement(self._reroute, {"items": _REROUTED.rows(rerouted)})
         claims = _CLAIMS.rows(
-            (h.id, h.project_id, h.fence, h.slot, h.node, now + r.lease, h.place or None, int(r.handed))
+            (h.id, h.project_id, h.fence, h.slot, h.node, r.lease, h.place or None, int(r.handed))
             for h, r in ((h, asked[h.project_id]) for h in chosen.values())
         )
         moved = {h.id: h.home for h in chosen.values() if h.home is not None and h.home != h.place}

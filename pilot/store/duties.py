@@ -59,10 +59,10 @@ class SqlDuties:
         answers = []
         for change in changes:
             rows = yield Statement(
-                "INSERT INTO duties (name, node, until) VALUES (:name, :node, :until) ON CONFLICT (name) DO UPDATE "
-                "SET node = excluded.node, until = excluded.until "
+                "INSERT INTO duties (name, node, until) VALUES (:name, :node, :now + :lease) "
+                "ON CONFLICT (name) DO UPDATE SET node = excluded.node, until = excluded.until "
                 "WHERE duties.node IS NULL OR duties.node = excluded.node OR duties.until <= :now RETURNING name",
-                {"name": clean(change.name), "node": change.node, "until": now + change.lease, "now": now},
+                {"name": clean(change.name), "node": change.node, "lease": change.lease, "now": now},
             )
             answers.append(bool(rows))
         return answers

@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pilot.domain.budget import day_of
 from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.holding import EXEMPT, HELD
 from pilot.store.parks import account_of, standing
@@ -231,4 +230,4 @@ class Heads:
             (r.project_id, r.node, int(r.own), int(r.external), r.lanes, r.kinds, r.head, int(r.handed))
             for r in requests
         )
-        return (yield Statement(sql, {"now": now, "day": day_of(now), "items": wanted}))
+        return (yield Statement(sql, {"now": now, "items": wanted}))

@@ -98,12 +98,12 @@ class SqlInbox:
         answers = []
         for taking in takings:
             rows = yield Statement(
-                "UPDATE inbox SET claimed_by = :node, claimed_until = :until, claims = claims + 1 WHERE id IN "
+                "UPDATE inbox SET claimed_by = :node, claimed_until = :now + :lease, claims = claims + 1 WHERE id IN "
                 "(SELECT i.id FROM inbox i WHERE i.source = :source AND i.handled_at IS NULL "
                 " AND i.available_at <= :now AND i.claimed_until <= :now ORDER BY i.id LIMIT :max) "
                 "RETURNING id, source, event, action, payload, received_at, tries, claims",
                 {
-                    "node": taking.node, "until": now + taking.lease, "source": taking.source, "now": now,
+                    "node": taking.node, "lease": taking.lease, "source": taking.source, "now": now,
                     "max": taking.max,
                 },
             )  # fmt: skip

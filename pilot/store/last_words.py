@@ -23,7 +23,7 @@ from pilot.store.nodes import LOST, Nodes, Worker
 from pilot.store.records import Table, ids, ids_of, known
 from pilot.store.rows import EXECUTION_SELECT, to_execution
 
-_BEATS = Table(id="bigint", fence="bigint", node="text", until="bigint")
+_BEATS = Table(id="bigint", fence="bigint", node="text", lease="bigint")
 _CLAIMS = Table(id="bigint", fence="bigint", node="text")
 
 Answer = Settled | Exception
@@ -189,7 +189,7 @@ class Renewals:
         self._journal = journal
         self._rows = f"SELECT {EXECUTION_SELECT} FROM executions WHERE id IN {ids_of(dialect)}"
         self._beat = f"""
-            UPDATE executions SET lease_until = b.until FROM {_BEATS.of(dialect, "b")}
+            UPDATE executions SET lease_until = :now + b.lease FROM {_BEATS.of(dialect, "b")}
             WHERE executions.id = b.id AND executions.fence = b.fence AND executions.node = b.node
               AND executions.status = 'running'
             RETURNING executions.id, executions.node, executions.fence, executions.lease_until,
@@ -197,10 +197,9 @@ class Renewals:
 
     def beat(self, renewals: Sequence[Renewal], now: int) -> Generator[Step, Rows, list[Beaten | Exception]]:
         """Each lease from now, with what its worker tells."""
-        untils = {r.claim: now + r.lease for r in renewals}  # of one that came twice, the later
-        rows = yield Statement(
-            self._beat, {"items": _BEATS.rows((c.id, c.fence, c.node, until) for c, until in untils.items())}
-        )
+        leases = {r.claim: r.lease for r in renewals}  # of one that came twice, the later
+        items = _BEATS.rows((c.id, c.fence, c.node, lease) for c, lease in leases.items())
+        rows = yield Statement(self._beat, {"now": now, "items": items})
         beaten = {ClaimKey(id, node, fence): Beaten(until, bool(c)) for id, node, fence, until, c in rows}
         mine = [r for r in renewals if r.claim in beaten]
         if mine:

@@ -23,7 +23,7 @@ from pilot.store.rows import EXECUTION_SELECT, to_execution
 NAMES = Table(id="text")
 _IDS = Table(id="bigint")
 _ACCOUNTS = Table(project_id="bigint", backend="text", account="text")
-_WORKERS = Table(id="text", until="bigint", enough="bigint", per_execution="float", per_day="float")
+_WORKERS = Table(id="text", lasts="bigint", enough="bigint", per_execution="float", per_day="float")
 QUIET = "it was not heard of for an hour"
 UNHEARD = 60 * 60 * 1000
 """ms after the end of its lease when a worker is no longer listed."""
@@ -113,9 +113,9 @@ class Nodes:
         self._seen = f"""
             INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, started_at,
               seen_at, lease_until, per_execution_usd, per_day_usd)
-            SELECT w.id, 'worker', '', '', 0, 0, '', 0, 'up', :now, :now, w.until, w.per_execution, w.per_day
+            SELECT w.id, 'worker', '', '', 0, 0, '', 0, 'up', :now, :now, :now + w.lasts, w.per_execution, w.per_day
             FROM {_WORKERS.of(dialect, "w")}
-            WHERE NOT EXISTS (SELECT 1 FROM nodes k WHERE k.id = w.id AND k.lease_until >= w.enough
+            WHERE NOT EXISTS (SELECT 1 FROM nodes k WHERE k.id = w.id AND k.lease_until >= :now + w.enough
               AND coalesce(k.per_execution_usd, -1) = coalesce(w.per_execution, -1)
               AND coalesce(k.per_day_usd, -1) = coalesce(w.per_day, -1))
             ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at,
@@ -124,7 +124,7 @@ class Nodes:
               lease_until = CASE WHEN nodes.lease_until > excluded.lease_until THEN nodes.lease_until
                 ELSE excluded.lease_until END,
               per_execution_usd = excluded.per_execution_usd, per_day_usd = excluded.per_day_usd
-            RETURNING nodes.id, nodes.started_at"""
+            RETURNING nodes.id, CASE WHEN nodes.started_at = nodes.seen_at THEN 1 ELSE 0 END"""
 
         self._left = LEFT.format(names=NAMES.of(dialect, "d"))
         gone = f"IN (SELECT d.id FROM {NAMES.of(dialect, 'd')})"
@@ -142,11 +142,11 @@ class Nodes:
             yield Statement(
                 "INSERT INTO nodes (id, kind, host, boot_id, pid, start_ticks, version, max_running, state, "
                 "started_at, seen_at, lease_until, notifies, place) VALUES (:id, :kind, :host, :boot, :pid, :ticks, "
-                ":version, :most, 'up', :now, :now, :until, :notifies, :place)",
+                ":version, :most, 'up', :now, :now, :now + :lease, :notifies, :place)",
                 {
                     "id": node.id, "kind": node.kind, "host": node.host, "boot": node.boot_id, "pid": node.pid,
                     "ticks": node.start_ticks, "version": node.version, "most": node.max_running, "now": now,
-                    "until": now + lease, "notifies": int(node.notifies), "place": node.place,
+                    "lease": lease, "notifies": int(node.notifies), "place": node.place,
                 },
             )  # fmt: skip
             yield events_statement(
@@ -198,17 +198,17 @@ class Nodes:
         """Renew all of a node's leases in one statement."""
         held = []
         for beat in beats:
-            until = now + beat.lease
+            renewed = {"now": now, "lease": beat.lease, "node": beat.node}
             yield Statement(
-                "UPDATE nodes SET seen_at = :now, lease_until = :until, beats = beats + 1 WHERE id = :node",
-                {"now": now, "until": until, "node": beat.node},
+                "UPDATE nodes SET seen_at = :now, lease_until = :now + :lease, beats = beats + 1 WHERE id = :node",
+                renewed,
             )
             rows = yield Statement(
                 # Also one that has ended: as long as nobody took it back it is this node's, and a wall clock that
                 # jumped, or a machine that slept, must not cost it its work.
-                "UPDATE executions SET lease_until = :until WHERE node = :node AND status = 'running' "
+                "UPDATE executions SET lease_until = :now + :lease WHERE node = :node AND status = 'running' "
                 "RETURNING executions.id, executions.fence, executions.cancel_requested",
-                {"until": until, "node": beat.node},
+                renewed,
             )
             held.append([Held(id, fence, bool(cancel)) for id, fence, cancel in rows])
         return held
@@ -217,10 +217,10 @@ class Nodes:
         """Make workers known, or known for longer; a new one's event, and an end to those long unheard."""
         rows: dict[str, tuple[str, int, int, float | None, float | None]] = {}
         for w in sorted(workers, key=lambda w: w.lease + w.stay):  # of one that speaks twice, the longer counts
-            until, enough = now + w.lease + w.stay, now + w.lease // 2 + w.stay
-            rows[w.node] = (w.node, until, enough, w.budget.per_execution, w.budget.per_day)
+            enough = w.lease // 2 + w.stay
+            rows[w.node] = (w.node, w.lease + w.stay, enough, w.budget.per_execution, w.budget.per_day)
         written = yield Statement(self._seen, {"now": now, "items": _WORKERS.rows(rows.values())})
-        new = [id for id, started_at in written if started_at == now]
+        new = [id for id, is_new in written if is_new]
         if not new:
             return
         gone = yield Statement(

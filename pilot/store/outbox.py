@@ -93,12 +93,12 @@ class SqlOutbox:
             f"AND (:all = 1 OR {among}) ORDER BY o.id LIMIT :max"
         )
         self._take = f"""
-            UPDATE outbox AS o SET claimed_by = :node, claimed_until = :until, claims = claims + 1
+            UPDATE outbox AS o SET claimed_by = :node, claimed_until = :now + :lease, claims = claims + 1
             WHERE o.id IN (SELECT w.effect FROM {_WANTED.of(dialect, "w")})
               AND o.delivered_at IS NULL AND o.claimed_until <= :now AND {_FREE}
             RETURNING {", ".join(_COLUMNS)}"""
         self._renew = f"""
-            UPDATE outbox SET claimed_until = :until FROM {_HELD.of(dialect, "h")}
+            UPDATE outbox SET claimed_until = :now + :lease FROM {_HELD.of(dialect, "h")}
             WHERE outbox.id = h.effect AND outbox.claims = h.claim AND outbox.claimed_by = :node
               AND outbox.delivered_at IS NULL RETURNING outbox.id"""
         self._next = f"""
@@ -184,7 +184,7 @@ class SqlOutbox:
             rows = yield Statement(
                 self._take,
                 {
-                    "node": taking.node, "until": now + taking.lease, "now": now,
+                    "node": taking.node, "lease": taking.lease, "now": now,
                     "items": _WANTED.rows((id,) for id in taking.effects),
                 },
             )  # fmt: skip
@@ -197,8 +197,11 @@ class SqlOutbox:
         for renewal in renewals:
             rows = yield Statement(
                 self._renew,
-                {"node": renewal.node, "until": now + renewal.lease, "items": _HELD.rows(renewal.effects)},
-            )
+                {
+                    "node": renewal.node, "lease": renewal.lease, "now": now,
+                    "items": _HELD.rows(renewal.effects),
+                },
+            )  # fmt: skip
             answers.append({id for (id,) in rows})
         return answers
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from pilot.domain.budget import Budget, day_after, day_of
+from pilot.domain.budget import Budget, day_after
 from pilot.domain.errors import NotFound
 from pilot.domain.execution import Enqueued, Execution, Status
 from pilot.domain.ports import Accounts, Finish, Held, Node, PlanSteps
@@ -181,7 +181,7 @@ class SqlQueue:
         self, among: Collection[int] | None, node: str, *, external: bool = False
     ) -> tuple[list[int], int | None]:
         now = self._database.clock()
-        own = {"now": now, "day": day_of(now), "node": node}
+        own = {"now": now, "node": node}
         wanted = (
             Statement(_OVERDUE, own),
             Statement(self._ready[external], own),

@@ -12,10 +12,11 @@ from pilot.store.database import Dialect, Rows, Statement, Step
 from pilot.store.records import Table
 
 _BOOKED = Table(day="bigint", spent="bigint", reserved="bigint")
-BOOKED = "coalesce((SELECT s.spent + s.reserved FROM spending s WHERE s.day = :day), 0)"
-"""Millionths of a dollar that the day `:day` has no longer."""
-
-_DAY = f"coalesce(b.day, :now / {DAY})"  # as the attempt's beginning, whatever the node takes for now
+_TODAY = f":now / {DAY}"
+# That of the attempt's beginning as it is written, whatever the node takes for now.
+BOOKED = f"coalesce((SELECT s.spent + s.reserved FROM spending s WHERE s.day = {_TODAY}), 0)"
+"""Millionths of a dollar that today has no longer."""
+_DAY = f"coalesce(b.day, {_TODAY})"
 
 
 class Spending:

@@ -73,8 +73,9 @@ def test_an_environment_that_stays_away_is_not_taken_for_an_empty_one(
     folder.mkdir()
     (folder / "environ").touch()
     monkeypatch.setattr(proctree, "PROC", tmp_path)
-    for env_end, marker in [("0", None), (stat[50], "")]:
-        (folder / "stat").write_text(" ".join([*stat[:50], env_end, *stat[51:]]))
+    start, end = stat[49], stat[50]
+    for env, marker in [(("0", "0"), None), ((start, start), ""), ((start, end), None)]:
+        (folder / "stat").write_text(" ".join([*stat[:49], *env, *stat[51:]]))
         assert marker_of(child.pid) == marker
     assert marker_of(os.getpid()) is None
 

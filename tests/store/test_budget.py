@@ -224,14 +224,3 @@ async def test_why_says_what_the_day_has_left(store: Bed) -> None:
         "per_execution_usd": 4.0, "per_day_usd": 6.0, "spent_usd": 3.0, "reserved_usd": 0.0,
         "until": "2027-01-16T00:00:00.000Z",
     }  # fmt: skip
-
-
-async def test_what_is_set_aside_is_of_the_day_in_which_the_attempt_began(store: Bed) -> None:
-    """A node that waits for the lock over midnight, or whose clock is ahead, takes another day for today."""
-    (api,) = await projects(store, 1, Budget(5.0, 8.0))
-    store.clock.now = MIDNIGHT - 1
-    store.database.clock = lambda: store.clock() + 3
-
-    await store.queue.finish(used(await store.take(api), 1, 1, 2.0))
-
-    assert await money(store) == [(2, 0)]

@@ -421,27 +421,3 @@ async def test_several_ends_of_one_group_share_what_waits(store: Bed) -> None:
     )
 
     assert sorted(e.project_id for e in following if e is not None) == [ids[2], ids[3], ids[4]]
-
-
-@pytest.mark.parametrize("how", ["finished", "lost", "released"])
-async def test_what_goes_on_at_once_is_due_at_once_although_a_nodes_clock_is_ahead(store: Bed, how: str) -> None:
-    """What a node takes for now is a few ms off what is written as now; what came behind it would go first."""
-    api = await store.project()
-    await store.node()
-    first, _ = [await store.put(api) for _ in range(2)]
-    store.database.clock = lambda: store.clock() + 3
-    follows = await store.put(api, after=(first,))
-    if how == "finished":
-        await store.queue.finish(interrupted(await store.take(api)))
-    elif how == "lost":
-        await store.store.work.claim("w", max=1, lease=SECOND)
-        store.clock.tick(2 * SECOND)
-    else:
-        (claim,) = await store.store.work.claim("w", max=1, lease=SECOND)
-        await store.store.work.release(claim.execution.id, "w", claim.fence)
-
-    (claim,) = await store.store.work.claim("x", max=1, lease=HOUR)
-    await store.store.work.complete(claim.execution.id, "x", claim.fence, Outcome(ending=Ending.DONE))
-
-    assert claim.execution.id == first
-    assert await store.value("SELECT due FROM executions WHERE id = :id", id=follows) == 1

@@ -80,7 +80,7 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     "the last stands in first": ("heads", "_any", "ORDER BY f.n LIMIT 1", "ORDER BY f.n DESC LIMIT 1"),
     "what is left to others is taken": ("heads", "_any", " AND e.external = 0", ""),
     "the chain is forgotten": ("claim", "_reroute", "fallback = t.fallback", "fallback = executions.fallback"),
-    "a day is never over": ("heads", "_any", "s.day = :day", "s.day = (SELECT min(day) FROM spending)"),
+    "a day is never over": ("heads", "_any", "s.day = :now / 86400000", "s.day = (SELECT min(day) FROM spending)"),
     "nothing is set aside": ("spending", "_book", "spending.reserved + b.reserved", "spending.reserved"),
     "nothing is spent": ("spending", "_book", "spending.spent + b.spent", "spending.spent"),
     "a cancel is lost when the run goes on": ("finish", "_before", "e.cancel_requested", "0"),
@@ -103,7 +103,7 @@ IN_TEXT: Mapping[str, tuple[str, str, str, str]] = {
     "a requeue forgets its time": (
         "finish",
         "_end",
-        "f.status = 'queued' AND f.available_at <= :now",
+        "f.status = 'queued' AND coalesce(f.available_at, :now) <= :now",
         "f.status = 'queued'",
     ),
     "completion releases nobody": ("dependents", "_release", BLOCKED, "AND 0"),
