@@ -63,7 +63,7 @@ class Record:
     no_helpers: str = ""
     """See the function of that name."""
     worked: bool = False
-    """A tool gave something back."""
+    """A tool gave something back, and not only that a command failed."""
     _open: dict[str, str] = field(default_factory=dict)
     _held: list[bytes] = field(default_factory=list)
 
@@ -146,7 +146,7 @@ class Record:
                 yield OutputKind.TOOL, line_of(_call(kind, item))
             if over:
                 del self._open[id]
-                self.worked = True
+                self.worked = self.worked or kind != "command_execution" or item.get("exit_code") == 0
                 yield OutputKind.RESULT, line_of(tail(_answer(item), SHOWN_RESULT))
 
     def _left_open(self) -> Iterator[Piece]:

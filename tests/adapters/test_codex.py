@@ -299,6 +299,22 @@ def test_success_needs_the_end_of_its_turn_and_a_good_exit() -> None:
     assert outcome(again, 0, "", now=NOW).failure is FailureClass.AGENT
 
 
+@pytest.mark.parametrize(
+    ("done", "blames"),
+    [
+        ([], True),
+        ([item("completed", "command_execution", command="x", exit_code=1, aggregated_output="bwrap: no")], True),
+        ([item("completed", "command_execution", command="x", exit_code=0, aggregated_output="")], False),
+        ([item("completed", "file_change", changes=[])], False),
+    ],
+    ids=["no command was told of", "all failed", "one went well", "a file was changed"],
+)
+def test_who_got_nothing_done_and_speaks_of_the_sandbox_blames_it(done: list[bytes], blames: bool) -> None:
+    last = item("completed", "agent_message", "item_2", text="I could not run a command: bwrap fails.")
+    record, _ = heard(*done, last)
+    assert record.blames_sandbox is blames
+
+
 def test_a_kill_for_want_of_memory_is_that_only_when_the_kernel_says_so() -> None:
     for code, oom, failure in (
         (-9, True, FailureClass.OOM),

@@ -278,7 +278,7 @@ class TestLimits:
             for each in opened:
                 while await each.next() is not None:
                     pass
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 10
         assert (await rig.ask(EVENTS)).status == 503
 
     async def test_five_hundred_readers_each_get_everything(self, rig: Guarded) -> None:

@@ -226,13 +226,13 @@ async def test_a_long_handler_keeps_its_lease(stage: Stage) -> None:
         await go.wait()
 
     first, second = Post(waits), Post()
-    mine = await deliveries(stage, first, lease=1500)
+    mine = await deliveries(stage, first, lease=4500)
     async with running(mine):
         await until(lambda: len(first.seen) == 1)
         async with running(await deliveries(stage, second)):
             for _ in range(3):
-                stage.clock.advance(1000)
-                await until_async(lambda: leased_until(stage, stage.clock.now + 1500))
+                stage.clock.advance(3000)
+                await until_async(lambda: leased_until(stage, stage.clock.now + 4500))
         go.set()
         await settled(stage)
     assert (len(first.seen), len(second.seen)) == (1, 0)
@@ -249,7 +249,7 @@ async def test_whoever_lost_the_lease_is_ended_and_writes_nothing(stage: Stage) 
             ended.set()
 
     first, second = Post(hangs), Post()
-    async with running(await deliveries(stage, first, lease=900)):
+    async with running(await deliveries(stage, first, lease=3000)):
         await until(lambda: len(first.seen) == 1)
         stage.clock.advance(MINUTE)
         (effect,) = await stage.store.outbox.take(await node_of(stage), [EffectKind.REPORT], lease=60 * MINUTE)

@@ -206,11 +206,11 @@ async def test_a_paused_source_rests_until_then_and_says_so(store: Store, clock:
 
     def limited(n: int) -> None:
         if n == 1:
-            raise SourcePaused("the rate limit is used up", clock() + 200)
+            raise SourcePaused("the rate limit is used up", clock() + 2000)
 
     source.on_poll = limited
     async with running(store, source) as feed:
-        assert await shown(store, "paused") == ("paused", "the rate limit is used up", clock() + 200)
+        assert await shown(store, "paused") == ("paused", "the rate limit is used up", clock() + 2000)
         feed.hurry("told")
         await asyncio.sleep(0.1)
         assert source.polls == 1

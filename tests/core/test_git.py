@@ -163,11 +163,11 @@ async def test_a_child_that_keeps_the_pipes_keeps_nobody_waiting(tmp_path: Path)
 
 
 async def test_recovery_finds_the_git_of_a_run_by_its_marker(tmp_path: Path) -> None:
-    hangs = program(tmp_path / "git", f"echo ${MARKER} > {tmp_path}/marker; exec sleep 60").marked("n1:7:3")
+    hangs = program(tmp_path / "git", f"echo ${MARKER} > {tmp_path}/marker; exec sleep 60").marked(f"{STORE}:7:3")
     task = asyncio.ensure_future(hangs.run("x"))
     await until(lambda: (tmp_path / "marker").exists() and (tmp_path / "marker").read_text())
 
-    ended = await end_marked("n1:7:")
+    ended = await end_marked(f"{STORE}:7:")
 
     with pytest.raises(WorkspaceError):
         await task

@@ -14,9 +14,9 @@ from pilot.domain.outcome import Ending, Outcome
 from pilot.domain.ports import Finish, Held
 from tests.core.stage import SECOND, Stage, Stubborn, Through, Work, until
 
-LEASE = 0.9
+LEASE = 2.4
 SHORT = Limits(lease=LEASE, poll_interval=0.05)
-"""Heartbeats every 300 ms, the self-fence at 540 ms. The clock of the store stands still."""
+"""Heartbeats every 800 ms, the self-fence at 1,440 ms. The clock of the store stands still."""
 
 
 class Heart(Through):
@@ -74,7 +74,7 @@ async def test_a_run_outlives_its_first_lease_by_far(stage: Stage) -> None:
         await work.begun.wait()
         for _ in range(2):
             beats = len(queue.good)
-            stage.clock.advance(600)
+            stage.clock.advance(1600)
             await until(lambda beats=beats: len(queue.good) > beats + 1)  # type: ignore[misc]
         work.go.set()
         (row,) = await stage.reach(Status.COMPLETED, id)

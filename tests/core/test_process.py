@@ -185,7 +185,7 @@ async def test_lines_that_come_together_are_gathered_into_one_piece(marker: str)
     async with running(py(code), cwd="/", env=ENV, marker=marker) as process:
         pieces = [data async for _, data in process.chunks(gather=0.5)]
     assert b"".join(pieces) == b"".join(b"%d\n" % i for i in range(50))
-    assert len(pieces) <= 3  # of fifty, also where the programme itself is kept waiting
+    assert len(pieces) <= 10  # of fifty, also where the programme itself is kept waiting
 
     code = "import os\nfor i in range(3000): os.write(1, b'out\\n'); os.write(2, b'err\\n')"
     started = time.monotonic()
@@ -535,12 +535,12 @@ async def test_a_closing_loop_leaves_nothing_and_says_nothing(marker: str, tmp_p
 # --- recovery --------------------------------------------------------------------------------------------------
 
 
-async def test_recovery_ends_what_is_marked_and_nobody_else(marker: str) -> None:
-    stubborn = sh("trap '' TERM; while :; do sleep 1; done")
+async def test_recovery_ends_what_is_marked_and_nobody_else(marker: str, tmp_path: Path) -> None:
+    stubborn = sh(f"trap '' TERM; echo up >> {tmp_path}/up; while :; do sleep 1; done")
     mine = [subprocess.Popen(stubborn, env=ENV | {MARKER: f"{marker}:1:{n}"}, start_new_session=True) for n in range(2)]
     other = subprocess.Popen(stubborn, env=ENV | {MARKER: f"{marker}:2:1"}, start_new_session=True)
     try:
-        await until(lambda: len(marked(f"{marker}:1:")) >= 2)
+        await until(lambda: (tmp_path / "up").exists() and (tmp_path / "up").read_text() == "up\n" * 3)
         found = await end_marked(f"{marker}:1:")
         assert {process.pid for process in mine} <= set(found)
         assert [process.wait() for process in mine] == [-9, -9]

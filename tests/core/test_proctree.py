@@ -27,6 +27,8 @@ from pilot.runner.proctree import (
     start_ticks,
 )
 
+MARK = f"t{os.getpid()}/1"
+
 
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
@@ -143,19 +145,19 @@ def test_a_number_that_went_to_somebody_else_is_not_taken_for_the_run(child: sub
 def test_a_family_is_found_by_marker_descent_and_memory(tmp_path: Path) -> None:
     grand = tmp_path / "pid"
     code = f"setsid sleep 60 & echo $! > {grand}; wait"
-    with subprocess.Popen(["sh", "-c", code], env={proctree.MARKER: "t/1", "PATH": os.environ["PATH"]}) as parent:
+    with subprocess.Popen(["sh", "-c", code], env={proctree.MARKER: MARK, "PATH": os.environ["PATH"]}) as parent:
         deadline = time.monotonic() + 10
         while not (grand.exists() and grand.read_text().endswith("\n")):
             assert time.monotonic() < deadline
         pid = int(grand.read_text())
-        by_marker = Family(lambda value: value == "t/1")
+        by_marker = Family(lambda value: value == MARK)
         assert {one.pid for one in by_marker.scan()} >= {parent.pid, pid}
         by_memory = Family(lambda _: False, known={parent.pid: seen(parent.pid).ticks})
         assert {one.pid for one in by_memory.scan()} >= {parent.pid, pid}
         parent.kill()
         parent.wait()
         assert {one.pid for one in by_memory.scan()} == {pid}
-        young = Family(lambda value: value == "t/1", since=seen(pid).ticks + 1)
+        young = Family(lambda value: value == MARK, since=seen(pid).ticks + 1)
         assert young.scan() == []
         os.kill(pid, signal.SIGKILL)
 

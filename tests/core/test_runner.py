@@ -305,10 +305,10 @@ async def test_the_attempt_s_time_ends_the_agent_and_not_the_work(
     monkeypatch.setattr(Workspaces, "snapshot", snapshot)
     script = f"echo x > new; echo $$ > {tmp_path}/pid; sleep 60"
 
-    outcome = await s.run(script, execution=execution(options={"timeout": 1500}))
+    outcome = await s.run(script, execution=execution(options={"timeout": 5000}))
 
     assert (outcome.ending, outcome.failure) == (Ending.FAILED, FailureClass.TIMEOUT)
-    assert outcome.detail == "not done within 1.5 s"
+    assert outcome.detail == "not done within 5 s"
     assert outcome.head_sha == git(s.repo, "rev-parse", "pilot/GH-46")
     assert "new" in files_of(s.repo, "pilot/GH-46")
     with pytest.raises(ProcessLookupError):
@@ -398,13 +398,20 @@ async def test_cancelled_in_any_phase_nothing_is_lost(tmp_path: Path, phase: str
     gate = {"name": "t", "run": "sleep 0.2; grep -q good new"}
     s = site(tmp_path, workspace=workspace, setup=("sleep 0.1",), gates=(gate,))
     task: asyncio.Future[Outcome] | None = None
+    begun = tmp_path / "begun"
 
     def cancel(now: str) -> None:
-        if now == phase and task is not None:
-            asyncio.get_running_loop().call_later(0.03, task.cancel)
+        if now == phase:
+            asyncio.get_running_loop().call_later(0.03, soon)
+
+    def soon() -> None:
+        if phase == "agent" and not begun.exists():  # it is to have made something
+            asyncio.get_running_loop().call_later(0.01, soon)
+        elif task is not None:
+            task.cancel()
 
     s.notebook.on_phase = cancel
-    scripts = ("echo work > work; sleep 0.2; echo bad > new", "sleep 0.2; echo good > new")
+    scripts = (f"echo work > work; touch {begun}; sleep 0.2; echo bad > new", "sleep 0.2; echo good > new")
     task = asyncio.ensure_future(s.run(*scripts, execution=execution()))
     await asyncio.wait([task])
 

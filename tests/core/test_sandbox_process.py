@@ -37,8 +37,11 @@ def living(marker: str) -> list[int]:
 
 
 def inside(pid: int) -> int:
-    """The pid name space of a process."""
-    return (PROC / str(pid) / "ns/pid").stat().st_ino
+    """The pid name space of a process; that of this one where it is gone."""
+    try:
+        return (PROC / str(pid) / "ns/pid").stat().st_ino
+    except OSError:
+        return inside(os.getpid())
 
 
 def crowd(namespace: int) -> list[int]:

@@ -101,7 +101,10 @@ async def test_who_hears_of_it_while_he_looks_what_became_of_a_commit_keeps_no_l
             await store.queue.register([("k", "p", "/p", 1)])
 
         with psycopg.connect(own_url) as server:
-            held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+            held = (
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid() "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
             deadline = time.monotonic() + 10  # the server has to see that the connection has ended
             while server.execute(held).fetchone() != (0,):
                 assert time.monotonic() < deadline

@@ -149,7 +149,7 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     assert session.LIMITED["idle_in_transaction_session_timeout"] == 2000
-    monkeypatch.setitem(session.LIMITED, "idle_in_transaction_session_timeout", 500)
+    monkeypatch.setitem(session.LIMITED, "idle_in_transaction_session_timeout", 1200)
     async with open_store(postgres_url, clock=Clock()) as other:
         api = await Bed(other, Clock()).project()
         inside, tries = asyncio.Event(), []
@@ -166,7 +166,7 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
             tries.append(1)
             if len(tries) == 1:
                 loop.call_soon_threadsafe(inside.set)
-                time.sleep(2.5)  # a process that is stopped
+                time.sleep(3.5)  # a process that is stopped
             rows = yield Statement("SELECT path FROM projects")
             return [len(rows[0][0])] * len(items)
 
@@ -179,14 +179,17 @@ async def test_who_stands_still_in_a_transaction_does_not_hold_up_the_others(
         stopped = asyncio.create_task(asyncio.to_thread(asyncio.run, stop()))
         await inside.wait()
         asked = where != "before any answer"  # what nobody waits for is not even sent yet
-        held = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        held = (
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
         while asked and not await other.database.read(held):  # and nobody has waited for it
             await asyncio.sleep(0.002)
         began = time.monotonic()
         await other.queue.enqueue(task(api, "T"))
         waited = time.monotonic() - began
 
-        assert (0.2 if asked else 0) < waited < 2.4  # the server ended the first, which has not even moved
+        assert (0.2 if asked else 0) < waited < 3.3  # the server ended the first, which has not even moved
         assert await stopped == [len(api.path) + 1] * many  # what it had written is gone; it did it again
         assert len(tries) == 1 + asked
 
@@ -261,7 +264,7 @@ async def test_the_loop_goes_on_while_somebody_waits_for_the_lock(postgres_url: 
             ticking.cancel()
 
         assert len(gaps) > 60
-        assert max(gaps) < 0.7
+        assert max(gaps) < 1.4
 
 
 async def test_what_another_node_commits_is_heard(postgres_url: str) -> None:
@@ -383,13 +386,13 @@ async def test_a_server_that_has_much_to_do_is_not_given_up(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, many: int, size: int
 ) -> None:
     """The lock has to be given in time, and a statement has its own."""
-    monkeypatch.setattr(groups, "PATIENCE", 0.2)
-    monkeypatch.setattr(groups, "SILENCE", 0.1)
+    monkeypatch.setattr(groups, "PATIENCE", 1.0)
+    monkeypatch.setattr(groups, "SILENCE", 0.5)
     tries: list[int] = []
 
     def slow(items: Sequence[None]) -> Generator[Step, Rows, list[int]]:
         tries.append(1)
-        rows = yield Statement("SELECT pg_sleep(1) WHERE :size <> ''", {"size": "x" * size})
+        rows = yield Statement("SELECT pg_sleep(3) WHERE :size <> ''", {"size": "x" * size})
         return [len(rows)] * len(items)
 
     async with open_store(postgres_url, clock=Clock()) as store:
