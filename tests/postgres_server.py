@@ -8,7 +8,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,8 @@ from typing import IO, Any, Self
 from urllib.parse import quote
 
 import psycopg
+
+from tests.ports import free_port
 
 OWNER = "pilot"
 """An ordinary role, whose databases the tests' are."""
@@ -91,7 +92,7 @@ class Server:
         `durable`: it syncs; `data`: where its files are to be; `settings`: of postgresql.conf.
         """
         folder = Path(tempfile.mkdtemp(prefix="pilot-pg-"))  # not in pytest's: its user may not look in there
-        port = _free_port() if tcp else 5432
+        port = free_port() if tcp else 5432
         (folder / "port").write_text(str(port))
         (folder / "bin").write_text(str(_reachable(binaries(), folder)))
         (folder / "users").touch()
@@ -242,12 +243,6 @@ def _reachable(bin: Path, folder: Path) -> Path:
             shutil.copytree(libraries, folder / libraries.name)
         return copy / bin.name
     return bin
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _alive(pid: int) -> bool:

@@ -580,14 +580,14 @@ async def test_reading_well_is_said_so(bot: Stage) -> None:
 
 async def test_one_of_two_nodes_reads_and_the_other_takes_over(fake: TelegramFake, tmp_path: Path) -> None:
     async with (
-        stage(tmp_path, fake, name="n1", lease=0.6) as first,
-        stage(tmp_path, fake, name="n2", lease=0.6) as other,
+        stage(tmp_path, fake, name="n1", lease=3.0) as first,
+        stage(tmp_path, fake, name="n2", lease=3.0) as other,
     ):
         first.start()
         fake.says(ANN, "/run api one")
         await first.shown("one")
         other.start()
-        await asyncio.sleep(0.5)  # for the other to ask for the duty; it must not get it
+        await asyncio.sleep(1.2)  # for the other to ask for the duty; it must not get it
         assert not other.tasks[1].done()
         assert not first.tasks[1].done()
         await _kill(first)
@@ -604,7 +604,7 @@ async def test_a_node_that_lost_the_bot_to_another_reads_no_more(fake: TelegramF
         bot.start()
         await until(lambda: fake.of("getUpdates"))
         await bot.store.database.write(_give_away, "another")
-        await asyncio.sleep(0.5)  # it asks for its lease each 0.2 s
+        await asyncio.sleep(2)  # it asks for its lease each 0.2 s
         before = len(fake.of("getUpdates"))
         fake.says(ANN, "/projects")
         await asyncio.sleep(0.5)  # for it to read that, which it must not

@@ -177,14 +177,16 @@ async def test_who_waits_for_a_duty_writes_nothing(store: Store, monkeypatch: py
         assert "_hold" not in written
 
 
-async def test_a_long_poll_keeps_its_duty(store: Store, clock: Clock) -> None:
+async def test_a_long_poll_keeps_its_duty(store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeding, "LEASE", 3.0)
     source, other = Told(every=0.02), Told(every=0.02)
     source.slow = asyncio.Event()
     async with running(store, source):
         await until(lambda: source.polls == 1)
-        clock.tick(250)
-        await asyncio.sleep(0.25)  # it is renewed at a third of 0.3 s
-        clock.tick(250)
+        clock.tick(2500)
+        while await store.database.read("SELECT until FROM duties") != [(clock() + 3000,)]:
+            await asyncio.sleep(0.02)  # it is renewed at a third of its time
+        clock.tick(2500)
         async with running(store, other, node="node-2"):
             await asyncio.sleep(0.1)
             assert other.polls == 0

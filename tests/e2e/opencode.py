@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any, Self
 
 from tests.e2e.daemon import Home
 from tests.e2e.model_server import ModelServer, Turn, tool
+from tests.ports import free_port
 
 MODULES = Path(__file__).parent / "node_modules"
 MODEL = "anthropic/claude-sonnet-4-5"
@@ -79,9 +79,7 @@ class Server:
 
     def __init__(self, folder: Path, environment: Mapping[str, str], password: str = "") -> None:
         self.password = password
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         folder.mkdir(parents=True, exist_ok=True)
         argv = [opencode_binary(), "serve", "--hostname", "127.0.0.1", "--port", str(port)]

@@ -13,7 +13,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -41,6 +40,7 @@ from pilot.sources.github import GitHubSource
 from pilot.store import Store, open_store, wall_clock
 from tests.adapters.desks import desk, executions, served
 from tests.adapters.github_stage import HOUR, SECRET, node
+from tests.ports import free_port
 
 MODULES = Path(__file__).parent / "node_modules"
 SEED = {
@@ -104,9 +104,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulated]:
     """One for all tests; each has an issue of its own."""
     place = tmp_path_factory.mktemp("emulate")
     (place / "seed.yaml").write_text(json.dumps(SEED))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = int(free.getsockname()[1])
+    port = free_port()
     command = [*program(), "start", "--service", "github", "--port", str(port), "--seed", str(place / "seed.yaml")]
     with (place / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=place, start_new_session=True)
