@@ -12,7 +12,7 @@ from pathlib import Path
 from pilot import __version__
 from pilot.domain.errors import StoreError
 from pilot.domain.ports import Node, NodeKind
-from pilot.runner.machine import boot_id, host_id
+from pilot.runner.host import boot_id, host_id
 from pilot.runner.proctree import is_alive, is_there, start_ticks
 
 PLACE = "place"

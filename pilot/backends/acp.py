@@ -26,7 +26,7 @@ from pilot.config.executor import AcpSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import FailureClass, Outcome, Usage, failed
 from pilot.domain.text import one_line
-from pilot.runner.machine import oom_kills
+from pilot.runner.host import oom_kills
 from pilot.runner.process import Process, running
 from pilot.store import wall_clock
 

@@ -25,7 +25,7 @@ from pilot.config.executor import ClaudeCodeSettings
 from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKind
 from pilot.domain.outcome import FailureClass, Outcome, failed
 from pilot.domain.text import one_line
-from pilot.runner.machine import oom_kills
+from pilot.runner.host import oom_kills
 from pilot.runner.process import Process, running
 
 GRACE = 5.0

@@ -19,7 +19,7 @@ from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit, OutputKi
 from pilot.domain.errors import ConfigError
 from pilot.domain.outcome import Ending, FailureClass, Outcome, failed
 from pilot.domain.text import clean, for_terminal, one_line, tail
-from pilot.runner.machine import oom_kills
+from pilot.runner.host import oom_kills
 from pilot.runner.process import Process, Stream, running
 
 TEXT = 64 << 10

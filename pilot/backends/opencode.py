@@ -35,7 +35,7 @@ from pilot.domain.agent import AgentRequest, Capabilities, Check, Emit
 from pilot.domain.outcome import Ending, FailureClass, Outcome, Question, failed
 from pilot.domain.text import one_line
 from pilot.runner.ending import Patience
-from pilot.runner.machine import oom_kills
+from pilot.runner.host import oom_kills
 
 PROBE = 3.0
 """Seconds for a server at `server_url` to say who it is."""

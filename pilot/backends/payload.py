@@ -23,7 +23,7 @@ from pilot.domain.pointer import MACHINE
 from pilot.domain.task import Kind
 from pilot.domain.text import one_line
 from pilot.runner.confined import check_sha1, open_confined, read_confined
-from pilot.runner.machine import oom_kills
+from pilot.runner.host import oom_kills
 from pilot.runner.shell import Ran, run_program
 
 _INTERPRETERS = {

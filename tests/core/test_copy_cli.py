@@ -18,7 +18,7 @@ import pytest
 from pilot.cli import copying as cli
 from pilot.cli.main import main
 from pilot.cli.ui import Ui
-from pilot.runner.machine import boot_id, host_id
+from pilot.runner.host import boot_id, host_id
 from pilot.runner.proctree import start_ticks
 from pilot.store.copying import Copying, Progress
 from tests.store.filled import dump, fill

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pilot.runner import proctree
-from pilot.runner.machine import boot_id, host_id
+from pilot.runner.host import boot_id, host_id
 from pilot.runner.proctree import (
     Family,
     Seen,
@@ -168,7 +168,7 @@ def test_boot_and_host_are_stable_and_a_pid_namespace_is_a_host_of_its_own(
     assert boot_id() == boot_id() != ""
     here = host_id()
     there = subprocess.run(
-        [sys.executable, "-c", "from pilot.runner.machine import host_id; print(host_id())"],
+        [sys.executable, "-c", "from pilot.runner.host import host_id; print(host_id())"],
         capture_output=True,
         text=True,
         check=True,
