@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from pilot.backends.opencode_cli import (
     plugins_in,
 )
 from pilot.backends.opencode_outcome import server_gone
-from pilot.backends.opencode_server import Own
+from pilot.backends.opencode_server import InTheWay, Own
 from pilot.backends.opencode_session import Ended
 from pilot.backends.opencode_turn import STOP, Turn
 from pilot.backends.program import not_started, version
@@ -39,8 +40,8 @@ from pilot.runner.host import oom_kills
 
 PROBE = 3.0
 """Seconds for a server at `server_url` to say who it is."""
-PORTS = 3
-"""Ports that are tried for a server of its own."""
+STARTS = (0.0, 0.3, 1.0, 3.0)
+"""Seconds before each start of a server of its own, while another is in its way."""
 CHECK_TIMEOUT = 10.0
 REMEDY = "install it (npm install -g opencode-ai) or set executor.opencode.command"
 
@@ -130,25 +131,28 @@ class OpenCode:
         """On a server that is started for this."""
         if request.sandbox is None and (found := await asyncio.to_thread(plugins_in, request.workspace)):
             return _brings_plugins(found)
-        for _ in range(PORTS):
+        outcome = failed(FailureClass.INFRA, "the agent's server was not started")
+        for pause in STARTS:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  so that they don't meet again
             try:
                 own = Own(self._settings.command, request, self._environ, model)
             except ValueError as error:
                 return failed(FailureClass.INVALID_CONFIG, f"OPENCODE_CONFIG_CONTENT can't be used: {error}")
-            if (outcome := await self._on(own, request, emit, model)) is not None:
-                return outcome
-        return failed(FailureClass.INFRA, "no free port was found for the agent's server")
+            try:
+                return await self._on(own, request, emit, model)
+            except InTheWay as error:
+                outcome = error.outcome
+        return outcome
 
-    async def _on(self, own: Own, request: AgentRequest, emit: Emit, model: Model) -> Outcome | None:
-        """The run, or None when the port was taken."""
+    async def _on(self, own: Own, request: AgentRequest, emit: Emit, model: Model) -> Outcome:
+        """The run. Raises `InTheWay`."""
         before, begun = oom_kills(), False
         async with own.client() as client:
             turn = Turn(client, request, emit, model, oom=lambda: oom_kills() > before)
             try:
                 async with own.running(client, turn) as process:
                     begun = True
-                    if not await own.listening(turn):
-                        return None
+                    await own.listening(turn)
                     try:
                         return await turn.run()
                     except OpenCodeError as error:
@@ -157,6 +161,8 @@ class OpenCode:
                                 code = await process.wait()
                             return server_gone(None, code, turn.complaint, oom=oom_kills() > before)
                         return _not_begun(error)
+            except InTheWay:
+                raise
             except Ended as end:
                 return end.outcome
             except OSError as error:

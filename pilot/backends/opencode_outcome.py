@@ -59,6 +59,7 @@ _UNKNOWN = _words(
 _START = _words(
     (r"Configuration is invalid|ConfigInvalid|ConfigJsonError|unknown (option|argument)", FailureClass.INVALID_CONFIG),
     (r"command not found|no such file or directory|cannot execute", FailureClass.INVALID_CONFIG),
+    (r"ServeError|EADDRINUSE|database is locked|SQLITE_|Failed query", FailureClass.INFRA),
 )
 _SHOWN = 500
 

@@ -39,7 +39,14 @@ START = 60.0
 """Seconds in which it has to listen; a second is usual."""
 _USER = "opencode"
 _LISTENING = re.compile(rb"listening on http://127\.0\.0\.1:(\d+)")
-_TAKEN = re.compile(r"ServeError|EADDRINUSE|port .{0,20}in use", re.IGNORECASE)
+_IN_THE_WAY = re.compile(
+    r"ServeError|EADDRINUSE|port .{0,20}in use|database is locked|SQLITE_BUSY|Failed query", re.IGNORECASE
+)
+"""Its port is somebody's by now; or several began at once, and each made the tables of the user's database."""
+
+
+class InTheWay(Ended):
+    """Another was faster: it can be started again."""
 
 
 class Own:
@@ -97,8 +104,8 @@ class Own:
                 reading.cancel()
                 await asyncio.wait({reading})
 
-    async def listening(self, turn: Turn) -> bool:
-        """Wait until it listens; False when somebody else was faster to take its port. Raises `Ended`."""
+    async def listening(self, turn: Turn) -> None:
+        """Wait until it listens. Raises `Ended`, and `InTheWay` where it can be started again."""
         deadline = asyncio.get_running_loop().time() + START
         while True:
             try:
@@ -107,11 +114,10 @@ class Own:
                 detail = f"the agent's server did not listen after {START:.0f} s"
                 raise Ended(failed(FailureClass.INFRA, detail, excerpt=turn.complaint)) from None
             if isinstance(news, int):
-                if _TAKEN.search(turn.complaint):
-                    return False
-                raise Ended(server_gone(None, news, turn.complaint, oom=False))
+                gone = server_gone(None, news, turn.complaint, oom=False)
+                raise InTheWay(gone) if _IN_THE_WAY.search(turn.complaint) else Ended(gone)
             if isinstance(news, Line) and (found := _LISTENING.search(news.data)) and int(found[1]) == self.port:
-                return True
+                return
 
 
 async def _read(process: Process, turn: Turn) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pilot.backends import opencode_server
+from pilot.backends import opencode, opencode_server
 from pilot.backends.opencode import OpenCode
 from pilot.config.executor import OpenCodeSettings
 from pilot.domain.agent import AgentRequest, OutputKind
@@ -296,6 +296,31 @@ async def test_much_output_and_a_large_prompt_come_through_whole_though_a_port_w
     assert "x \u2028\u0085" * 500_000 in b.server.agent_requests[0].said
     assert max(len(data) for kind, data in b.seen.pieces if kind is OutputKind.RESULT) < 3000
     assert sum(len(data) for kind, data in b.seen.pieces if kind is OutputKind.RAW) < 1_000_000
+
+
+@pytest.mark.parametrize("times", [2, 9])
+async def test_several_that_begin_at_once_do_not_cost_a_task_an_attempt(
+    bench: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """In a home that is new to them each makes the tables, and whoever is late is refused and ends (seen with 1.18)."""
+    monkeypatch.setattr(opencode, "STARTS", (0, 0.1, 0.1))
+    b = bench(text("Done."))
+    late = tmp_path / "late"
+    late.write_text(
+        f"#!/bin/sh\necho >> {tmp_path}/tries\n[ $(wc -l < {tmp_path}/tries) -gt {times} ] || "
+        "{ echo database is locked >&2; exit 1; }\n"
+        f'exec {opencode_binary()} "$@"\n'
+    )
+    late.chmod(0o755)
+
+    end = await b.run(command=str(late))
+
+    assert (tmp_path / "tries").read_text() == "\n" * 3
+    if times == 2:
+        assert (end.ending, end.text) == (Ending.DONE, "Done."), end
+    else:
+        assert (end.failure, "database is locked" in end.detail) == (FailureClass.INFRA, True), end
+    assert b.left() == {}
 
 
 async def test_doctor_finds_it_or_says_what_to_do(bench: Make) -> None:
