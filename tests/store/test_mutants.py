@@ -227,8 +227,8 @@ async def an_unknown_cost_is_nothing(store: Store) -> None:
     spending = steps(store)["spending"]
     really = spending.settle
 
-    def settle(attempts: Any) -> Generator[Step, Rows, None]:
-        yield from really((begun, reserved, cost or 0.0) for begun, reserved, cost in attempts)
+    def settle(attempts: Any, now: int) -> Generator[Step, Rows, None]:
+        yield from really(((begun, reserved, cost or 0.0) for begun, reserved, cost in attempts), now)
 
     spending.settle = settle
 
